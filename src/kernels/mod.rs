@@ -1,0 +1,18 @@
+//! The operations of a forward pass, one a file: a fast CPU twin, and a plain one in its tests.
+//! They know tensors and packed rows, and nothing of models. Elements are f32.
+
+mod activation;
+mod attention;
+mod math;
+mod norm;
+mod pooling;
+mod product;
+mod rotary;
+mod view;
+
+pub use activation::{Activation, activate};
+pub use attention::{Attention, attention};
+pub use norm::{NormKind, norm};
+pub use pooling::{Pooling, pool};
+pub use product::{add_product, product};
+pub use rotary::{rotary_tables, rotate};

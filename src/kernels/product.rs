@@ -1,0 +1,163 @@
+//! Matrix products: `x W^T + b`, and the same added in place to a window of a larger matrix.
+//! The arithmetic is the `gemm` crate's; this file is the only one that calls it.
+#![expect(unsafe_code, reason = "gemm takes raw pointers")]
+
+use super::view::{Matrix, MatrixMut, Rows, with_dense};
+use candle_core::{CpuStorage, CustomOp2, InplaceOp3, Layout, Result, Shape, Tensor, bail};
+
+/// `x [rows, in]`, `weight [out, in]`, `bias [out]` -> `x weight^T + bias`, `[rows, out]`.
+pub fn product(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    x.apply_op2_no_bwd(weight, &Product { bias })
+}
+
+/// `y += x weight^T` in place; `y [rows, out]` may be a window of a larger tensor.
+pub fn add_product(y: &Tensor, x: &Tensor, weight: &Tensor) -> Result<()> {
+    y.inplace_op3(x, weight, &AddProduct)
+}
+
+struct Product<'a> {
+    bias: Option<&'a Tensor>,
+}
+
+impl CustomOp2 for Product<'_> {
+    fn name(&self) -> &'static str {
+        "product"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, x_l: &Layout, w: &CpuStorage, w_l: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (x, weight) = (matrix(x, x_l)?, matrix(w, w_l)?);
+        let (rows, columns) = (x.rows, weight.rows);
+        let mut y = vec![0f32; rows * columns];
+        with_dense(self.bias, |bias| {
+            if let Some(bias) = bias {
+                y.chunks_exact_mut(columns).for_each(|row| row.copy_from_slice(bias));
+            }
+            let target = MatrixMut { data: &mut y, rows, columns, row_stride: columns };
+            multiply(target, bias.is_some(), x, weight.transposed(), gemm::Parallelism::Rayon(0));
+            Ok(())
+        })?;
+        Ok((CpuStorage::F32(y), Shape::from((rows, columns))))
+    }
+}
+
+struct AddProduct;
+
+impl InplaceOp3 for AddProduct {
+    fn name(&self) -> &'static str {
+        "add_product"
+    }
+
+    fn cpu_fwd(
+        &self,
+        y: &mut CpuStorage,
+        y_l: &Layout,
+        x: &CpuStorage,
+        x_l: &Layout,
+        w: &CpuStorage,
+        w_l: &Layout,
+    ) -> Result<()> {
+        let (x, weight) = (matrix(x, x_l)?, matrix(w, w_l)?);
+        let (CpuStorage::F32(data), &[rows, columns], &[row_stride, 1]) = (y, y_l.dims(), y_l.stride()) else {
+            bail!("add_product needs an f32 window with dense rows, got {y_l:?}")
+        };
+        let target = MatrixMut { data: &mut data[y_l.start_offset()..], rows, columns, row_stride };
+        multiply(target, true, x, weight.transposed(), gemm::Parallelism::Rayon(0));
+        Ok(())
+    }
+}
+
+fn matrix<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<Matrix<'a>> {
+    let rows = Rows::of(storage, layout)?;
+    Ok(rows.matrix(0..rows.count, 0))
+}
+
+/// `y = a b`, or `y += a b`.
+///
+/// # Panics
+/// Where shapes do not fit, or a matrix reaches beyond its slice.
+pub(super) fn multiply(y: MatrixMut, accumulate: bool, a: Matrix, b: Matrix, threads: gemm::Parallelism) {
+    assert_eq!((y.rows, y.columns, a.columns), (a.rows, b.columns, b.rows), "shapes of a product");
+    if y.rows == 0 || y.columns == 0 {
+        return;
+    }
+    let reach = |rows: usize, columns: usize, row_stride: usize, column_stride: usize| match rows * columns {
+        0 => 0,
+        _ => (rows - 1) * row_stride + (columns - 1) * column_stride + 1,
+    };
+    assert!(reach(y.rows, y.columns, y.row_stride, 1) <= y.data.len(), "y in bounds");
+    assert!(y.rows == 1 || y.row_stride >= y.columns, "rows of y do not overlap");
+    for m in [a, b] {
+        assert!(reach(m.rows, m.columns, m.row_stride, m.column_stride) <= m.data.len(), "operand in bounds");
+    }
+    // SAFETY: all three pointers come from live slices, and the assertions above keep every element that the
+    // shapes and strides reach inside them; `y` is borrowed mutably, so it overlaps neither operand.
+    unsafe {
+        gemm::gemm(
+            y.rows,
+            y.columns,
+            a.columns,
+            y.data.as_mut_ptr(),
+            1,
+            y.row_stride as isize,
+            accumulate,
+            a.data.as_ptr(),
+            a.column_stride as isize,
+            a.row_stride as isize,
+            b.data.as_ptr(),
+            b.column_stride as isize,
+            b.row_stride as isize,
+            1f32,
+            1f32,
+            false,
+            false,
+            false,
+            threads,
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+
+    fn random(shape: (usize, usize)) -> Tensor {
+        Tensor::randn(0f32, 1.0, shape, &Device::Cpu).unwrap()
+    }
+
+    fn difference(a: &Tensor, b: &Tensor) -> f32 {
+        (a - b).unwrap().abs().unwrap().max_all().unwrap().to_scalar().unwrap()
+    }
+
+    #[test]
+    fn product_is_candles_matmul_plus_bias() {
+        let (x, w, b) = (random((13, 40)), random((70, 40)), random((1, 70)).squeeze(0).unwrap());
+        let plain = x.matmul(&w.t().unwrap()).unwrap();
+        assert!(difference(&product(&x, &w, None).unwrap(), &plain) < 1e-5);
+        let plain = plain.broadcast_add(&b).unwrap();
+        assert!(difference(&product(&x, &w, Some(&b)).unwrap(), &plain) < 1e-5);
+    }
+
+    #[test]
+    fn add_product_changes_its_window_and_nothing_else() {
+        let (y, x, w) = (random((9, 30)), random((4, 6)), random((10, 6)));
+        let before = y.copy().unwrap();
+        add_product(&y.narrow(0, 3, 4).unwrap().narrow(1, 20, 10).unwrap(), &x, &w).unwrap();
+        let change = (y - before).unwrap();
+        let plain = x.matmul(&w.t().unwrap()).unwrap();
+        let plain = plain.pad_with_zeros(0, 3, 2).unwrap().pad_with_zeros(1, 20, 0).unwrap();
+        assert!(difference(&change, &plain) < 1e-5);
+    }
+
+    #[test]
+    fn a_product_over_nothing_is_the_bias() {
+        let (x, w, b) = (random((0, 4)), random((3, 4)), random((1, 3)).squeeze(0).unwrap());
+        assert_eq!(product(&x, &w, Some(&b)).unwrap().dims(), [0, 3]);
+    }
+
+    #[test]
+    #[should_panic(expected = "shapes of a product")]
+    fn shapes_that_do_not_fit_are_refused() {
+        let _ = product(&random((2, 4)), &random((3, 5)), None);
+    }
+}

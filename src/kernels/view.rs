@@ -1,0 +1,109 @@
+//! How a kernel sees a candle tensor on the CPU: f32 rows in a slice, with checked strides.
+
+use candle_core::{CpuStorage, Layout, Result, Storage, Tensor, bail};
+use std::ops::Range;
+
+/// Rows of a tensor of rank 2 `[rows, width]` or 3 `[outer, inner, width]`, whatever the strides of all but the last.
+#[derive(Clone, Copy)]
+pub struct Rows<'a> {
+    data: &'a [f32],
+    /// Rows in all.
+    pub count: usize,
+    /// Elements of a row.
+    pub width: usize,
+    inner: usize,
+    outer_stride: usize,
+    inner_stride: usize,
+}
+
+impl<'a> Rows<'a> {
+    /// The view, or an error where elements are not f32 or rows not dense.
+    pub fn of(storage: &'a CpuStorage, layout: &Layout) -> Result<Self> {
+        let data = &storage.as_slice::<f32>()?[layout.start_offset()..];
+        let (outer, inner, width, outer_stride, inner_stride) = match (layout.dims(), layout.stride()) {
+            (&[rows, width], &[stride, 1]) => (rows, 1, width, stride, 0),
+            (&[outer, inner, width], &[outer_stride, inner_stride, 1]) => {
+                (outer, inner, width, outer_stride, inner_stride)
+            }
+            (dims, stride) => bail!("kernel needs dense rows, got shape {dims:?} with strides {stride:?}"),
+        };
+        Ok(Self { data, count: outer * inner, width, inner, outer_stride, inner_stride })
+    }
+
+    /// Row `index`, counted with the inner dimension fastest.
+    #[inline(always)]
+    pub fn row(&self, index: usize) -> &'a [f32] {
+        let start = index / self.inner * self.outer_stride + index % self.inner * self.inner_stride;
+        &self.data[start..start + self.width]
+    }
+
+    /// The matrix of rows `outer` at one `inner` index: for `[tokens, heads, width]`, some tokens of one head.
+    pub fn matrix(&self, outer: Range<usize>, inner: usize) -> Matrix<'a> {
+        let start = outer.start * self.outer_stride + inner * self.inner_stride;
+        Matrix {
+            data: self.data.get(start..).unwrap_or_default(),
+            rows: outer.len(),
+            columns: self.width,
+            row_stride: self.outer_stride,
+            column_stride: 1,
+        }
+    }
+}
+
+/// A strided matrix that is read.
+#[derive(Clone, Copy)]
+pub struct Matrix<'a> {
+    /// From its first element on.
+    pub data: &'a [f32],
+    /// Rows.
+    pub rows: usize,
+    /// Columns.
+    pub columns: usize,
+    /// Elements from one row to the next.
+    pub row_stride: usize,
+    /// Elements from one column to the next.
+    pub column_stride: usize,
+}
+
+impl Matrix<'_> {
+    /// The same elements with rows and columns exchanged.
+    pub fn transposed(self) -> Self {
+        Self {
+            rows: self.columns,
+            columns: self.rows,
+            row_stride: self.column_stride,
+            column_stride: self.row_stride,
+            ..self
+        }
+    }
+}
+
+/// A matrix that is written; its rows are dense.
+pub struct MatrixMut<'a> {
+    /// From its first element on.
+    pub data: &'a mut [f32],
+    /// Rows.
+    pub rows: usize,
+    /// Columns.
+    pub columns: usize,
+    /// Elements from one row to the next.
+    pub row_stride: usize,
+}
+
+/// A dense tensor's elements.
+pub fn dense<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
+    match layout.contiguous_offsets() {
+        Some((start, end)) => Ok(&storage.as_slice::<f32>()?[start..end]),
+        None => bail!("kernel needs a dense tensor, got strides {:?}", layout.stride()),
+    }
+}
+
+/// Calls `f` with the elements of a dense tensor that is a field of an operation, not one of its arguments.
+pub fn with_dense<R>(tensor: Option<&Tensor>, f: impl FnOnce(Option<&[f32]>) -> Result<R>) -> Result<R> {
+    let Some(tensor) = tensor else { return f(None) };
+    let (storage, layout) = tensor.storage_and_layout();
+    match &*storage {
+        Storage::Cpu(storage) => f(Some(dense(storage, layout)?)),
+        _ => bail!("kernel operand lies on another device"),
+    }
+}
