@@ -1,0 +1,7 @@
+//! Adapter files to deltas.
+
+mod config;
+mod peft;
+
+pub use config::Config;
+pub use peft::load;

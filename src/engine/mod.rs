@@ -1,0 +1,124 @@
+//! The queue and the device: sequences in, vectors out, batches made of whatever waits.
+
+mod batch;
+mod worker;
+
+use crate::error::{Error, Result};
+use crate::model::{Adapter, Model, Pipeline};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+
+/// What a sequence runs on: one version of a base, an adapter and a pipeline. Holding it keeps the weights alive.
+pub struct Target {
+    /// The base.
+    pub model: Arc<Model>,
+    /// None: the base alone.
+    pub adapter: Option<Arc<Adapter>>,
+    /// What follows the transformer.
+    pub pipeline: Arc<Pipeline>,
+    /// The served name, for metrics.
+    pub label: String,
+}
+
+/// Token ids and what they run on.
+pub struct Sequence {
+    /// At least one, each inside the model's vocabulary, no more than the model reads.
+    pub ids: Vec<u32>,
+    /// What they run on.
+    pub target: Arc<Target>,
+}
+
+/// One sequence's result.
+pub struct Embedding {
+    /// What the pipeline made of it; every element is finite.
+    pub vector: Vec<f32>,
+    /// Time between admission and the batch it went into.
+    pub queued: Duration,
+    /// Time that batch took.
+    pub computed: Duration,
+}
+
+/// Bounds of an engine.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Tokens of one batch; a longer sequence runs alone.
+    pub batch_tokens_max: usize,
+    /// Tokens admitted and not yet answered.
+    pub queued_tokens_max: usize,
+    /// Threads that compute; 0: one a core.
+    pub threads: usize,
+}
+
+/// The way in to a device. Dropping it ends the worker once the queue is empty.
+pub struct Engine {
+    jobs: mpsc::Sender<Job>,
+    permits: Arc<Semaphore>,
+    capacity: usize,
+    /// Tokens a second of late, to tell a refused caller when to come back.
+    tokens_per_second: Arc<AtomicU64>,
+}
+
+/// The place that a request's sequences have been granted in the queue; dropped unused, it is free again.
+pub struct Admission {
+    permit: OwnedSemaphorePermit,
+    since: Instant,
+}
+
+/// A sequence in the queue. Dropping it frees its place.
+struct Job {
+    sequence: Sequence,
+    reply: oneshot::Sender<Result<Embedding>>,
+    since: Instant,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Engine {
+    /// Starts the thread that owns the device.
+    pub fn start(limits: Limits) -> Result<(Self, JoinHandle<()>)> {
+        let capacity = limits.queued_tokens_max.clamp(1, Semaphore::MAX_PERMITS.min(u32::MAX as usize));
+        let (jobs, queue) = mpsc::channel(capacity);
+        let tokens_per_second = Arc::new(AtomicU64::new(0));
+        let worker = worker::Worker::new(queue, limits, tokens_per_second.clone())?;
+        let thread = std::thread::Builder::new().name("worker".into()).spawn(move || worker.run());
+        let thread = thread.map_err(|e| Error::Internal(format!("cannot start the worker: {e}")))?;
+        Ok((Self { jobs, permits: Arc::new(Semaphore::new(capacity)), capacity, tokens_per_second }, thread))
+    }
+
+    /// A place for so many tokens, all or none. A request larger than the whole queue gets in when it is empty.
+    pub fn admit(&self, tokens: usize) -> Result<Admission> {
+        let wanted = tokens.min(self.capacity) as u32;
+        match self.permits.clone().try_acquire_many_owned(wanted) {
+            Ok(permit) => Ok(Admission { permit, since: Instant::now() }),
+            Err(_) => Err(Error::Busy { what: "the queue of tokens is full", retry_after: self.retry_after() }),
+        }
+    }
+
+    /// Queues one of an admission's sequences; its vector arrives at the receiver. Dropping the receiver takes the
+    /// sequence out of the queue.
+    pub fn submit(
+        &self,
+        sequence: Sequence,
+        admission: &mut Admission,
+    ) -> Result<oneshot::Receiver<Result<Embedding>>> {
+        let tokens = sequence.ids.len().min(admission.permit.num_permits());
+        let permit = admission.permit.split(tokens).expect("no more than it has");
+        let (reply, receiver) = oneshot::channel();
+        let job = Job { sequence, reply, since: admission.since, _permit: permit };
+        // Every job holds a permit and the channel is as long as there are permits, so only its end can fail this.
+        self.jobs.try_send(job).map_err(|_| Error::Unavailable("shutting down"))?;
+        Ok(receiver)
+    }
+
+    /// Tokens admitted and not yet answered.
+    pub fn queued_tokens(&self) -> usize {
+        self.capacity - self.permits.available_permits()
+    }
+
+    fn retry_after(&self) -> Duration {
+        let rate = self.tokens_per_second.load(Ordering::Relaxed).max(1);
+        Duration::from_secs((self.queued_tokens() as u64).div_ceil(rate).clamp(1, 60))
+    }
+}

@@ -1,0 +1,94 @@
+//! The one thread that owns a device: receive, pack, run, reply. While it computes, the queue fills: no timer.
+
+use super::{Embedding, Job, Limits, Sequence, batch};
+use crate::error::{Error, Result};
+use crate::telemetry;
+use rayon::{ThreadPool, ThreadPoolBuilder};
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+use tokio::sync::mpsc;
+
+pub struct Worker {
+    queue: mpsc::Receiver<Job>,
+    waiting: VecDeque<Job>,
+    limits: Limits,
+    tokens_per_second: Arc<AtomicU64>,
+    threads: ThreadPool,
+}
+
+impl Worker {
+    pub fn new(queue: mpsc::Receiver<Job>, limits: Limits, tokens_per_second: Arc<AtomicU64>) -> Result<Self> {
+        let threads = ThreadPoolBuilder::new().num_threads(limits.threads).thread_name(|i| format!("compute-{i}"));
+        let threads = threads.build().map_err(|e| Error::Internal(format!("cannot start compute threads: {e}")))?;
+        Ok(Self { queue, waiting: VecDeque::new(), limits, tokens_per_second, threads })
+    }
+
+    /// Runs until every engine handle is gone and the queue is empty.
+    pub fn run(mut self) {
+        while self.receive() {
+            let mut jobs = batch::take(&mut self.waiting, self.limits.batch_tokens_max, |job| &job.sequence);
+            batch::order(&mut jobs, |job| &job.sequence);
+            self.serve(jobs);
+        }
+    }
+
+    /// Waits for work; false when none will come. Jobs whose caller has gone are dropped here.
+    fn receive(&mut self) -> bool {
+        loop {
+            while let Ok(job) = self.queue.try_recv() {
+                self.waiting.push_back(job);
+            }
+            self.waiting.retain(|job| !job.reply.is_closed());
+            if !self.waiting.is_empty() {
+                return true;
+            }
+            match self.queue.blocking_recv() {
+                Some(job) => self.waiting.push_back(job),
+                None => return false,
+            }
+        }
+    }
+
+    /// Runs one batch and answers its jobs.
+    fn serve(&self, jobs: Vec<Job>) {
+        let began = Instant::now();
+        let Some(model) = jobs.first().map(|job| job.sequence.target.model.clone()) else { return };
+        let packed = batch::pack(jobs.iter().map(|job| &job.sequence));
+        let tokens = packed.ids.len();
+        // A panic must not take the device's only thread with it; the tensors of a failed pass are dropped whole.
+        let result = catch_unwind(AssertUnwindSafe(|| self.threads.install(|| model.embed(&packed))));
+        let result = result.unwrap_or_else(|_| Err(Error::Internal("the forward pass panicked".into())));
+        let computed = began.elapsed();
+        self.tokens_per_second.store((tokens as f64 / computed.as_secs_f64().max(1e-6)) as u64, Ordering::Relaxed);
+        telemetry::batch(tokens, jobs.len(), packed.segments.len(), computed);
+        let answer = |job: Job, vector: Result<Vec<f32>>| {
+            let queued = began.duration_since(job.since);
+            telemetry::sequence(&job.sequence.target.label, job.sequence.ids.len(), queued);
+            // A caller that has gone meanwhile is no error.
+            let _ = job.reply.send(vector.map(|vector| Embedding { vector, queued, computed }));
+        };
+        match result {
+            Ok(vectors) => jobs.into_iter().zip(vectors).for_each(|(job, vector)| {
+                let vector = finite(vector, &job.sequence);
+                answer(job, vector);
+            }),
+            Err(error) => {
+                tracing::error!(%error, tokens, "a batch failed");
+                jobs.into_iter().for_each(|job| answer(job, Err(error.clone())));
+            }
+        }
+    }
+}
+
+/// A vector with NaN or infinity is an error, never an answer.
+fn finite(vector: Vec<f32>, sequence: &Sequence) -> Result<Vec<f32>> {
+    if vector.iter().all(|v| v.is_finite()) {
+        return Ok(vector);
+    }
+    let error = Error::Internal(format!("'{}' returned a vector that is not finite", sequence.target.label));
+    tracing::error!(%error, tokens = sequence.ids.len(), "a sequence failed");
+    Err(error)
+}

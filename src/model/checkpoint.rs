@@ -1,0 +1,147 @@
+//! Safetensors files: tensors under their canonical names, each to be taken once.
+#![expect(unsafe_code, reason = "weights are mapped, not read")]
+
+use crate::error::{Error, Result};
+use crate::folder::Folder;
+use candle_core::safetensors::MmapedSafetensors;
+use candle_core::{DType, Device, Tensor};
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::{Path, PathBuf};
+
+/// One or more safetensors files, mapped.
+pub struct Checkpoint {
+    path: PathBuf,
+    files: MmapedSafetensors,
+    /// Canonical name -> name in the file.
+    names: BTreeMap<String, String>,
+    left: RefCell<BTreeSet<String>>,
+}
+
+impl Checkpoint {
+    /// The base weights of a folder: `model.safetensors`, or the shards that its index lists.
+    pub fn of_model(folder: &Folder, nested_as: &str) -> Result<Self> {
+        #[derive(serde::Deserialize)]
+        struct Index {
+            weight_map: HashMap<String, String>,
+        }
+        if let Some(file) = folder.file("model.safetensors")? {
+            return Self::open(&[file], nested_as);
+        }
+        let Some(index) = folder.json::<Index>("model.safetensors.index.json")? else {
+            let found = folder.file("pytorch_model.bin")?.is_some();
+            let hint = if found { "; pytorch_model.bin is not read, convert it to safetensors" } else { "" };
+            return Err(Error::load(folder.path().join("model.safetensors"), format!("no such file{hint}")));
+        };
+        let shards: BTreeSet<String> = index.weight_map.into_values().collect();
+        let shards: Vec<PathBuf> = shards.iter().map(|name| folder.require(name)).collect::<Result<_>>()?;
+        Self::open(&shards, nested_as)
+    }
+
+    /// Maps the files. `nested_as`: see [`canonical`].
+    pub fn open(files: &[PathBuf], nested_as: &str) -> Result<Self> {
+        let path = files.first().cloned().unwrap_or_default();
+        // SAFETY: the mapping is dropped once the tensors are copied out, at the end of loading; whoever rewrites
+        // the file in those moments gets garbage, as with any reader, and the formats' lengths are checked first.
+        let mapped = unsafe { MmapedSafetensors::multi(files) };
+        let mapped = mapped.map_err(|e| Error::load(&path, format!("not a safetensors file: {e}")))?;
+        let mut names = BTreeMap::new();
+        for (name, _) in mapped.tensors() {
+            if let Some(other) = names.insert(canonical(&name, nested_as), name.clone()) {
+                return Err(Error::load(&path, format!("tensors '{name}' and '{other}' name the same weight")));
+            }
+        }
+        let left = RefCell::new(names.keys().cloned().collect());
+        Ok(Self { path, files: mapped, names, left })
+    }
+
+    /// The (first) file, for messages.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Canonical names of all tensors.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.names.keys().map(String::as_str)
+    }
+
+    /// The name that the file itself uses.
+    pub fn name_in_file<'a>(&'a self, name: &'a str) -> &'a str {
+        self.names.get(name).map_or(name, String::as_str)
+    }
+
+    /// A tensor's shape, where there is such a tensor.
+    pub fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        let name = self.names.get(name)?;
+        Some(self.files.get(name).ok()?.shape().to_vec())
+    }
+
+    /// A tensor in f32 on the device; it must be there and have this shape.
+    pub fn take(&self, name: &str, shape: &[usize], device: &Device) -> Result<Tensor> {
+        let Some(found) = self.shape(name) else {
+            return Err(Error::load(&self.path, format!("tensor '{name}' is missing")));
+        };
+        let in_file = self.name_in_file(name);
+        if found != shape {
+            return Err(Error::load(&self.path, format!("tensor '{in_file}' has shape {found:?}, expected {shape:?}")));
+        }
+        self.left.borrow_mut().remove(name);
+        let tensor = self.files.load(in_file, device).and_then(|t| t.to_dtype(DType::F32));
+        tensor.map_err(|e| Error::load(&self.path, format!("tensor '{in_file}': {e}")))
+    }
+
+    /// Sets aside what stands under a module that no forward pass runs.
+    pub fn leave(&self, module: &str) {
+        let inside = |name: &str| name.strip_prefix(module).is_some_and(|rest| rest.starts_with('.') || rest.is_empty());
+        self.left.borrow_mut().retain(|name| !inside(name));
+    }
+
+    /// Fails, naming them, where tensors were neither taken nor left aside.
+    pub fn finish(&self) -> Result<()> {
+        let left = self.left.borrow();
+        if left.is_empty() {
+            return Ok(());
+        }
+        let shown: Vec<&str> = left.iter().take(5).map(|name| self.name_in_file(name)).collect();
+        let more = left.len().saturating_sub(shown.len());
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        Err(Error::load(&self.path, format!("tensors that nothing reads: {}{more}", shown.join(", "))))
+    }
+}
+
+/// A tensor's name as the bare architecture has it: without the wrappers that trainers leave in front
+/// (`base_model.model.`, `_orig_mod.`, `0.auto_model.`, the nested name such as `bert.`), old LayerNorm spellings renamed.
+pub fn canonical(name: &str, nested_as: &str) -> String {
+    const WRAPPERS: [&str; 6] = ["base_model", "model", "module", "_orig_mod", "auto_model", "0"];
+    let mut rest = name;
+    while let Some((head, tail)) = rest.split_once('.') {
+        if !WRAPPERS.contains(&head) && head != nested_as {
+            break;
+        }
+        rest = tail;
+    }
+    match (rest.strip_suffix("LayerNorm.gamma"), rest.strip_suffix("LayerNorm.beta")) {
+        (Some(stem), _) => format!("{stem}LayerNorm.weight"),
+        (_, Some(stem)) => format!("{stem}LayerNorm.bias"),
+        _ => rest.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::canonical;
+
+    #[test]
+    fn wrappers_are_stripped_and_old_names_renamed() {
+        for (name, nested, expected) in [
+            ("base_model.model.encoder.layer.0.x.lora_A.weight", "bert", "encoder.layer.0.x.lora_A.weight"),
+            ("base_model.model.base_model.model.bert.encoder.x", "bert", "encoder.x"),
+            ("_orig_mod.model.layers.0.x", "model", "layers.0.x"),
+            ("0.auto_model.embeddings.LayerNorm.gamma", "bert", "embeddings.LayerNorm.weight"),
+            ("embeddings.LayerNorm.beta", "bert", "embeddings.LayerNorm.bias"),
+            ("roberta.encoder.x", "bert", "roberta.encoder.x"),
+        ] {
+            assert_eq!(canonical(name, nested), expected);
+        }
+    }
+}

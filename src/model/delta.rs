@@ -1,0 +1,135 @@
+//! What adapters change: sites of a model, deltas by site, and which rows of a batch they touch.
+
+use crate::error::Result;
+use crate::kernels::{add_product, product};
+use candle_core::Tensor;
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// A module that an adapter can change, as its place in the model's [`Sites`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Site(usize);
+
+/// Every site of a model, by checkpoint path.
+#[derive(Debug, Default)]
+pub struct Sites {
+    by_path: HashMap<String, Site>,
+    shapes: Vec<(String, [usize; 2])>,
+}
+
+impl Sites {
+    /// The site of a linear module of this path and shape `[out, in]`; the same one when a module is used twice.
+    pub(super) fn add(&mut self, path: &str, shape: [usize; 2]) -> Site {
+        let next = Site(self.shapes.len());
+        let site = *self.by_path.entry(path.to_owned()).or_insert(next);
+        if site == next {
+            self.shapes.push((path.to_owned(), shape));
+        }
+        site
+    }
+
+    /// The site at a checkpoint path.
+    pub fn find(&self, path: &str) -> Option<Site> {
+        self.by_path.get(path).copied()
+    }
+
+    /// Its checkpoint path.
+    pub fn path(&self, site: Site) -> &str {
+        &self.shapes[site.0].0
+    }
+
+    /// Its weight's shape, `[out, in]`.
+    pub fn shape(&self, site: Site) -> [usize; 2] {
+        self.shapes[site.0].1
+    }
+
+    /// All of them, in the order of the forward pass.
+    pub fn iter(&self) -> impl Iterator<Item = (Site, &str)> {
+        self.shapes.iter().enumerate().map(|(i, (path, _))| (Site(i), path.as_str()))
+    }
+}
+
+/// How an adapter changes the output of one site.
+#[derive(Clone, Debug)]
+pub enum Delta {
+    /// `y += b (a x)`, the scale already in `b`.
+    LowRank {
+        /// `[rank, in]`.
+        a: Tensor,
+        /// `[out, rank]`.
+        b: Tensor,
+    },
+}
+
+impl Delta {
+    /// Adds what the rows `x [rows, in]` get to `y [rows, out]`, a window, in place.
+    fn add(&self, x: &Tensor, y: &Tensor) -> Result<()> {
+        match self {
+            Self::LowRank { a, b } => Ok(add_product(y, &product(x, a, None)?, b)?),
+        }
+    }
+
+    /// Rank of its update.
+    pub fn rank(&self) -> usize {
+        match self {
+            Self::LowRank { a, .. } => a.dims()[0],
+        }
+    }
+
+    /// Bytes it occupies.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::LowRank { a, b } => [a, b].iter().map(|t| t.elem_count() * t.dtype().size_in_bytes()).sum(),
+        }
+    }
+}
+
+/// One adapter's deltas on one model.
+#[derive(Clone, Debug, Default)]
+pub struct Adapter {
+    deltas: HashMap<Site, Delta>,
+}
+
+impl Adapter {
+    /// An adapter of these deltas.
+    pub fn new(deltas: impl IntoIterator<Item = (Site, Delta)>) -> Self {
+        Self { deltas: deltas.into_iter().collect() }
+    }
+
+    /// Its deltas, in no order.
+    pub fn deltas(&self) -> impl Iterator<Item = (Site, &Delta)> {
+        self.deltas.iter().map(|(site, delta)| (*site, delta))
+    }
+}
+
+/// Which adapters touch which rows of a packed batch; rows of no adapter are not in it and cost nothing.
+#[derive(Default)]
+pub struct Plan {
+    touched: Vec<(Range<usize>, Arc<Adapter>)>,
+}
+
+impl Plan {
+    /// From segments of packed rows; neighbours of one adapter become one.
+    pub fn new(segments: impl IntoIterator<Item = (Range<usize>, Option<Arc<Adapter>>)>) -> Self {
+        let mut touched: Vec<(Range<usize>, Arc<Adapter>)> = Vec::new();
+        for (rows, adapter) in segments {
+            let Some(adapter) = adapter else { continue };
+            match touched.last_mut() {
+                Some((last, same)) if last.end == rows.start && Arc::ptr_eq(same, &adapter) => last.end = rows.end,
+                _ => touched.push((rows, adapter)),
+            }
+        }
+        Self { touched }
+    }
+
+    /// Adds every delta of `site` to `y [tokens, out]`, the columns of that site, given its input `x [tokens, in]`.
+    pub(super) fn apply(&self, site: Site, x: &Tensor, y: &Tensor) -> Result<()> {
+        for (rows, adapter) in &self.touched {
+            if let Some(delta) = adapter.deltas.get(&site) {
+                delta.add(&x.narrow(0, rows.start, rows.len())?, &y.narrow(0, rows.start, rows.len())?)?;
+            }
+        }
+        Ok(())
+    }
+}

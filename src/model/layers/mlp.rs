@@ -1,0 +1,30 @@
+//! The feed-forward network, plain or gated.
+
+use super::{Linear, Loader};
+use crate::error::Result;
+use crate::kernels::{Activation, activate};
+use crate::model::delta::Plan;
+use crate::model::spec;
+use candle_core::Tensor;
+
+/// `down(f(up(x)))`, or `down(f(gate(x)) * up(x))`.
+pub struct Mlp {
+    up: Linear,
+    activation: Activation,
+    gated: bool,
+    down: Linear,
+}
+
+impl Mlp {
+    /// From its spec.
+    pub fn load(spec: &spec::Mlp, loader: &mut Loader) -> Result<Self> {
+        let (up, down) = (Linear::load(&spec.up, loader)?, Linear::load(&spec.down, loader)?);
+        Ok(Self { up, activation: spec.activation, gated: spec.gated, down })
+    }
+
+    /// `[tokens, hidden]` -> `[tokens, hidden]`.
+    pub fn forward(&self, x: &Tensor, plan: &Plan) -> Result<Tensor> {
+        let inner = activate(&self.up.forward(x, plan)?, self.activation, self.gated)?;
+        self.down.forward(&inner, plan)
+    }
+}

@@ -1,0 +1,106 @@
+//! Logs and metrics: how they are set up, and every metric's name.
+
+use crate::error::{Error, Result};
+use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use std::sync::OnceLock;
+use std::time::Duration;
+use tracing_subscriber::EnvFilter;
+
+/// Seconds: from a tenth of a millisecond to a minute.
+const SECONDS: [f64; 18] =
+    [0.0001, 0.0003, 0.001, 0.002, 0.004, 0.008, 0.016, 0.03, 0.06, 0.12, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 60.0];
+/// Tokens, sequences or segments.
+const COUNTS: [f64; 16] = [
+    1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16384.0, 65536.0,
+];
+
+/// Starts logging to standard error; `level` is a tracing filter, `json` chooses the form.
+pub fn log(level: &str, json: bool) -> Result<()> {
+    let filter = EnvFilter::try_new(level).map_err(|e| Error::Config(format!("server.log_level '{level}': {e}")))?;
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let started = if json { builder.json().try_init() } else { builder.try_init() };
+    started.map_err(|e| Error::Internal(format!("cannot start logging: {e}")))
+}
+
+/// The process's metrics, installed by the first who asks.
+pub fn metrics() -> &'static PrometheusHandle {
+    static HANDLE: OnceLock<PrometheusHandle> = OnceLock::new();
+    HANDLE.get_or_init(|| {
+        let recorder = PrometheusBuilder::new()
+            .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), &SECONDS)
+            .and_then(|b| b.set_buckets_for_metric(Matcher::Suffix("_duration".into()), &SECONDS))
+            .and_then(|b| b.set_buckets(&COUNTS))
+            .expect("buckets are not empty")
+            .build_recorder();
+        let handle = recorder.handle();
+        // Another recorder in this process (an embedder's own) keeps its place; ours then stays empty.
+        let _ = metrics::set_global_recorder(recorder);
+        describe();
+        handle
+    })
+}
+
+fn describe() {
+    describe_counter!("veneer_requests_total", "Embedding requests by adapter (or base) and HTTP status");
+    describe_histogram!("veneer_request_seconds", "Time of an embedding request, whole");
+    describe_counter!("veneer_tokens_total", "Tokens embedded, by adapter (or base)");
+    describe_counter!("veneer_sequences_total", "Sequences embedded, by adapter (or base)");
+    describe_histogram!("veneer_queue_seconds", "Time between admission and the batch");
+    describe_histogram!("veneer_tokenize_seconds", "Time to tokenize a request");
+    describe_histogram!("veneer_forward_seconds", "Time of one batch on the device");
+    describe_histogram!("veneer_batch_tokens", "Tokens of a batch");
+    describe_histogram!("veneer_batch_sequences", "Sequences of a batch");
+    describe_histogram!("veneer_batch_segments", "Adapters and pipelines mixed in a batch");
+    describe_gauge!("veneer_queue_tokens", "Tokens admitted and not yet answered");
+    describe_gauge!("veneer_requests_running", "Embedding requests under way");
+    describe_gauge!("veneer_adapters_loaded", "Adapters served");
+    describe_counter!("te_request_count", "Embedding requests (text-embeddings-inference's name)");
+    describe_counter!("te_request_success", "Embedding requests answered (text-embeddings-inference's name)");
+    describe_gauge!("te_queue_size", "Requests under way (text-embeddings-inference's name)");
+    describe_histogram!("te_batch_next_tokens", "Tokens of a batch (text-embeddings-inference's name)");
+    describe_histogram!("te_batch_next_size", "Sequences of a batch (text-embeddings-inference's name)");
+    describe_histogram!("te_embed_duration", "Time of an embedding request (text-embeddings-inference's name)");
+}
+
+/// One batch has run.
+pub fn batch(tokens: usize, sequences: usize, segments: usize, computed: Duration) {
+    histogram!("veneer_forward_seconds").record(computed);
+    histogram!("veneer_batch_tokens").record(tokens as f64);
+    histogram!("veneer_batch_sequences").record(sequences as f64);
+    histogram!("veneer_batch_segments").record(segments as f64);
+    histogram!("te_batch_next_tokens").record(tokens as f64);
+    histogram!("te_batch_next_size").record(sequences as f64);
+}
+
+/// One sequence of a batch has run; `adapter` is a served name, so its values are bounded by what is loaded.
+pub fn sequence(adapter: &str, tokens: usize, queued: Duration) {
+    counter!("veneer_tokens_total", "adapter" => adapter.to_owned()).increment(tokens as u64);
+    counter!("veneer_sequences_total", "adapter" => adapter.to_owned()).increment(1);
+    histogram!("veneer_queue_seconds").record(queued);
+}
+
+/// A request's texts are tokenized.
+pub fn tokenized(took: Duration) {
+    histogram!("veneer_tokenize_seconds").record(took);
+}
+
+/// A request is answered; `adapter` is a served name, or empty where none was found.
+pub fn request(adapter: &str, status: u16, took: Duration) {
+    let labels = [("adapter", adapter.to_owned()), ("status", status.to_string())];
+    counter!("veneer_requests_total", &labels).increment(1);
+    histogram!("veneer_request_seconds").record(took);
+    histogram!("te_embed_duration").record(took);
+    counter!("te_request_count").increment(1);
+    if status == 200 {
+        counter!("te_request_success").increment(1);
+    }
+}
+
+/// What stands right now, read when metrics are.
+pub fn gauges(queued_tokens: usize, requests_running: usize, adapters: usize) {
+    gauge!("veneer_queue_tokens").set(queued_tokens as f64);
+    gauge!("veneer_requests_running").set(requests_running as f64);
+    gauge!("te_queue_size").set(requests_running as f64);
+    gauge!("veneer_adapters_loaded").set(adapters as f64);
+}
