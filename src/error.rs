@@ -21,9 +21,14 @@ pub enum Error {
         /// What is wrong with it, in one line.
         reason: String,
     },
-    /// The operator: the Hub refused, or cannot be reached.
-    #[error("{0}")]
-    Hub(String),
+    /// The operator: a repo could not be had from the Hub or its cache.
+    #[error("{repo}: {reason}")]
+    Hub {
+        /// The repo as the user wrote it.
+        repo: String,
+        /// Why, and the way out.
+        reason: String,
+    },
     /// The caller: a field of the request is wrong.
     #[error("{message}")]
     Invalid {

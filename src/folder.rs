@@ -1,61 +1,104 @@
-//! A local folder of model files, and the jail: names in files that strangers wrote never lead out of it.
+//! A folder of model files on this machine, and its jail: no name that one of its files gives leads out of it.
 
 use crate::error::{Error, Result};
 use serde::de::DeserializeOwned;
+use std::fmt;
+use std::fs;
+use std::io::ErrorKind;
 use std::path::{Component, Path, PathBuf};
 
-/// A folder whose files are asked for by relative names.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A user's own folder, or a snapshot in the Hub's cache.
+#[derive(Debug, Clone)]
 pub struct Folder {
     path: PathBuf,
+    origin: String,
+    commit: Option<String>,
 }
 
 impl Folder {
     /// A folder that exists.
-    pub fn open(path: impl Into<PathBuf>) -> Result<Self> {
-        let path = path.into();
+    pub fn open(path: &Path) -> Result<Self> {
         match path.is_dir() {
-            true => Ok(Self { path }),
-            false => Err(Error::load(path, "no such folder")),
+            true => Ok(Self { path: path.to_owned(), origin: path.display().to_string(), commit: None }),
+            false => Err(Error::load(path, "the folder does not exist")),
         }
     }
 
-    /// Where it lies.
+    /// The files of a repo at one commit; `origin` is the repo as the user wrote it.
+    pub fn snapshot(path: PathBuf, origin: String, commit: String) -> Self {
+        Self { path, origin, commit: Some(commit) }
+    }
+
+    /// Where the files lie.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The file of that name; none where there is none. A name with `..`, or an absolute one, is refused.
-    pub fn file(&self, name: &str) -> Result<Option<PathBuf>> {
-        let jailed = Path::new(name).components().all(|c| matches!(c, Component::Normal(_) | Component::CurDir));
-        if !jailed {
-            return Err(Error::load(&self.path, format!("the name '{name}' leads out of the folder")));
+    /// The commit that the files belong to, when they came from the Hub.
+    pub fn commit(&self) -> Option<&str> {
+        self.commit.as_deref()
+    }
+
+    /// The folder `relative` inside this one, such as a module's; `""` is this one. It need not exist.
+    pub fn subfolder(&self, relative: &str) -> Result<Self> {
+        Ok(Self { path: self.inside(relative)?, ..self.clone() })
+    }
+
+    /// The path of a file; none where there is none. A name that leads out of the folder is an error.
+    pub fn file(&self, relative: &str) -> Result<Option<PathBuf>> {
+        let path = self.inside(relative)?;
+        match fs::metadata(&path) {
+            Ok(metadata) => Ok(metadata.is_file().then_some(path)),
+            Err(error) => match error.kind() {
+                ErrorKind::NotFound | ErrorKind::NotADirectory => Ok(None),
+                _ => Err(Error::load(path, error.to_string())),
+            },
         }
-        let path = self.path.join(name);
-        Ok(path.is_file().then_some(path))
     }
 
-    /// The file of that name, or an error that says it is missing.
-    pub fn require(&self, name: &str) -> Result<PathBuf> {
-        self.file(name)?.ok_or_else(|| Error::load(self.path.join(name), "no such file"))
+    /// Like [`Folder::file`], where a missing file is an error.
+    pub fn require(&self, relative: &str) -> Result<PathBuf> {
+        self.file(relative)?.ok_or_else(|| Error::load(self.path.join(relative), "there is no such file"))
     }
 
-    /// A JSON file; none where there is none.
-    pub fn json<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>> {
-        self.file(name)?.map(|path| read_json(&path)).transpose()
+    /// A JSON file; none where there is none. An error names the file and the key, or line and column.
+    pub fn json<T: DeserializeOwned>(&self, relative: &str) -> Result<Option<T>> {
+        self.file(relative)?.map(|path| read_json(&path)).transpose()
     }
 
-    /// A JSON file that must be there.
-    pub fn require_json<T: DeserializeOwned>(&self, name: &str) -> Result<T> {
-        read_json(&self.require(name)?)
+    /// Like [`Folder::json`], where a missing file is an error.
+    pub fn require_json<T: DeserializeOwned>(&self, relative: &str) -> Result<T> {
+        read_json(&self.require(relative)?)
+    }
+
+    fn inside(&self, relative: &str) -> Result<PathBuf> {
+        match stays_inside(relative) {
+            true => Ok(self.path.join(relative)),
+            false => Err(Error::load(&self.path, format!("`{relative}` leads out of the folder"))),
+        }
     }
 }
 
+impl fmt::Display for Folder {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match &self.commit {
+            Some(commit) => write!(f, "{} (commit {commit})", self.origin),
+            None => f.write_str(&self.origin),
+        }
+    }
+}
+
+/// Whether a relative path stays below where it starts. By its words alone: every file of a snapshot is a symlink to a
+/// blob outside it, and symlinks in a user's folder are the user's.
+pub fn stays_inside(relative: &str) -> bool {
+    Path::new(relative).components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir))
+}
+
 fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
-    let text = std::fs::read_to_string(path).map_err(|e| Error::load(path, e.to_string()))?;
-    let mut reader = serde_json::Deserializer::from_str(&text);
-    serde_path_to_error::deserialize(&mut reader).map_err(|e| match e.path().to_string().as_str() {
-        "." => Error::load(path, e.inner().to_string()),
-        key => Error::load(path, format!("{key}: {}", e.inner())),
+    let bytes = fs::read(path).map_err(|error| Error::load(path, error.to_string()))?;
+    let mut reader = serde_json::Deserializer::from_slice(&bytes);
+    serde_path_to_error::deserialize(&mut reader).map_err(|error| match error.path().to_string().as_str() {
+        "." | "?" => Error::load(path, error.inner().to_string()),
+        key => Error::load(path, format!("{key}: {}", error.inner())),
     })
 }

@@ -1,24 +1,27 @@
 //! Logs and metrics: how they are set up, and every metric's name.
 
 use crate::error::{Error, Result};
+use indicatif::{ProgressBar, ProgressStyle};
 use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use std::io::IsTerminal;
 use std::sync::OnceLock;
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 use tracing_subscriber::EnvFilter;
 
 /// Seconds: from a tenth of a millisecond to a minute.
 const SECONDS: [f64; 18] =
     [0.0001, 0.0003, 0.001, 0.002, 0.004, 0.008, 0.016, 0.03, 0.06, 0.12, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 60.0];
 /// Tokens, sequences or segments.
-const COUNTS: [f64; 16] = [
-    1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16384.0, 65536.0,
-];
+const COUNTS: [f64; 16] =
+    [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16384.0, 65536.0];
 
 /// Starts logging to standard error; `level` is a tracing filter, `json` chooses the form.
 pub fn log(level: &str, json: bool) -> Result<()> {
     let filter = EnvFilter::try_new(level).map_err(|e| Error::Config(format!("server.log_level '{level}': {e}")))?;
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let builder = builder.with_ansi(std::io::stderr().is_terminal());
     let started = if json { builder.json().try_init() } else { builder.try_init() };
     started.map_err(|e| Error::Internal(format!("cannot start logging: {e}")))
 }
@@ -103,4 +106,40 @@ pub fn gauges(queued_tokens: usize, requests_running: usize, adapters: usize) {
     gauge!("veneer_requests_running").set(requests_running as f64);
     gauge!("te_queue_size").set(requests_running as f64);
     gauge!("veneer_adapters_loaded").set(adapters as f64);
+}
+
+/// How far something long has come: a bar on a terminal; elsewhere log lines, not more than one in five seconds.
+pub struct Progress {
+    bar: ProgressBar,
+    what: String,
+    began: Instant,
+    logged_s: AtomicU64,
+}
+
+impl Progress {
+    /// At the beginning.
+    pub fn new(what: &str) -> Self {
+        let style = ProgressStyle::with_template("{msg} [{bar:30}] {pos}/{len}").expect("the template is well-formed");
+        let bar = ProgressBar::new(0).with_style(style).with_message(what.to_owned());
+        if bar.is_hidden() {
+            tracing::info!("{what}");
+        }
+        Self { bar, what: what.to_owned(), began: Instant::now(), logged_s: AtomicU64::new(0) }
+    }
+
+    /// So many of so many.
+    pub fn at(&self, done: usize, all: usize) {
+        self.bar.set_length(all as u64);
+        self.bar.set_position(done as u64);
+        let now_s = self.began.elapsed().as_secs();
+        if self.bar.is_hidden() && now_s >= self.logged_s.load(Ordering::Relaxed) + 5 {
+            self.logged_s.store(now_s, Ordering::Relaxed);
+            tracing::info!(done, all, "{}", self.what);
+        }
+    }
+
+    /// Takes the bar away.
+    pub fn end(&self) {
+        self.bar.finish_and_clear();
+    }
 }

@@ -25,7 +25,7 @@ pub struct Tokenizers {
 }
 
 /// What a request may ask of the reading of one input.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Reading {
     /// Put before the text.
     pub prompt: Prompt,
@@ -36,9 +36,10 @@ pub struct Reading {
 }
 
 /// The prompt that a request asks for.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub enum Prompt {
     /// The model's `default_prompt_name`, where it has one.
+    #[default]
     Default,
     /// This text.
     Text(String),
@@ -172,14 +173,7 @@ impl Text {
         Ok((requested > wanted).then_some(wanted))
     }
 
-    fn cut(
-        &self,
-        mut bare: Encoding,
-        limit: usize,
-        special: bool,
-        reading: &Reading,
-        param: &str,
-    ) -> Result<Vec<u32>> {
+    fn cut(&self, mut bare: Encoding, limit: usize, special: bool, reading: &Reading, param: &str) -> Result<Vec<u32>> {
         let room = limit.checked_sub(if special { self.added_tokens() } else { 0 });
         let room = room.ok_or_else(|| Error::invalid(param, "It cannot be cut to fewer tokens than the specials."))?;
         let left = reading.truncate.is_some_and(|truncation| truncation.left);
@@ -228,7 +222,9 @@ impl Tokenizers {
         if lower_case {
             let lower = NormalizerWrapper::Lowercase(Lowercase);
             let normalizers = std::iter::once(lower).chain(tokenizer.get_normalizer().cloned()).collect();
-            tokenizer.with_normalizer(Some(Sequence::new(normalizers))).map_err(|e| Error::load(&path, e.to_string()))?;
+            tokenizer
+                .with_normalizer(Some(Sequence::new(normalizers)))
+                .map_err(|e| Error::load(&path, e.to_string()))?;
         }
         let highest = tokenizer.get_vocab(true).into_values().max().unwrap_or_default();
         if highest as usize >= vocabulary {

@@ -138,7 +138,9 @@ impl Config {
                 let whole = Regex::new(&format!("^(?:{pattern})$"));
                 let whole = whole.map_err(|e| Error::load(&self.path, format!("target_modules: {e}")))?;
                 return match trained.iter().find(|module| !whole.is_match(module).unwrap_or(false)) {
-                    Some(module) => fail(format!("module '{module}' has tensors, but target_modules '{pattern}' excludes it")),
+                    Some(module) => {
+                        fail(format!("module '{module}' has tensors, but target_modules '{pattern}' excludes it"))
+                    }
                     None => Ok(()),
                 };
             }
@@ -152,7 +154,9 @@ impl Config {
             in_base.iter().any(|module| fits(module, entry)) && !trained.iter().any(|module| fits(module, entry))
         });
         match lost {
-            Some(entry) => fail(format!("target_modules names '{entry}', but no tensor of the checkpoint belongs to it")),
+            Some(entry) => {
+                fail(format!("target_modules names '{entry}', but no tensor of the checkpoint belongs to it"))
+            }
             None => Ok(()),
         }
     }

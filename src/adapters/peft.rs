@@ -72,8 +72,12 @@ fn bind(
     let fail = |reason: String| Error::load(checkpoint.path(), reason);
     let (a, b) = match (&pair.a, &pair.b) {
         (Some(a), Some(b)) => (a, b),
-        (Some(a), None) => return Err(fail(format!("tensor '{}' has no lora_B beside it", checkpoint.name_in_file(a)))),
-        (None, Some(b)) => return Err(fail(format!("tensor '{}' has no lora_A beside it", checkpoint.name_in_file(b)))),
+        (Some(a), None) => {
+            return Err(fail(format!("tensor '{}' has no lora_B beside it", checkpoint.name_in_file(a))));
+        }
+        (None, Some(b)) => {
+            return Err(fail(format!("tensor '{}' has no lora_A beside it", checkpoint.name_in_file(b))));
+        }
         (None, None) => return Ok(None),
     };
     let shape = |name: &str| match checkpoint.shape(name).as_deref() {
@@ -83,7 +87,8 @@ fn bind(
     let ([rank, inputs], [outputs, b_rank]) = (shape(a)?, shape(b)?);
     if rank != b_rank || rank != config.rank(module) {
         let expected = config.rank(module);
-        let reason = format!("'{module}': lora_A has rank {rank}, lora_B {b_rank}, adapter_config.json says {expected}");
+        let reason =
+            format!("'{module}': lora_A has rank {rank}, lora_B {b_rank}, adapter_config.json says {expected}");
         return Err(fail(reason));
     }
     if model.is_idle(module) {
@@ -95,7 +100,8 @@ fn bind(
     };
     let expected = model.sites().shape(site);
     if expected != [outputs, inputs] {
-        let reason = format!("does not fit the base: it changes a [{outputs}, {inputs}] matrix, '{module}' is {expected:?}");
+        let reason =
+            format!("does not fit the base: it changes a [{outputs}, {inputs}] matrix, '{module}' is {expected:?}");
         return Err(fail(format!("tensor '{}' {reason}", checkpoint.name_in_file(a))));
     }
     let take = |name: &str, shape: [usize; 2]| -> Result<Tensor> {

@@ -128,7 +128,8 @@ mod tests {
     #[test]
     fn a_large_mean_costs_no_precision() {
         let x = (random((3, 64)) + 1000.0).unwrap();
-        let (one, zero) = (Tensor::ones(64, x_dtype(), &Device::Cpu).unwrap(), Tensor::zeros(64, x_dtype(), &Device::Cpu).unwrap());
+        let (one, zero) =
+            (Tensor::ones(64, x_dtype(), &Device::Cpu).unwrap(), Tensor::zeros(64, x_dtype(), &Device::Cpu).unwrap());
         let wide = x.to_dtype(candle_core::DType::F64).unwrap();
         let (one64, zero64) = (one.to_dtype(wide.dtype()).unwrap(), zero.to_dtype(wide.dtype()).unwrap());
         let exact = plain(&wide, NormKind::Layer, &one64, &zero64, 1e-12).to_dtype(x_dtype()).unwrap();

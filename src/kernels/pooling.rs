@@ -82,7 +82,8 @@ mod tests {
 
     #[test]
     fn every_mode_does_what_its_name_says() {
-        let hidden = Tensor::new(&[[9f32, 9.0], [1.0, -8.0], [3.0, -2.0], [5.0, -5.0], [5.0, -5.0]], &Device::Cpu).unwrap();
+        let hidden =
+            Tensor::new(&[[9f32, 9.0], [1.0, -8.0], [3.0, -2.0], [5.0, -5.0], [5.0, -5.0]], &Device::Cpu).unwrap();
         let root = 4f32.sqrt();
         for (mode, expected) in [
             (Pooling::Cls, [1.0, -8.0]),

@@ -92,7 +92,8 @@ impl Checkpoint {
 
     /// Sets aside what stands under a module that no forward pass runs.
     pub fn leave(&self, module: &str) {
-        let inside = |name: &str| name.strip_prefix(module).is_some_and(|rest| rest.starts_with('.') || rest.is_empty());
+        let inside =
+            |name: &str| name.strip_prefix(module).is_some_and(|rest| rest.starts_with('.') || rest.is_empty());
         self.left.borrow_mut().retain(|name| !inside(name));
     }
 

@@ -97,6 +97,16 @@ impl Adapter {
         Self { deltas: deltas.into_iter().collect() }
     }
 
+    /// Highest rank of a delta.
+    pub fn rank(&self) -> usize {
+        self.deltas.values().map(Delta::rank).max().unwrap_or_default()
+    }
+
+    /// Bytes of all deltas.
+    pub fn bytes(&self) -> usize {
+        self.deltas.values().map(Delta::bytes).sum()
+    }
+
     /// Its deltas, in no order.
     pub fn deltas(&self) -> impl Iterator<Item = (Site, &Delta)> {
         self.deltas.iter().map(|(site, delta)| (*site, delta))

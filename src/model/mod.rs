@@ -15,7 +15,8 @@ pub use spec::Spec;
 
 use crate::error::{Error, Result};
 use crate::folder::Folder;
-use candle_core::{Device, Tensor};
+pub use candle_core::Device;
+use candle_core::Tensor;
 use std::ops::Range;
 use std::sync::Arc;
 use transformer::Transformer;
@@ -60,7 +61,8 @@ impl Model {
         let sites = loader.sites;
         spec.idle.iter().for_each(|module| checkpoint.leave(module));
         checkpoint.finish()?;
-        let bytes = checkpoint.names().filter_map(|name| checkpoint.shape(name)).map(|s| s.iter().product::<usize>() * 4).sum();
+        let bytes =
+            checkpoint.names().filter_map(|name| checkpoint.shape(name)).map(|s| s.iter().product::<usize>() * 4).sum();
         Ok(Self { spec, sites, transformer, device: device.clone(), bytes })
     }
 

@@ -42,7 +42,8 @@ impl Pipeline {
                 "Dropout" => {}
                 _ => {
                     let known = "understood: Transformer, Pooling, Normalize, in this order";
-                    let reason = format!("module '{}' (path '{}') is not supported here; {known}", module.class, module.path);
+                    let reason =
+                        format!("module '{}' (path '{}') is not supported here; {known}", module.class, module.path);
                     return Err(Error::load(folder.path().join("modules.json"), reason));
                 }
             }
@@ -107,7 +108,8 @@ fn poolings(folder: &Folder, path: &str) -> Result<Vec<Pooling>> {
         return Err(fail(format!("pooling_mode '{unknown}' is not known")));
     }
     let set = |key: &str| config.get(key).and_then(|v| v.as_bool()) == Some(true);
-    let chosen = MODES.iter().filter(|(mode, key, _)| named.iter().any(|n| n == mode) || (named.is_empty() && set(key)));
+    let chosen =
+        MODES.iter().filter(|(mode, key, _)| named.iter().any(|n| n == mode) || (named.is_empty() && set(key)));
     let chosen: Vec<Pooling> = chosen.map(|(.., pooling)| *pooling).collect();
     Ok(if chosen.is_empty() { vec![Pooling::Mean] } else { chosen })
 }

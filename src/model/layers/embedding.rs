@@ -19,9 +19,10 @@ impl Embedding {
     /// Tables of rows of `hidden`.
     pub fn load(spec: &spec::Embedding, hidden: usize, loader: &Loader) -> Result<Self> {
         let table = |table: &spec::Table| loader.tensor(&table.path, "weight", &[table.rows, hidden]);
-        let position = spec.position.as_ref().map(|p| -> Result<Tensor> {
-            Ok(table(&p.table)?.narrow(0, p.first, p.table.rows - p.first)?)
-        });
+        let position = spec
+            .position
+            .as_ref()
+            .map(|p| -> Result<Tensor> { Ok(table(&p.table)?.narrow(0, p.first, p.table.rows - p.first)?) });
         let token_type = spec.token_type.as_ref().map(|t| -> Result<Tensor> { Ok(table(t)?.narrow(0, 0, 1)?) });
         Ok(Self {
             word: table(&spec.word)?,

@@ -1,0 +1,105 @@
+//! Request bodies: bytes whatever the Content-Type says, JSON with errors that say what is wrong and where.
+
+use super::embed::{Input, off_async_threads};
+use crate::error::{Error, Result};
+use axum::body::Bytes;
+use serde::Deserialize;
+use serde::de::{DeserializeOwned, Deserializer, Error as _, SeqAccess, Visitor};
+use std::fmt;
+
+/// Parses a JSON body.
+pub async fn json<T: DeserializeOwned + Send + 'static>(body: Bytes) -> Result<T> {
+    off_async_threads(body.len(), move || {
+        let mut reader = serde_json::Deserializer::from_slice(&body);
+        let parsed = serde_path_to_error::deserialize(&mut reader).map_err(|e| {
+            let param = Some(e.path().to_string()).filter(|path| path != "." && path != "?");
+            let message = match &param {
+                Some(param) => format!("Invalid '{param}': {}.", e.inner()),
+                None => format!("The request body is no valid JSON for this call: {}.", e.inner()),
+            };
+            Error::Invalid { param, message }
+        })?;
+        let trailing = |e| Error::Invalid { param: None, message: format!("After the JSON value: {e}.") };
+        reader.end().map_err(trailing)?;
+        Ok(parsed)
+    })
+    .await
+}
+
+/// OpenAI's `input`: a string, a list of strings, a list of token ids, or a list of lists of token ids.
+#[derive(Debug)]
+pub struct Inputs(pub Vec<Input>);
+
+impl<'de> Deserialize<'de> for Inputs {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        deserializer.deserialize_any(InputsVisitor)
+    }
+}
+
+struct InputsVisitor;
+
+impl<'de> Visitor<'de> for InputsVisitor {
+    type Value = Inputs;
+
+    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("a string, a list of strings, a list of token ids or a list of lists of token ids")
+    }
+
+    fn visit_str<E>(self, text: &str) -> std::result::Result<Inputs, E> {
+        Ok(Inputs(vec![Input::Text(text.to_owned())]))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> std::result::Result<Inputs, A::Error> {
+        let (mut inputs, mut ids) = (Vec::new(), Vec::new());
+        while let Some(element) = list.next_element::<Element>()? {
+            match element {
+                Element::Id(id) if inputs.is_empty() => ids.push(id),
+                Element::Input(input) if ids.is_empty() => inputs.push(input),
+                _ => return Err(A::Error::custom("token ids stand beside strings or lists in one list")),
+            }
+        }
+        if !ids.is_empty() {
+            inputs.push(Input::Tokens(ids));
+        }
+        Ok(Inputs(inputs))
+    }
+}
+
+/// One element of a list.
+enum Element {
+    Id(u32),
+    Input(Input),
+}
+
+impl<'de> Deserialize<'de> for Element {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        deserializer.deserialize_any(ElementVisitor)
+    }
+}
+
+struct ElementVisitor;
+
+impl<'de> Visitor<'de> for ElementVisitor {
+    type Value = Element;
+
+    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("a string, a token id (0 or more) or a list of token ids")
+    }
+
+    fn visit_str<E>(self, text: &str) -> std::result::Result<Element, E> {
+        Ok(Element::Input(Input::Text(text.to_owned())))
+    }
+
+    fn visit_u64<E: serde::de::Error>(self, id: u64) -> std::result::Result<Element, E> {
+        let id = u32::try_from(id).map_err(|_| E::custom(format!("token id {id} is too large")))?;
+        Ok(Element::Id(id))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> std::result::Result<Element, A::Error> {
+        let mut ids = Vec::new();
+        while let Some(id) = list.next_element::<u32>()? {
+            ids.push(id);
+        }
+        Ok(Element::Input(Input::Tokens(ids)))
+    }
+}

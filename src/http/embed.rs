@@ -1,0 +1,205 @@
+//! The one embedding call that every dialect translates to: validate, resolve, tokenize, submit, join.
+
+use super::App;
+use crate::engine::{Embedding, Sequence};
+use crate::error::{Error, Result};
+use crate::registry::{Lease, Registry};
+use crate::telemetry;
+use crate::text::Reading;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// One request, whatever its dialect.
+pub struct Call {
+    /// Which model and adapters.
+    pub names: Names,
+    /// The inputs, in order.
+    pub inputs: Vec<Input>,
+    /// How they are read.
+    pub reading: Reading,
+    /// Keep so many leading dimensions.
+    pub dimensions: Option<usize>,
+    /// Whether vectors leave with unit length.
+    pub normalize: bool,
+}
+
+/// The places where a request can name what it wants.
+#[derive(Default)]
+pub struct Names {
+    /// A base, an adapter or `base:adapter`.
+    pub model: Option<String>,
+    /// An adapter, each with the place that names it; all must agree.
+    pub adapters: Vec<(&'static str, String)>,
+    /// One adapter an input, none for the base.
+    pub by_input: Option<Vec<Option<String>>>,
+}
+
+/// One input.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Input {
+    /// Text.
+    Text(String),
+    /// Token ids of the model's own vocabulary.
+    Tokens(Vec<u32>),
+}
+
+/// What came of a call.
+pub struct Answer {
+    /// One vector an input, in order.
+    pub vectors: Vec<Vec<f32>>,
+    /// Tokens of all inputs, specials included.
+    pub tokens: usize,
+    /// The served name that answered.
+    pub model: String,
+}
+
+/// Texts that one blocking task tokenizes.
+const CHUNK: usize = 64;
+
+/// Runs a call.
+pub async fn embed(app: &App, call: Call) -> Result<Answer> {
+    let serving = app.serving()?;
+    let inputs_max = app.config.limits.max_inputs;
+    if call.inputs.is_empty() {
+        return Err(Error::invalid("input", "'input' must not be empty."));
+    }
+    if call.inputs.len() > inputs_max {
+        let message = format!("'input' has {} elements; at most {inputs_max} are allowed.", call.inputs.len());
+        return Err(Error::invalid("input", message));
+    }
+    let model = call.names.model(&serving.registry)?;
+    let leases = call.names.leases(&serving.registry, &model, call.inputs.len())?;
+    check_dimensions(&leases, call.dimensions)?;
+    let began = Instant::now();
+    let ids = tokenize(call.inputs, &leases, call.reading).await?;
+    telemetry::tokenized(began.elapsed());
+
+    let tokens = ids.iter().map(Vec::len).sum();
+    let mut admission = serving.engine.admit(tokens)?;
+    let mut replies = Vec::with_capacity(ids.len());
+    for (ids, lease) in ids.into_iter().zip(&leases) {
+        let sequence = Sequence { ids, target: lease.target.clone() };
+        replies.push(serving.engine.submit(sequence, &mut admission)?);
+    }
+    let mut vectors = Vec::with_capacity(replies.len());
+    for reply in replies {
+        let Embedding { vector, .. } = reply.await.map_err(|_| Error::Unavailable("shutting down"))??;
+        vectors.push(finish(vector, call.dimensions, call.normalize));
+    }
+    Ok(Answer { vectors, tokens, model: model.target.label.clone() })
+}
+
+impl Names {
+    /// The base or adapter that the request as a whole names.
+    fn model(&self, registry: &Registry) -> Result<Lease> {
+        let mut adapters = self.adapters.iter();
+        let wanted = adapters.next();
+        if let Some((place, name)) = wanted
+            && let Some((other_place, other)) = adapters.find(|(_, other)| other != name)
+        {
+            let message = format!("{place} names the adapter '{name}', but {other_place} names '{other}'.");
+            return Err(Error::invalid("adapter", message));
+        }
+        match (self.model.as_deref(), wanted) {
+            (None, None) => Err(Error::invalid("model", "You must provide a 'model' parameter.")),
+            (None, Some((_, adapter))) => registry.find(adapter),
+            (Some(model), None) => registry.find(model),
+            (Some(model), Some((place, adapter))) => combine(registry, &registry.find(model)?, place, adapter),
+        }
+    }
+
+    /// One lease an input.
+    fn leases(&self, registry: &Registry, model: &Lease, inputs: usize) -> Result<Vec<Lease>> {
+        let Some(by_input) = &self.by_input else { return Ok(vec![model.clone(); inputs]) };
+        if by_input.len() != inputs {
+            let message = format!("'adapters' has {} elements for {inputs} inputs.", by_input.len());
+            return Err(Error::invalid("adapters", message));
+        }
+        let lease = |(index, adapter): (usize, &Option<String>)| match adapter {
+            Some(adapter) => combine(registry, model, &format!("adapters[{index}]"), adapter),
+            None => Ok(model.clone()),
+        };
+        by_input.iter().enumerate().map(lease).collect()
+    }
+}
+
+/// A base and an adapter of it; an adapter and itself.
+fn combine(registry: &Registry, model: &Lease, place: &str, adapter: &str) -> Result<Lease> {
+    match &model.parent {
+        Some(base) if model.name == adapter || format!("{base}:{}", model.name) == adapter => Ok(model.clone()),
+        Some(_) => {
+            let message = format!("The model is the adapter '{}', but {place} names '{adapter}'.", model.name);
+            Err(Error::invalid("adapter", message))
+        }
+        None => {
+            let name = adapter.strip_prefix(&format!("{}:", model.name)).unwrap_or(adapter);
+            registry.on(&model.name, name).ok_or_else(|| Error::UnknownModel(format!("{}:{name}", model.name)))
+        }
+    }
+}
+
+fn check_dimensions(leases: &[Lease], dimensions: Option<usize>) -> Result<()> {
+    let Some(wanted) = dimensions else { return Ok(()) };
+    let of = |lease: &Lease| lease.target.pipeline.dimension(lease.target.model.spec().hidden);
+    let smallest = leases.iter().map(of).min().unwrap_or_default();
+    if (1..=smallest).contains(&wanted) {
+        return Ok(());
+    }
+    Err(Error::invalid("dimensions", format!("'dimensions' must be between 1 and {smallest}, got {wanted}.")))
+}
+
+/// Token ids of every input, made on blocking threads, in order.
+async fn tokenize(inputs: Vec<Input>, leases: &[Lease], reading: Reading) -> Result<Vec<Vec<u32>>> {
+    let (count, reading) = (inputs.len(), Arc::new(reading));
+    let mut work = inputs.into_iter().zip(leases.iter().cloned()).enumerate();
+    let mut tasks = Vec::new();
+    loop {
+        let chunk: Vec<(usize, (Input, Lease))> = work.by_ref().take(CHUNK).collect();
+        if chunk.is_empty() {
+            break;
+        }
+        let reading = reading.clone();
+        tasks.push(tokio::task::spawn_blocking(move || {
+            let read = |(index, (input, lease)): (usize, (Input, Lease))| {
+                let param = if count == 1 { "input".to_owned() } else { format!("input[{index}]") };
+                match input {
+                    Input::Text(text) => lease.text.encode(&text, &reading, &param),
+                    Input::Tokens(ids) => {
+                        let vocabulary = lease.target.model.spec().embedding.word.rows;
+                        lease.text.check(ids, vocabulary, &reading, &param)
+                    }
+                }
+            };
+            chunk.into_iter().map(read).collect::<Result<Vec<_>>>()
+        }));
+    }
+    let mut ids = Vec::with_capacity(count);
+    for task in tasks {
+        ids.extend(task.await.map_err(|e| Error::Internal(format!("tokenizing: {e}")))??);
+    }
+    Ok(ids)
+}
+
+/// Leading dimensions and unit length, in this order, as OpenAI's `dimensions` means it.
+fn finish(mut vector: Vec<f32>, dimensions: Option<usize>, normalize: bool) -> Vec<f32> {
+    if let Some(dimensions) = dimensions {
+        vector.truncate(dimensions);
+    }
+    if normalize {
+        let length = vector.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt().max(1e-12);
+        vector.iter_mut().for_each(|v| *v = (f64::from(*v) / length) as f32);
+    }
+    vector
+}
+
+/// Runs work on a blocking thread where there is much of it, at once where a hop would cost more.
+pub async fn off_async_threads<T: Send + 'static>(
+    bytes: usize,
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    const WORTH_A_HOP_BYTES: usize = 256 << 10;
+    if bytes < WORTH_A_HOP_BYTES {
+        return work();
+    }
+    tokio::task::spawn_blocking(work).await.map_err(|e| Error::Internal(format!("blocking task: {e}")))?
+}

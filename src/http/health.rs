@@ -1,0 +1,17 @@
+//! GET /health: 200 once everything is loaded, until draining begins.
+
+use super::App;
+use super::error::openai_error;
+use axum::Json;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use serde_json::json;
+use std::sync::Arc;
+
+/// Whether requests would be answered now.
+pub async fn health(State(app): State<Arc<App>>) -> Response {
+    match app.serving() {
+        Ok(_) => Json(json!({"status": "ok"})).into_response(),
+        Err(error) => openai_error(&error),
+    }
+}

@@ -1,0 +1,180 @@
+//! The HTTP face: routes, layers and what handlers share. Nothing outside this folder names axum or a status code.
+
+mod body;
+mod embed;
+mod error;
+mod health;
+mod metrics;
+mod models;
+mod openai;
+mod output;
+
+pub use embed::{Call, Input, Names, embed};
+
+use crate::config::Config;
+use crate::engine::{Engine, Limits};
+use crate::error::{Error, Result};
+use crate::hub::Hub;
+use crate::registry::Registry;
+use axum::Router;
+use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::Response;
+use axum::routing::{MethodRouter, get, post};
+use error::openai_error;
+use std::future::Future;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::thread::JoinHandle;
+use std::time::Duration;
+use subtle::ConstantTimeEq;
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tower::ServiceBuilder;
+use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::request_id::{MakeRequestUuid, PropagateRequestIdLayer, SetRequestIdLayer};
+use tower_http::trace::TraceLayer;
+
+/// What every handler shares.
+pub struct App {
+    /// The configuration.
+    pub config: Config,
+    serving: OnceLock<Serving>,
+    draining: AtomicBool,
+    requests: Semaphore,
+}
+
+/// What is there once loading is done.
+pub struct Serving {
+    /// Names.
+    pub registry: Registry,
+    /// The queue.
+    pub engine: Engine,
+}
+
+impl Serving {
+    /// Loads the registry, starts the engine, and runs each base once, so that the first request finds it warm. The
+    /// thread ends once the serving is dropped and its queue is empty.
+    pub fn load(config: &Config, hub: &Hub) -> Result<(Self, JoinHandle<()>)> {
+        let registry = Registry::load(config, hub)?;
+        let (engine, worker) = Engine::start(Limits {
+            batch_tokens_max: config.limits.max_batch_tokens,
+            queued_tokens_max: config.limits.max_queued_tokens,
+            threads: config.server.threads,
+        })?;
+        registry.warm_up(&engine)?;
+        Ok((Self { registry, engine }, worker))
+    }
+}
+
+impl App {
+    /// An app that is still loading.
+    pub fn new(config: Config) -> Self {
+        let requests = Semaphore::new(config.limits.max_concurrent_requests.min(Semaphore::MAX_PERMITS));
+        Self { config, serving: OnceLock::new(), draining: AtomicBool::new(false), requests }
+    }
+
+    /// Loading is done.
+    pub fn ready(&self, serving: Serving) {
+        // A second call would be a bug of ours; the first keeps serving.
+        let first = self.serving.set(serving).is_ok();
+        debug_assert!(first, "ready once");
+    }
+
+    /// From here on new work is refused.
+    pub fn drain(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// What is served, or why nothing is.
+    pub fn serving(&self) -> Result<&Serving> {
+        if self.draining.load(Ordering::Relaxed) {
+            return Err(Error::Unavailable("shutting down"));
+        }
+        self.serving.get().ok_or(Error::Unavailable("loading"))
+    }
+
+    /// Embedding requests under way.
+    fn running(&self) -> usize {
+        self.config.limits.max_concurrent_requests.saturating_sub(self.requests.available_permits())
+    }
+}
+
+/// Every path and what answers it.
+fn routes() -> Vec<(&'static str, MethodRouter<Arc<App>>)> {
+    vec![
+        ("/v1/embeddings", post(openai::embeddings)),
+        ("/embeddings", post(openai::embeddings)),
+        ("/a/{adapter}/v1/embeddings", post(openai::embeddings)),
+        ("/a/{adapter}/embeddings", post(openai::embeddings)),
+        ("/v1/models", get(models::list)),
+        ("/v1/models/{*id}", get(models::one)),
+        ("/health", get(health::health)),
+        ("/metrics", get(metrics::metrics)),
+    ]
+}
+
+/// The paths that the server answers, in axum's notation.
+pub fn paths() -> Vec<&'static str> {
+    routes().into_iter().map(|(path, _)| path).collect()
+}
+
+/// The whole service.
+pub fn router(app: Arc<App>) -> Router {
+    let routes = routes().into_iter().fold(Router::new(), |router, (path, method)| router.route(path, method));
+    let layers = ServiceBuilder::new()
+        .layer(SetRequestIdLayer::x_request_id(MakeRequestUuid))
+        .layer(PropagateRequestIdLayer::x_request_id())
+        .layer(TraceLayer::new_for_http().make_span_with(span))
+        .layer(CatchPanicLayer::custom(error::panicked))
+        .layer(DefaultBodyLimit::max(app.config.limits.max_body_bytes))
+        .layer(from_fn_with_state(app.clone(), authorize));
+    routes
+        .fallback(error::no_such_path)
+        .method_not_allowed_fallback(error::no_such_method)
+        .layer(layers)
+        .with_state(app)
+}
+
+/// Serves until `shutdown` is done and the requests under way are answered, or the drain's deadline has passed.
+pub async fn serve(
+    listener: TcpListener,
+    app: Arc<App>,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> std::io::Result<()> {
+    let (told, mut drained) = tokio::sync::watch::channel(());
+    let deadline = Duration::from_secs(app.config.server.drain_timeout_s);
+    let signal = async move {
+        shutdown.await;
+        drop(told);
+    };
+    let serving = axum::serve(listener, router(app)).with_graceful_shutdown(signal).into_future();
+    let cut_off = async {
+        // The sender is dropped once shutdown begins.
+        while drained.changed().await.is_ok() {}
+        tokio::time::sleep(deadline).await;
+    };
+    tokio::select! {
+        ended = serving => ended,
+        () = cut_off => {
+            tracing::warn!(seconds = deadline.as_secs(), "drain timed out, requests under way are cut off");
+            Ok(())
+        }
+    }
+}
+
+fn span<B>(request: &axum::http::Request<B>) -> tracing::Span {
+    let id = request.headers().get("x-request-id").and_then(|id| id.to_str().ok()).unwrap_or_default();
+    tracing::info_span!("request", method = %request.method(), path = request.uri().path(), id)
+}
+
+/// Lets through who knows the API key, and everyone where there is none, and to /health.
+async fn authorize(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    let key = app.config.server.api_key.as_bytes();
+    let header = request.headers().get("authorization").map(|value| value.as_bytes());
+    let given = header.and_then(|value| value.strip_prefix(b"Bearer ")).unwrap_or_default();
+    if key.is_empty() || request.uri().path() == "/health" || bool::from(given.ct_eq(key)) {
+        return next.run(request).await;
+    }
+    openai_error(&Error::Unauthorized)
+}
