@@ -59,9 +59,10 @@ impl Registry {
     pub fn warm_up(&self, engine: &Engine) -> Result<()> {
         for base in self.served.iter().filter(|served| served.parent.is_none()) {
             let ids = base.text.encode("warm up", &Reading::default(), "warm-up")?;
-            let mut admission = engine.admit(ids.len())?;
-            let reply = engine.submit(Sequence { ids, target: base.target.clone() }, &mut admission)?;
-            reply.blocking_recv().map_err(|_| Error::Internal("the worker is gone".into()))??;
+            let admission = engine.admit(ids.len())?;
+            for reply in engine.submit(vec![Sequence { ids, target: base.target.clone() }], admission)? {
+                reply.blocking_recv().map_err(|_| Error::Internal("the worker is gone".into()))??;
+            }
         }
         Ok(())
     }

@@ -42,7 +42,8 @@ async fn alone_is_together_and_mixed_is_separate() {
         let names = [None, Some("lora-attention"), Some("lora-all"), Some("rslora-patterns")];
         let inputs: Vec<&String> = texts.iter().flat_map(|text| [text; 4]).collect();
         let adapters: Vec<_> = texts.iter().flat_map(|_| names).collect();
-        let body = json!({"model": "base", "adapters": adapters, "input": inputs, "normalize": false, "truncate": true});
+        let body =
+            json!({"model": "base", "adapters": adapters, "input": inputs, "normalize": false, "truncate": true});
         let (status, reply) = door.ask(body).await;
         assert_eq!(status, 200, "{reply}");
         for (row, (text, name)) in embeddings(&reply).into_iter().zip(inputs.iter().zip(&adapters)) {

@@ -111,7 +111,7 @@ fn bind(
             false => Err(fail(format!("tensor '{}' is not finite", checkpoint.name_in_file(name)))),
         }
     };
-    let a = take(a, [rank, inputs])?;
-    let b = (take(b, [outputs, rank])? * config.scale(module))?;
+    let a = take(a, [rank, inputs])?.t()?.contiguous()?;
+    let b = (take(b, [outputs, rank])?.t()?.contiguous()? * config.scale(module))?;
     Ok(Some((site, Delta::LowRank { a, b })))
 }

@@ -54,7 +54,7 @@ pub struct Limits {
 
 /// The way in to a device. Dropping it ends the worker once the queue is empty.
 pub struct Engine {
-    jobs: mpsc::Sender<Job>,
+    jobs: mpsc::Sender<Vec<Job>>,
     permits: Arc<Semaphore>,
     capacity: usize,
     /// Tokens a second of late, to tell a refused caller when to come back.
@@ -66,6 +66,9 @@ pub struct Admission {
     permit: OwnedSemaphorePermit,
     since: Instant,
 }
+
+/// Where a sequence's vector arrives.
+pub type Receiver = oneshot::Receiver<Result<Embedding>>;
 
 /// A sequence in the queue. Dropping it frees its place.
 struct Job {
@@ -96,20 +99,21 @@ impl Engine {
         }
     }
 
-    /// Queues one of an admission's sequences; its vector arrives at the receiver. Dropping the receiver takes the
-    /// sequence out of the queue.
-    pub fn submit(
-        &self,
-        sequence: Sequence,
-        admission: &mut Admission,
-    ) -> Result<oneshot::Receiver<Result<Embedding>>> {
-        let tokens = sequence.ids.len().min(admission.permit.num_permits());
-        let permit = admission.permit.split(tokens).expect("no more than it has");
-        let (reply, receiver) = oneshot::channel();
-        let job = Job { sequence, reply, since: admission.since, _permit: permit };
-        // Every job holds a permit and the channel is as long as there are permits, so only its end can fail this.
-        self.jobs.try_send(job).map_err(|_| Error::Unavailable("shutting down"))?;
-        Ok(receiver)
+    /// Queues an admission's sequences, all at once so that they can share a batch; the vector of each arrives at its
+    /// receiver. Dropping a receiver takes its sequence out of the queue.
+    pub fn submit(&self, sequences: Vec<Sequence>, admission: Admission) -> Result<Vec<Receiver>> {
+        let Admission { mut permit, since } = admission;
+        let (mut jobs, mut receivers) = (Vec::with_capacity(sequences.len()), Vec::with_capacity(sequences.len()));
+        for sequence in sequences {
+            let tokens = sequence.ids.len().min(permit.num_permits());
+            let permit = permit.split(tokens).expect("it is no more than there is");
+            let (reply, receiver) = oneshot::channel();
+            jobs.push(Job { sequence, reply, since, _permit: permit });
+            receivers.push(receiver);
+        }
+        // Every message holds a permit and the channel is as long as there are permits, so only its end can fail this.
+        self.jobs.try_send(jobs).map_err(|_| Error::Unavailable("shutting down"))?;
+        Ok(receivers)
     }
 
     /// Tokens admitted and not yet answered.

@@ -12,7 +12,7 @@ use std::time::Instant;
 use tokio::sync::mpsc;
 
 pub struct Worker {
-    queue: mpsc::Receiver<Job>,
+    queue: mpsc::Receiver<Vec<Job>>,
     waiting: VecDeque<Job>,
     limits: Limits,
     tokens_per_second: Arc<AtomicU64>,
@@ -20,7 +20,7 @@ pub struct Worker {
 }
 
 impl Worker {
-    pub fn new(queue: mpsc::Receiver<Job>, limits: Limits, tokens_per_second: Arc<AtomicU64>) -> Result<Self> {
+    pub fn new(queue: mpsc::Receiver<Vec<Job>>, limits: Limits, tokens_per_second: Arc<AtomicU64>) -> Result<Self> {
         let threads = ThreadPoolBuilder::new().num_threads(limits.threads).thread_name(|i| format!("compute-{i}"));
         let threads = threads.build().map_err(|e| Error::Internal(format!("cannot start compute threads: {e}")))?;
         Ok(Self { queue, waiting: VecDeque::new(), limits, tokens_per_second, threads })
@@ -38,15 +38,15 @@ impl Worker {
     /// Waits for work; false when none will come. Jobs whose caller has gone are dropped here.
     fn receive(&mut self) -> bool {
         loop {
-            while let Ok(job) = self.queue.try_recv() {
-                self.waiting.push_back(job);
+            while let Ok(jobs) = self.queue.try_recv() {
+                self.waiting.extend(jobs);
             }
             self.waiting.retain(|job| !job.reply.is_closed());
             if !self.waiting.is_empty() {
                 return true;
             }
             match self.queue.blocking_recv() {
-                Some(job) => self.waiting.push_back(job),
+                Some(jobs) => self.waiting.extend(jobs),
                 None => return false,
             }
         }

@@ -75,12 +75,9 @@ pub async fn embed(app: &App, call: Call) -> Result<Answer> {
     telemetry::tokenized(began.elapsed());
 
     let tokens = ids.iter().map(Vec::len).sum();
-    let mut admission = serving.engine.admit(tokens)?;
-    let mut replies = Vec::with_capacity(ids.len());
-    for (ids, lease) in ids.into_iter().zip(&leases) {
-        let sequence = Sequence { ids, target: lease.target.clone() };
-        replies.push(serving.engine.submit(sequence, &mut admission)?);
-    }
+    let admission = serving.engine.admit(tokens)?;
+    let sequence = |(ids, lease): (Vec<u32>, &Lease)| Sequence { ids, target: lease.target.clone() };
+    let replies = serving.engine.submit(ids.into_iter().zip(&leases).map(sequence).collect(), admission)?;
     let mut vectors = Vec::with_capacity(replies.len());
     for reply in replies {
         let Embedding { vector, .. } = reply.await.map_err(|_| Error::Unavailable("shutting down"))??;

@@ -68,7 +68,7 @@ impl Output {
 
 /// The one of 256 levels between -1 and 1 that an element falls on.
 fn level(value: f32) -> u8 {
-    ((value.clamp(-1.0, 1.0) + 1.0) / (2.0 / 255.0)) as u8
+    ((value.clamp(-1.0, 1.0) + 1.0) * (255.0 / 2.0)) as u8
 }
 
 /// One bit a dimension, set where it is not negative; the last byte is filled with zeros.

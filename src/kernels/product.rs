@@ -1,16 +1,18 @@
-//! Matrix products: `x W^T + b`, and the same added in place to a window of a larger matrix.
-//! The arithmetic is the `gemm` crate's; this file is the only one that calls it.
+//! Matrix products: `x W + b`, and the same added in place to a window of a larger matrix.
+//! The arithmetic is the `gemm` crate's; this file is the only one that calls it. Weights lie `[in, out]`, not as
+//! checkpoints have them: with `[out, in]` gemm takes another summation order for small batches, and a row's result
+//! would depend on how many rows go with it.
 #![expect(unsafe_code, reason = "gemm takes raw pointers")]
 
 use super::view::{Matrix, MatrixMut, Rows, with_dense};
 use candle_core::{CpuStorage, CustomOp2, InplaceOp3, Layout, Result, Shape, Tensor, bail};
 
-/// `x [rows, in]`, `weight [out, in]`, `bias [out]` -> `x weight^T + bias`, `[rows, out]`.
+/// `x [rows, in]`, `weight [in, out]`, `bias [out]` -> `x weight + bias`, `[rows, out]`.
 pub fn product(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     x.apply_op2_no_bwd(weight, &Product { bias })
 }
 
-/// `y += x weight^T` in place; `y [rows, out]` may be a window of a larger tensor.
+/// `y += x weight` in place; `y [rows, out]` may be a window of a larger tensor.
 pub fn add_product(y: &Tensor, x: &Tensor, weight: &Tensor) -> Result<()> {
     y.inplace_op3(x, weight, &AddProduct)
 }
@@ -26,14 +28,14 @@ impl CustomOp2 for Product<'_> {
 
     fn cpu_fwd(&self, x: &CpuStorage, x_l: &Layout, w: &CpuStorage, w_l: &Layout) -> Result<(CpuStorage, Shape)> {
         let (x, weight) = (matrix(x, x_l)?, matrix(w, w_l)?);
-        let (rows, columns) = (x.rows, weight.rows);
+        let (rows, columns) = (x.rows, weight.columns);
         let mut y = vec![0f32; rows * columns];
         with_dense(self.bias, |bias| {
             if let Some(bias) = bias {
                 y.chunks_exact_mut(columns).for_each(|row| row.copy_from_slice(bias));
             }
             let target = MatrixMut { data: &mut y, rows, columns, row_stride: columns };
-            multiply(target, bias.is_some(), x, weight.transposed(), gemm::Parallelism::Rayon(0));
+            multiply(target, bias.is_some(), x, weight, gemm::Parallelism::Rayon(0));
             Ok(())
         })?;
         Ok((CpuStorage::F32(y), Shape::from((rows, columns))))
@@ -61,7 +63,7 @@ impl InplaceOp3 for AddProduct {
             bail!("add_product needs an f32 window with dense rows, got {y_l:?}")
         };
         let target = MatrixMut { data: &mut data[y_l.start_offset()..], rows, columns, row_stride };
-        multiply(target, true, x, weight.transposed(), gemm::Parallelism::Rayon(0));
+        multiply(target, true, x, weight, gemm::Parallelism::Rayon(0));
         Ok(())
     }
 }
@@ -131,8 +133,8 @@ mod tests {
 
     #[test]
     fn product_is_candles_matmul_plus_bias() {
-        let (x, w, b) = (random((13, 40)), random((70, 40)), random((1, 70)).squeeze(0).unwrap());
-        let plain = x.matmul(&w.t().unwrap()).unwrap();
+        let (x, w, b) = (random((13, 40)), random((40, 70)), random((1, 70)).squeeze(0).unwrap());
+        let plain = x.matmul(&w).unwrap();
         assert!(difference(&product(&x, &w, None).unwrap(), &plain) < 1e-5);
         let plain = plain.broadcast_add(&b).unwrap();
         assert!(difference(&product(&x, &w, Some(&b)).unwrap(), &plain) < 1e-5);
@@ -140,24 +142,34 @@ mod tests {
 
     #[test]
     fn add_product_changes_its_window_and_nothing_else() {
-        let (y, x, w) = (random((9, 30)), random((4, 6)), random((10, 6)));
+        let (y, x, w) = (random((9, 30)), random((4, 6)), random((6, 10)));
         let before = y.copy().unwrap();
         add_product(&y.narrow(0, 3, 4).unwrap().narrow(1, 20, 10).unwrap(), &x, &w).unwrap();
         let change = (y - before).unwrap();
-        let plain = x.matmul(&w.t().unwrap()).unwrap();
+        let plain = x.matmul(&w).unwrap();
         let plain = plain.pad_with_zeros(0, 3, 2).unwrap().pad_with_zeros(1, 20, 0).unwrap();
         assert!(difference(&change, &plain) < 1e-5);
     }
 
     #[test]
+    fn a_row_does_not_depend_on_how_many_go_with_it() {
+        let (x, w) = (random((200, 384)), random((384, 96)));
+        let together = product(&x, &w, None).unwrap();
+        for rows in [2, 3, 7, 30, 64] {
+            let alone = product(&x.narrow(0, 100, rows).unwrap(), &w, None).unwrap();
+            assert_eq!(difference(&alone, &together.narrow(0, 100, rows).unwrap()), 0.0, "{rows} rows");
+        }
+    }
+
+    #[test]
     fn a_product_over_nothing_is_the_bias() {
-        let (x, w, b) = (random((0, 4)), random((3, 4)), random((1, 3)).squeeze(0).unwrap());
+        let (x, w, b) = (random((0, 4)), random((4, 3)), random((1, 3)).squeeze(0).unwrap());
         assert_eq!(product(&x, &w, Some(&b)).unwrap().dims(), [0, 3]);
     }
 
     #[test]
     #[should_panic(expected = "shapes of a product")]
     fn shapes_that_do_not_fit_are_refused() {
-        let _ = product(&random((2, 4)), &random((3, 5)), None);
+        let _ = product(&random((2, 4)), &random((5, 3)), None);
     }
 }

@@ -53,11 +53,11 @@ impl Sites {
 /// How an adapter changes the output of one site.
 #[derive(Clone, Debug)]
 pub enum Delta {
-    /// `y += b (a x)`, the scale already in `b`.
+    /// `y += (x a) b`, the scale already in `b`.
     LowRank {
-        /// `[rank, in]`.
+        /// `[in, rank]`.
         a: Tensor,
-        /// `[out, rank]`.
+        /// `[rank, out]`.
         b: Tensor,
     },
 }
@@ -73,7 +73,7 @@ impl Delta {
     /// Rank of its update.
     pub fn rank(&self) -> usize {
         match self {
-            Self::LowRank { a, .. } => a.dims()[0],
+            Self::LowRank { a, .. } => a.dims()[1],
         }
     }
 

@@ -70,7 +70,9 @@ impl Door {
         let (endpoint, offline) = (config.hub.endpoint.clone(), config.hub.offline);
         let hub = Hub::new(HubConfig { home, token: None, endpoint, offline })?;
         let app = Arc::new(App::new(config));
-        let (serving, _worker) = Serving::load(&app.config, &hub)?;
+        // Loading blocks, and must not on an async thread.
+        let load = || Serving::load(&app.config, &hub);
+        let (serving, _worker) = std::thread::scope(|scope| scope.spawn(load).join()).unwrap()?;
         app.ready(serving);
         veneer::telemetry::metrics();
         Ok(Self { router: veneer::http::router(app.clone()), app })

@@ -7,9 +7,9 @@ use crate::model::delta::{Plan, Site};
 use crate::model::spec::Projection;
 use candle_core::Tensor;
 
-/// `x W^T + b`, plus the deltas of the batch's adapters.
+/// `x W + b`, plus the deltas of the batch's adapters.
 pub struct Linear {
-    /// `[out, in]`.
+    /// `[in, out]`.
     weight: Tensor,
     /// `[out]`.
     bias: Option<Tensor>,
@@ -22,14 +22,14 @@ impl Linear {
     pub fn load(spec: &Projection, loader: &mut Loader) -> Result<Self> {
         let (mut weights, mut biases, mut sites, mut start) = (Vec::new(), Vec::new(), Vec::new(), 0);
         for part in &spec.parts {
-            weights.push(loader.tensor(&part.path, "weight", &[part.rows, spec.columns])?);
+            weights.push(loader.tensor(&part.path, "weight", &[part.rows, spec.columns])?.t()?);
             if spec.bias {
                 biases.push(loader.tensor(&part.path, "bias", &[part.rows])?);
             }
             sites.push((loader.sites.add(&part.path, [part.rows, spec.columns]), start, part.rows));
             start += part.rows;
         }
-        let weight = Tensor::cat(&weights, 0)?;
+        let weight = Tensor::cat(&weights, 1)?.contiguous()?;
         let bias = if spec.bias { Some(Tensor::cat(&biases, 0)?) } else { None };
         Ok(Self { weight, bias, sites })
     }
