@@ -1,4 +1,71 @@
-//! x
+//! **veneer** serves sentence-embedding models over HTTP, with any number of PEFT adapters laid over each base model like
+//! a veneer on solid wood. A request names a base or an adapter; texts for different adapters share one packed batch,
+//! one copy of the base weights and one pass through the device. What it returns is what sentence-transformers with
+//! PEFT would return.
+//!
+//! # Words
+//! *Request*, *input* (one text of a request), *sequence* (its tokens), *batch* (packed sequences), *segment* (the rows
+//! of one adapter in a batch), *base*, *adapter*, *site* (a module an adapter changes, named by its checkpoint path),
+//! *rank*, *scale*, *delta* (the change at one site), *checkpoint*, *family* (an architecture's spec and names), *spec*,
+//! *hidden states*, *pooling*, *pipeline* (what follows the transformer), *registry*, *lease* (a request's hold on what
+//! it was resolved to), *worker*, *permit*.
+//!
+//! # The house
+//! From the top; an arrow of knowledge only ever goes down. `tests/tidy.rs` holds it.
+//!
+//! | room | what it holds |
+//! |---|---|
+//! | `main.rs`, `once.rs` | the binary: arguments to configuration to telemetry to serving to draining; what runs once |
+//! | [`cli`] | subcommands, and a flag for every key of the configuration |
+//! | [`http`] | the only place that names axum or a status code: routes, layers, [`http::embed`] and one file a dialect |
+//! | [`registry`] | names to (base, adapter, pipeline, text); how all of it is loaded |
+//! | [`engine`] | the queue, the batcher (pure), the worker: the one thread that owns a device |
+//! | [`adapters`] | PEFT files to deltas; everything binds or the load fails |
+//! | [`text`] | prompts, tokenizers, limits, truncation |
+//! | [`hub`] | a folder or a Hub `repo@revision` to files |
+//! | [`model`] | a folder to a model; a packed batch to vectors. Knows no text, HTTP, queue or PEFT file |
+//! | [`kernels`] | the operations, a fast twin and a plain one each; the only unsafe but for mapped weights |
+//! | [`config`], [`error`], [`folder`], [`telemetry`] | leaves |
+//!
+//! # One request
+//! 1. `http/openai.rs` parses the body into a [`http::Call`]; what is wrong with it is refused here.
+//! 2. [`registry::Registry::find`] turns the name into a lease before anything is queued: unknown is 404, never a
+//!    silent base vector.
+//! 3. [`text::Text::encode`] tokenizes on blocking threads.
+//! 4. [`engine::Engine::admit`] takes permits, one a token; a full queue is 429.
+//! 5. The worker takes what waits for the oldest sequence's model, up to `max_batch_tokens`, and sorts it so that each
+//!    adapter is one row range. No timer: while the device computes, the queue fills, and that is the batching.
+//! 6. [`model::Model::embed`]: one pass of the transformer over packed rows, no padding; each site adds its deltas to
+//!    the rows of the adapters that have one.
+//! 7. Pipelines by segment, one copy to the host, one reply a sequence; the handler joins them in input order.
+//!
+//! # Invariants
+//! - **Packed always.** Hidden states are `[tokens, hidden]` plus sequence offsets. There is no padded path.
+//! - **One transformer.** An architecture is a [`model::Spec`], plain data. Nothing after `model/families` asks which.
+//! - **One linear.** Its weight is stacked from checkpoint modules, each a site; separate q, k, v and a fused qkv are
+//!   the same thing, always one product.
+//! - **Site = checkpoint path.** Every tensor of an adapter is consumed once and every A has its B, or the load fails
+//!   and names what was left over. The same holds for a base's own tensors.
+//! - **Base traffic pays nothing.** Rows without an adapter are not in a batch's [`model::Plan`].
+//! - **Alone = together** within 1e-6, and a base's vectors are bit-identical whatever adapters ran before.
+//! - **Refuse what is not understood.** Never a 200 with a wrong vector; a vector that is not finite is a 500.
+//! - **Every queue, body, batch and wait has a bound**, and it is in `config/default.toml`.
+//! - Only `main.rs` reads the environment and the arguments. `model` never imports `adapters`.
+//!
+//! # How to add a family
+//! Write `model/families/<name>.rs`: a serde `Config` of the keys of config.json that the architecture reads, and
+//! `Family::spec`, which turns them into a [`model::Spec`] with every module's checkpoint path, and says which modules
+//! are idle (in checkpoints, never run). Refuse key values that are not supported. Name it in the table of
+//! `families/mod.rs`. Add it to `tests/fixtures/generate.py` and to `FAMILIES` in `tests/support`: golden, mixed-batch
+//! and adapter tests then cover it. Where the spec lacks something, add a field or one enum arm to `model/spec.rs` and
+//! its meaning to one file of `model/layers`.
+//!
+//! # Absent on purpose
+//! - A padded batch, a merged copy of a model, a timer in the batcher, a lock around a model.
+//! - CUDA and half precision (the configuration names them, start-up refuses them), other PEFT types than LoRA, modules
+//!   after pooling other than Normalize, loading adapters while serving: not built yet, and refused by name.
+//! - `folder` is a leaf, not part of `hub`, because models, adapters and tokenizers read folders and know no Hub.
+
 pub mod adapters;
 pub mod cli;
 pub mod config;

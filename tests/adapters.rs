@@ -1,0 +1,259 @@
+//! What an adapter's files may say, and the refusals: each names the file and the cause.
+
+mod support;
+
+use safetensors::tensor::{Dtype, SafeTensors, TensorView, serialize_to_file};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use support::{Door, config, fixture, gap, named, read, rows};
+use tempfile::TempDir;
+
+type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
+
+/// A copy of a fixture adapter that a test breaks.
+struct Broken {
+    folder: TempDir,
+}
+
+impl Broken {
+    fn copy(fixture_name: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        copy(&fixture(fixture_name), folder.path());
+        Self { folder }
+    }
+
+    /// Changes adapter_config.json.
+    fn config(self, change: impl FnOnce(&mut Value)) -> Self {
+        let path = self.folder.path().join("adapter_config.json");
+        let mut config = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        change(&mut config);
+        fs::write(path, config.to_string()).unwrap();
+        self
+    }
+
+    /// Changes the tensors.
+    fn tensors(self, change: impl FnOnce(&mut Tensors)) -> Self {
+        let path = self.folder.path().join("adapter_model.safetensors");
+        let bytes = fs::read(&path).unwrap();
+        let parsed = SafeTensors::deserialize(&bytes).unwrap();
+        let floats = |data: &[u8]| data.chunks(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
+        let mut tensors: Tensors =
+            parsed.iter().map(|(name, t)| (name.to_owned(), (t.shape().to_vec(), floats(t.data())))).collect();
+        change(&mut tensors);
+        let bytes: BTreeMap<&String, Vec<u8>> = tensors
+            .iter()
+            .map(|(name, (_, data))| (name, data.iter().flat_map(|v| v.to_le_bytes()).collect()))
+            .collect();
+        let views = tensors.iter().map(|(name, (shape, _))| {
+            (name.clone(), TensorView::new(Dtype::F32, shape.clone(), &bytes[name]).unwrap())
+        });
+        serialize_to_file(views, None, &path).unwrap();
+        self
+    }
+
+    /// Why it does not load on the base of its family.
+    fn refusal(&self, family: &str) -> String {
+        let adapter = format!("broken={}", self.folder.path().display());
+        let config = config(&[named("base", &format!("{family}/base"))], &[adapter], &[]).unwrap();
+        let refusal = Door::with(config).err().expect("it must not load").to_string();
+        assert_eq!(refusal.lines().count(), 1, "{refusal}");
+        refusal
+    }
+
+    fn door(&self, family: &str) -> Door {
+        let adapter = format!("changed={}", self.folder.path().display());
+        Door::open(&[named("base", &format!("{family}/base"))], &[adapter], &[])
+    }
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        match entry.path().is_dir() {
+            true => copy(&entry.path(), &target),
+            false => drop(fs::copy(entry.path(), target).unwrap()),
+        }
+    }
+}
+
+fn assert_says(text: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(text.contains(part), "'{part}' is not in: {text}");
+    }
+}
+
+/// The first tensor's name that ends so.
+fn ending(tensors: &Tensors, end: &str) -> String {
+    tensors.keys().find(|name| name.ends_with(end)).unwrap().clone()
+}
+
+#[test]
+fn a_without_its_b_is_refused_and_named() {
+    let mut lost = String::new();
+    let broken = Broken::copy("bert/lora-attention").tensors(|tensors| {
+        lost = ending(tensors, "lora_B.weight");
+        tensors.remove(&lost);
+    });
+    let a = lost.replace("lora_B", "lora_A");
+    assert_says(&broken.refusal("bert"), &["adapter_model.safetensors", &a, "lora_B"]);
+}
+
+#[test]
+fn any_tensor_that_is_lost_renamed_or_reshaped_is_named() {
+    let names: Vec<String> = {
+        let mut names = Vec::new();
+        Broken::copy("qwen3/lora-all").tensors(|tensors| names.extend(tensors.keys().cloned()));
+        names
+    };
+    for name in names.iter().step_by(5) {
+        let other =
+            if name.contains("lora_A") { name.replace("lora_A", "lora_B") } else { name.replace("lora_B", "lora_A") };
+        let lost = Broken::copy("qwen3/lora-all").tensors(|tensors| drop(tensors.remove(name)));
+        assert_says(&lost.refusal("qwen3"), &[&other]);
+        let renamed = Broken::copy("qwen3/lora-all").tensors(|tensors| {
+            let tensor = tensors.remove(name).unwrap();
+            tensors.insert(name.replace("layers.", "blocks."), tensor);
+        });
+        assert_says(&renamed.refusal("qwen3"), &["adapter_model.safetensors", "lora_"]);
+        let reshaped = Broken::copy("qwen3/lora-all").tensors(|tensors| {
+            let (shape, data) = tensors.get_mut(name).unwrap();
+            shape[0] += 1;
+            data.resize(shape.iter().product(), 0.5);
+        });
+        let module = name.trim_start_matches("base_model.model.").split(".lora_").next().unwrap();
+        assert_says(&reshaped.refusal("qwen3"), &[module]);
+    }
+}
+
+#[test]
+fn a_stray_tensor_is_refused_and_named() {
+    for (name, cause) in [
+        ("base_model.model.encoder.layer.0.attention.self.query.lora_magnitude_vector", "not supported"),
+        ("base_model.model.encoder.layer.9.attention.self.query.lora_A.weight", "lora_B"),
+        ("base_model.model.classifier_of_mine.weight", "not part of a LoRA"),
+    ] {
+        let broken = Broken::copy("bert/lora-attention").tensors(|tensors| {
+            tensors.insert(name.into(), (vec![4, 32], vec![0.1; 128]));
+        });
+        assert_says(&broken.refusal("bert"), &["adapter_model.safetensors", name, cause]);
+    }
+}
+
+#[test]
+fn a_module_that_the_base_lacks_is_refused_and_named() {
+    let broken = Broken::copy("bert/lora-attention").tensors(|tensors| {
+        for half in ["A", "B"] {
+            let from = format!("base_model.model.encoder.layer.0.attention.self.query.lora_{half}.weight");
+            let tensor = tensors.remove(&from).unwrap();
+            tensors.insert(from.replace("layer.0", "layer.7"), tensor);
+        }
+    });
+    assert_says(&broken.refusal("bert"), &["encoder.layer.7.attention.self.query", "no linear module"]);
+}
+
+#[test]
+fn a_hidden_size_that_does_not_fit_is_refused_at_load() {
+    let adapter = named("wide", "minilm/minilm-stsb-r8-qv");
+    let config = config(&[named("base", "bert/base")], &[adapter], &[]).unwrap();
+    let refusal = Door::with(config).err().expect("it must not load").to_string();
+    assert_says(&refusal, &["adapter_model.safetensors", "384", "32"]);
+}
+
+#[test]
+fn weights_that_are_not_finite_are_refused() {
+    let broken = Broken::copy("bert/lora-attention").tensors(|tensors| {
+        let name = ending(tensors, "lora_A.weight");
+        tensors.get_mut(&name).unwrap().1[7] = f32::NAN;
+    });
+    assert_says(&broken.refusal("bert"), &["adapter_model.safetensors", "lora_A.weight", "not finite"]);
+}
+
+#[test]
+fn what_is_not_reproduced_is_refused_by_name() {
+    for (key, value) in [
+        ("peft_type", json!("IA3")),
+        ("use_dora", json!(true)),
+        ("bias", json!("all")),
+        ("lora_bias", json!(true)),
+        ("modules_to_save", json!(["classifier"])),
+        ("trainable_token_indices", json!([1, 2])),
+        ("layer_replication", json!([[0, 1]])),
+        ("init_lora_weights", json!("pissa")),
+        ("init_lora_weights", json!("loftq")),
+        ("use_qalora", json!(true)),
+        ("a_key_of_next_year", json!({"on": true})),
+    ] {
+        let broken = Broken::copy("bert/lora-attention").config(|config| config[key] = value.clone());
+        assert_says(&broken.refusal("bert"), &["adapter_config.json", key]);
+    }
+}
+
+#[test]
+fn ranks_that_disagree_are_refused() {
+    let broken = Broken::copy("bert/lora-attention").config(|config| config["r"] = json!(5));
+    assert_says(&broken.refusal("bert"), &["rank 4", "says 5"]);
+}
+
+#[test]
+fn target_modules_must_agree_with_the_tensors() {
+    let outside = Broken::copy("bert/lora-attention").config(|config| config["target_modules"] = json!(["query"]));
+    assert_says(&outside.refusal("bert"), &["adapter_config.json", "value", "does not name it"]);
+    let more = Broken::copy("bert/lora-attention")
+        .config(|config| config["target_modules"] = json!(["query", "value", "key"]));
+    assert_says(&more.refusal("bert"), &["'key'", "no tensor"]);
+}
+
+#[tokio::test]
+async fn all_spellings_of_target_modules_and_of_prefixes_are_the_same_adapter() {
+    let golden = read("bert/golden.json");
+    let texts: Vec<String> = serde_json::from_value(golden["texts"].clone()).unwrap();
+    for targets in [json!(".*\\.(query|value)"), json!(null), json!("all-linear")] {
+        let changed = Broken::copy("bert/lora-attention").config(|config| config["target_modules"] = targets);
+        let ours = changed.door("bert").vectors("changed", &texts).await;
+        assert!(gap(&ours, &rows(&golden["lora-attention"])) <= 1e-5);
+    }
+    for prefix in [
+        "",
+        "base_model.model.bert.",
+        "base_model.model.base_model.model.",
+        "base_model.model._orig_mod.",
+        "0.auto_model.",
+    ] {
+        let changed = Broken::copy("bert/lora-attention").tensors(|tensors| {
+            *tensors = std::mem::take(tensors)
+                .into_iter()
+                .map(|(name, tensor)| {
+                    (name.replace("base_model.model.", prefix).replace("lora_A.", "lora_A.default."), tensor)
+                })
+                .collect();
+        });
+        let ours = changed.door("bert").vectors("changed", &texts).await;
+        assert!(gap(&ours, &rows(&golden["lora-attention"])) <= 1e-5, "{prefix}");
+    }
+}
+
+#[tokio::test]
+async fn an_adapter_without_its_own_files_reads_as_its_base() {
+    let golden = read("bert/golden.json");
+    let texts: Vec<String> = serde_json::from_value(golden["texts"].clone()).unwrap();
+    let bare = tempfile::tempdir().unwrap();
+    for name in ["adapter_config.json", "adapter_model.safetensors"] {
+        fs::copy(fixture("bert/lora-all").join(name), bare.path().join(name)).unwrap();
+    }
+    let bare = Broken { folder: bare };
+    let ours = bare.door("bert").vectors("changed", &texts).await;
+    assert!(gap(&ours, &rows(&golden["lora-all"])) <= 1e-5);
+}
+
+#[tokio::test]
+async fn the_right_base_is_found_by_shapes_among_several() {
+    let models = [named("bert", "bert/base"), named("qwen", "qwen3/base")];
+    let door = Door::open(&models, &[named("x", "qwen3/lora-all"), named("bert:y", "bert/lora-all")], &[]);
+    let (_, list) = door.get("/v1/models").await;
+    let parents: Vec<&str> = list["data"].as_array().unwrap().iter().filter_map(|m| m["parent"].as_str()).collect();
+    assert_eq!(parents, ["qwen", "bert"]);
+}
