@@ -59,7 +59,7 @@ async fn vectors<'a>(
         dimensions: None,
         normalize: true,
     };
-    Ok(veneer::http::embed(app, call).await?.vectors)
+    Ok(veneer::http::embed(app, app.serving()?, call).await?.vectors)
 }
 
 /// Succeeds where `GET /health` answers 200.

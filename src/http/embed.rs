@@ -1,6 +1,6 @@
 //! The one embedding call that every dialect translates to: validate, resolve, tokenize, submit, join.
 
-use super::App;
+use super::{App, Serving};
 use crate::engine::{Embedding, Sequence};
 use crate::error::{Error, Result};
 use crate::registry::{Lease, Registry};
@@ -56,9 +56,8 @@ pub struct Answer {
 /// Texts that one blocking task tokenizes.
 const CHUNK: usize = 64;
 
-/// Runs a call.
-pub async fn embed(app: &App, call: Call) -> Result<Answer> {
-    let serving = app.serving()?;
+/// Runs a call on what the app served when the request came: one that came before draining began is answered.
+pub async fn embed(app: &App, serving: &Serving, call: Call) -> Result<Answer> {
     let inputs_max = app.config.limits.max_inputs;
     if call.inputs.is_empty() {
         return Err(Error::invalid("input", "'input' must not be empty."));

@@ -136,7 +136,7 @@ async fn answer(
 ) -> std::result::Result<Response, Refusal> {
     let busy = |_| Error::Busy { what: "too many requests are under way", retry_after: Duration::from_secs(1) };
     let _place = app.requests.try_acquire().map_err(busy)?;
-    app.serving()?;
+    let serving = app.serving()?;
     let bytes = Bytes::from_request(request, &()).await.map_err(|rejection| match rejection.status() {
         StatusCode::PAYLOAD_TOO_LARGE => Refusal::TooLarge,
         _ => Refusal::Error(Error::Invalid { param: None, message: format!("{}.", rejection.body_text()) }),
@@ -144,7 +144,7 @@ async fn answer(
     let body: Body = body::json(bytes).await?;
     let (format, dtype) = (body.encoding_format.unwrap_or_default(), body.output_dtype.unwrap_or_default());
     let call = body.call(path, &headers, dtype)?;
-    let answer = embed(app, call).await?;
+    let answer = embed(app, serving, call).await?;
     label.clone_from(&answer.model);
     Ok(reply(answer, dtype, format).await?)
 }

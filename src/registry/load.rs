@@ -69,7 +69,8 @@ impl<'a> Loading<'a> {
         let name = entry.name.clone().unwrap_or_else(|| default_name(&source));
         let base = if adapters::Config::is_in(&folder)? {
             let (base_name, base_root, base_folder) = self.base_of(&folder, entry.base.as_deref(), &name)?;
-            let base = self.base(base_name, &base_root, &base_folder)?;
+            let loaded = self.bases.iter().find(|base| base.path == real_path(&base_folder)).cloned();
+            let base = loaded.map_or_else(|| self.base(base_name, &base_root, &base_folder), Ok)?;
             let adapter = config::Adapter { name, source: entry.source.clone(), base: None };
             self.adapter(&adapter, &folder, &base)?;
             base
@@ -111,12 +112,19 @@ impl<'a> Loading<'a> {
         Ok((base_name, wanted.to_owned(), base_folder))
     }
 
-    /// Loads and serves a base; one that is loaded already is not loaded twice.
+    /// Serves a base, and loads it where it is not loaded under another name.
     fn base(&mut self, name: String, root: &str, folder: &Folder) -> Result<Base> {
-        let path = folder.path().canonicalize().unwrap_or_else(|_| folder.path().to_owned());
-        if let Some(base) = self.bases.iter().find(|base| base.path == path) {
-            return Ok(base.clone());
-        }
+        let path = real_path(folder);
+        let base = match self.bases.iter().find(|base| base.path == path) {
+            Some(loaded) => Base { name, ..loaded.clone() },
+            None => self.load_base(name, path, root, folder)?,
+        };
+        self.serve(&base.name, None, root, None, (base.model.clone(), base.pipeline.clone(), base.text.clone()))?;
+        self.bases.push(base.clone());
+        Ok(base)
+    }
+
+    fn load_base(&mut self, name: String, path: PathBuf, root: &str, folder: &Folder) -> Result<Base> {
         let began = Instant::now();
         let progress = Progress::new(&format!("loading {name}"));
         let model = Arc::new(Model::load(folder, &self.device, &|done, all| progress.at(done, all))?);
@@ -124,12 +132,9 @@ impl<'a> Loading<'a> {
         let pipeline = self.share(Pipeline::of(folder)?.unwrap_or_default());
         let (positions, vocabulary) = (model.spec().tokens_max, model.spec().embedding.word.rows);
         let text = Arc::new(Text::of(folder, None, positions, vocabulary, &mut self.tokenizers)?);
-        let base = Base { name, path, model, pipeline, text };
-        self.serve(&base.name, None, root, None, (base.model.clone(), base.pipeline.clone(), base.text.clone()))?;
-        let (mib, ms) = (base.model.bytes() >> 20, began.elapsed().as_millis() as u64);
-        tracing::info!(model = base.name, root, mib, ms, tokens_max = base.text.tokens_max(), "model loaded");
-        self.bases.push(base.clone());
-        Ok(base)
+        let (mib, ms) = (model.bytes() >> 20, began.elapsed().as_millis() as u64);
+        tracing::info!(model = name, root, mib, ms, tokens_max = text.tokens_max(), "model loaded");
+        Ok(Base { name, path, model, pipeline, text })
     }
 
     /// Loads and serves an adapter of a base.
@@ -240,6 +245,10 @@ fn in_folder(path: &str) -> Result<Vec<config::Adapter>> {
     }
     found.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(found)
+}
+
+fn real_path(folder: &Folder) -> PathBuf {
+    folder.path().canonicalize().unwrap_or_else(|_| folder.path().to_owned())
 }
 
 /// The Hub id, or the folder's own name.
