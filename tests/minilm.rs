@@ -1,0 +1,60 @@
+//! The genuine all-MiniLM-L6-v2 with two trained adapters, against vectors of sentence-transformers + PEFT.
+
+mod support;
+
+use serde_json::{Value, json};
+use std::process::Command;
+use support::{Door, embeddings, gap, named, read, rows};
+
+const ADAPTERS: [&str; 2] = ["minilm-stsb-r8-qv", "minilm-debian-r16-all"];
+
+/// The model, fetched where it is not there yet.
+fn minilm() -> Door {
+    let root = env!("CARGO_MANIFEST_DIR");
+    let fetched = Command::new(format!("{root}/tests/fetch-model")).status().unwrap();
+    assert!(fetched.success(), "tests/fetch-model failed");
+    let adapters = ADAPTERS.map(|name| named(name, &format!("minilm/{name}")));
+    Door::open(&[format!("minilm={root}/target/all-MiniLM-L6-v2")], &adapters, &[])
+}
+
+fn reference(name: &str) -> (Vec<String>, Vec<Vec<f32>>) {
+    let file: Value = read(&format!("minilm/{name}.ref.json"));
+    (serde_json::from_value(file["texts"].clone()).unwrap(), rows(&file["emb"]))
+}
+
+#[tokio::test]
+async fn trained_adapters_are_within_1e5_of_the_oracle_alone_and_mixed() {
+    let door = minilm();
+    let (mut inputs, mut adapters, mut expected) = (Vec::new(), Vec::new(), Vec::new());
+    for name in ADAPTERS {
+        let (texts, oracle) = reference(name);
+        let (ours, base) = (door.vectors(name, &texts).await, door.vectors("minilm", &texts).await);
+        let (error, effect) = (gap(&ours, &oracle), gap(&ours, &base));
+        println!("{name:24} max|diff| {error:.1e}  |adapter - base| {effect:.2}");
+        assert!(error <= 1e-5, "{name}: {error}");
+        assert!(effect > 1e-2, "{name} does nothing");
+        for (text, vector) in texts.into_iter().zip(oracle) {
+            inputs.push(text.clone());
+            adapters.push(Some(name));
+            expected.push(vector);
+            // A text of the base between them.
+            expected.extend(door.vectors("minilm", [&text]).await);
+            inputs.push(text);
+            adapters.push(None);
+        }
+    }
+    let (status, reply) = door.ask(json!({"model": "minilm", "input": inputs, "adapters": adapters})).await;
+    assert_eq!(status, 200, "{reply}");
+    assert!(gap(&embeddings(&reply), &expected) <= 1e-5);
+}
+
+#[tokio::test]
+async fn an_adapter_keeps_its_own_length_limit() {
+    let door = minilm();
+    let (_, list) = door.get("/v1/models").await;
+    let limit = |name: &str| {
+        let found = list["data"].as_array().unwrap().iter().find(|model| model["id"] == name).unwrap();
+        found["max_model_len"].as_u64().unwrap()
+    };
+    assert_eq!([limit("minilm"), limit(ADAPTERS[0]), limit(ADAPTERS[1])], [256, 256, 64]);
+}
