@@ -50,7 +50,7 @@ fn run<F>(config: Config, environment: &BTreeMap<String, String>, job: F) -> any
 where
     F: AsyncFnOnce(Arc<App>) -> anyhow::Result<()>,
 {
-    telemetry::log("warn", config.server.log_format == LogFormat::Json)?;
+    telemetry::log(&config.server.log_level, config.server.log_format == LogFormat::Json)?;
     let hub = hub(&config, environment)?;
     let app = Arc::new(App::new(config));
     let (serving, worker) = Serving::load(&app.config, &hub)?;

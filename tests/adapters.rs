@@ -257,3 +257,16 @@ async fn the_right_base_is_found_by_shapes_among_several() {
     let parents: Vec<&str> = list["data"].as_array().unwrap().iter().filter_map(|m| m["parent"].as_str()).collect();
     assert_eq!(parents, ["qwen", "bert"]);
 }
+
+#[tokio::test]
+async fn one_adapter_name_on_two_bases_is_asked_for_with_its_base() {
+    let models = [named("one", "bert/base"), named("two", "bert-sharded")];
+    let door = Door::open(&models, &[named("one:x", "bert/lora-all"), named("two:x", "bert/lora-attention")], &[]);
+    let (_, list) = door.get("/v1/models").await;
+    let ids: Vec<&str> = list["data"].as_array().unwrap().iter().map(|model| model["id"].as_str().unwrap()).collect();
+    assert_eq!(ids, ["one", "two", "one:x", "two:x"]);
+    let (status, refusal) = door.ask(json!({"model": "x", "input": "a"})).await;
+    assert_eq!(status, 400);
+    assert_says(refusal["error"]["message"].as_str().unwrap(), &["one:x", "two:x"]);
+    assert!(gap(&door.vectors("one:x", ["a"]).await, &door.vectors("two:x", ["a"]).await) > 1e-2);
+}

@@ -42,7 +42,7 @@ impl Config {
         let mut layers: Table = toml::from_str(DEFAULT).expect("default.toml is TOML");
         if let Some(path) = file {
             let text = std::fs::read_to_string(path).map_err(|e| Error::load(path, e.to_string()))?;
-            let over: Table = toml::from_str(&text).map_err(|e| Error::load(path, e.to_string().trim().to_owned()))?;
+            let over: Table = toml::from_str(&text).map_err(|e| Error::load(path, one_line(&e)))?;
             lay_over(&mut layers, over);
             let checked: std::result::Result<Self, _> = layers.clone().try_into();
             checked.map_err(|e| Error::load(path, one_line(&e)))?;

@@ -1,13 +1,12 @@
 //! How everything that the configuration names is loaded.
 
-use super::{Lease, Served};
+use super::Loaded;
 use crate::adapters;
 use crate::config::{self, Config, PipelineChoice};
-use crate::engine::Target;
 use crate::error::{Error, Result};
 use crate::folder::Folder;
 use crate::hub::{Hub, Source};
-use crate::model::{Adapter, Device, Model, Pipeline};
+use crate::model::{Device, Model, Pipeline};
 use crate::telemetry::Progress;
 use crate::text::{Text, Tokenizers};
 use std::path::{Path, PathBuf};
@@ -15,7 +14,7 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 /// Loads models, then adapters.
-pub fn all(config: &Config, hub: &Hub) -> Result<Vec<Lease>> {
+pub fn all(config: &Config, hub: &Hub) -> Result<Vec<Loaded>> {
     let mut loading = Loading::new(config, hub)?;
     for model in &config.models {
         loading.model(model)?;
@@ -23,7 +22,7 @@ pub fn all(config: &Config, hub: &Hub) -> Result<Vec<Lease>> {
     for adapter in config.adapters.iter().chain(&in_folder(&config.server.adapters)?) {
         loading.adapter_where_it_fits(adapter)?;
     }
-    Ok(loading.served)
+    Ok(loading.loaded)
 }
 
 /// A base that is loaded.
@@ -43,7 +42,7 @@ struct Loading<'a> {
     tokenizers: Tokenizers,
     pipelines: Vec<Arc<Pipeline>>,
     bases: Vec<Base>,
-    served: Vec<Lease>,
+    loaded: Vec<Loaded>,
 }
 
 impl<'a> Loading<'a> {
@@ -58,7 +57,7 @@ impl<'a> Loading<'a> {
             tokenizers: Tokenizers::default(),
             pipelines: Vec::new(),
             bases: Vec::new(),
-            served: Vec::new(),
+            loaded: Vec::new(),
         })
     }
 
@@ -119,7 +118,16 @@ impl<'a> Loading<'a> {
             Some(loaded) => Base { name, ..loaded.clone() },
             None => self.load_base(name, path, root, folder)?,
         };
-        self.serve(&base.name, None, root, None, (base.model.clone(), base.pipeline.clone(), base.text.clone()))?;
+        self.loaded.push(Loaded {
+            name: base.name.clone(),
+            parent: None,
+            root: root.to_owned(),
+            created: now(),
+            model: base.model.clone(),
+            adapter: None,
+            pipeline: base.pipeline.clone(),
+            text: base.text.clone(),
+        });
         self.bases.push(base.clone());
         Ok(base)
     }
@@ -146,9 +154,17 @@ impl<'a> Loading<'a> {
         let adapter = Arc::new(adapters::load(folder, &peft, &base.model)?);
         let (pipeline, text) = self.reading(folder, base)?;
         let (sites, rank, kib) = (adapter.deltas().count(), adapter.rank(), adapter.bytes() >> 10);
-        let target = (base.model.clone(), pipeline, text);
-        self.serve(&entry.name, Some(base.name.clone()), &entry.source, Some(adapter), target)?;
         tracing::info!(adapter = entry.name, base = base.name, sites, rank, kib, "adapter loaded");
+        self.loaded.push(Loaded {
+            name: entry.name.clone(),
+            parent: Some(base.name.clone()),
+            root: entry.source.clone(),
+            created: now(),
+            model: base.model.clone(),
+            adapter: Some(adapter),
+            pipeline,
+            text,
+        });
         Ok(())
     }
 
@@ -202,30 +218,6 @@ impl<'a> Loading<'a> {
         self.pipelines.push(Arc::new(pipeline));
         self.pipelines[self.pipelines.len() - 1].clone()
     }
-
-    fn serve(
-        &mut self,
-        name: &str,
-        parent: Option<String>,
-        root: &str,
-        adapter: Option<Arc<Adapter>>,
-        (model, pipeline, text): (Arc<Model>, Arc<Pipeline>, Arc<Text>),
-    ) -> Result<()> {
-        let taken = |other: &Lease| {
-            other.name == name && (other.parent == parent || other.parent.is_none() || parent.is_none())
-        };
-        if self.served.iter().any(taken) {
-            return Err(Error::Config(format!("the name '{name}' is given twice")));
-        }
-        let label = match &parent {
-            Some(base) if self.served.iter().any(|other| other.name == name) => format!("{base}:{name}"),
-            _ => name.to_owned(),
-        };
-        let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        let target = Arc::new(Target { model, adapter, pipeline, label });
-        self.served.push(Arc::new(Served { name: name.into(), parent, root: root.into(), created, target, text }));
-        Ok(())
-    }
 }
 
 /// Sub-folders with an adapter_config.json, as adapters under their folders' names.
@@ -245,6 +237,11 @@ fn in_folder(path: &str) -> Result<Vec<config::Adapter>> {
     }
     found.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(found)
+}
+
+/// Unix seconds.
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 fn real_path(folder: &Folder) -> PathBuf {

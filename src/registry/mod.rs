@@ -6,12 +6,16 @@ use crate::config::Config;
 use crate::engine::{Engine, Sequence, Target};
 use crate::error::{Error, Result};
 use crate::hub::Hub;
+use crate::model::{Adapter, Model, Pipeline};
 use crate::text::{Reading, Text};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 /// Everything that is served. Fixed once loaded.
 pub struct Registry {
     served: Vec<Lease>,
+    /// Places in `served` by name; an adapter's name may stand under several bases.
+    by_name: HashMap<String, Vec<usize>>,
 }
 
 /// A hold on one served name: its weights stay as they are as long as it lives.
@@ -33,10 +37,45 @@ pub struct Served {
     pub text: Arc<Text>,
 }
 
+/// What loading makes of one name.
+struct Loaded {
+    name: String,
+    parent: Option<String>,
+    root: String,
+    created: u64,
+    model: Arc<Model>,
+    adapter: Option<Arc<Adapter>>,
+    pipeline: Arc<Pipeline>,
+    text: Arc<Text>,
+}
+
 impl Registry {
     /// Loads all that the configuration names.
     pub fn load(config: &Config, hub: &Hub) -> Result<Self> {
-        Ok(Self { served: load::all(config, hub)? })
+        Self::new(load::all(config, hub)?)
+    }
+
+    /// Names what was loaded; a name may be shared by adapters of different bases only.
+    fn new(loaded: Vec<Loaded>) -> Result<Self> {
+        let mut by_name: HashMap<String, Vec<usize>> = HashMap::new();
+        for (index, Loaded { name, parent, .. }) in loaded.iter().enumerate() {
+            let others = by_name.entry(name.clone()).or_default();
+            let clash = |other: &usize| parent.is_none() || [&None, parent].contains(&&loaded[*other].parent);
+            if others.iter().any(clash) {
+                return Err(Error::Config(format!("the name '{name}' is given twice")));
+            }
+            others.push(index);
+        }
+        let served = loaded.into_iter().map(|loaded| {
+            let label = match &loaded.parent {
+                Some(base) if by_name[&loaded.name].len() > 1 => format!("{base}:{}", loaded.name),
+                _ => loaded.name.clone(),
+            };
+            let Loaded { name, parent, root, created, model, adapter, pipeline, text } = loaded;
+            let target = Arc::new(Target { model, adapter, pipeline, label });
+            Arc::new(Served { name, parent, root, created, target, text })
+        });
+        Ok(Self { served: served.collect(), by_name })
     }
 
     /// All names, bases before their adapters' own order.
@@ -58,24 +97,26 @@ impl Registry {
 
     /// The base, adapter or `base:adapter` of this name.
     pub fn find(&self, name: &str) -> Result<Lease> {
-        let exact: Vec<&Lease> = self.served.iter().filter(|served| served.name == name).collect();
-        match exact.as_slice() {
-            [one] => return Ok((*one).clone()),
-            [] => {}
+        match self.named(name).collect::<Vec<_>>().as_slice() {
+            [one] => Ok((*one).clone()),
+            [] => {
+                let pair = name.rsplit_once(':').and_then(|(base, adapter)| self.on(base, adapter));
+                pair.ok_or_else(|| Error::UnknownModel(name.to_owned()))
+            }
             several => {
-                let choices = several.iter().filter_map(|s| Some(format!("'{}:{name}'", s.parent.as_ref()?)));
-                let choices: Vec<String> = choices.collect();
+                let choices: Vec<String> = several.iter().map(|s| format!("'{}'", s.target.label)).collect();
                 let message = format!("'{name}' exists on several models: ask for {}.", choices.join(" or "));
-                return Err(Error::invalid("model", message));
+                Err(Error::invalid("model", message))
             }
         }
-        let pair = name.rsplit_once(':').and_then(|(base, adapter)| self.on(base, adapter));
-        pair.ok_or_else(|| Error::UnknownModel(name.to_owned()))
     }
 
     /// An adapter of a base.
     pub fn on(&self, base: &str, adapter: &str) -> Option<Lease> {
-        let found = self.served.iter().find(|s| s.name == adapter && s.parent.as_deref() == Some(base));
-        found.cloned()
+        self.named(adapter).find(|served| served.parent.as_deref() == Some(base)).cloned()
+    }
+
+    fn named(&self, name: &str) -> impl Iterator<Item = &Lease> {
+        self.by_name.get(name).into_iter().flatten().map(|index| &self.served[*index])
     }
 }
