@@ -6,8 +6,7 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView, serialize_to_file};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
-use support::{Door, config, fixture, gap, named, read, rows};
+use support::{Door, config, copy_of, fixture, gap, named, read, rows};
 use tempfile::TempDir;
 
 type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
@@ -19,9 +18,7 @@ struct Broken {
 
 impl Broken {
     fn copy(fixture_name: &str) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        copy(&fixture(fixture_name), folder.path());
-        Self { folder }
+        Self { folder: copy_of(fixture_name) }
     }
 
     /// Changes adapter_config.json.
@@ -65,18 +62,6 @@ impl Broken {
     fn door(&self, family: &str) -> Door {
         let adapter = format!("changed={}", self.folder.path().display());
         Door::open(&[named("base", &format!("{family}/base"))], &[adapter], &[])
-    }
-}
-
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let target = to.join(entry.file_name());
-        match entry.path().is_dir() {
-            true => copy(&entry.path(), &target),
-            false => drop(fs::copy(entry.path(), target).unwrap()),
-        }
     }
 }
 

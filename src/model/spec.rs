@@ -169,6 +169,33 @@ pub struct Part {
     pub rows: usize,
 }
 
+impl Spec {
+    /// Whether the sizes fit each other; the reason where they do not.
+    pub fn check(&self) -> Result<(), String> {
+        for Layer { attention, .. } in &self.layers {
+            let Attention { heads, kv_heads, head_width, qkv, positions, .. } = attention;
+            let rows: usize = qkv.parts.iter().map(|part| part.rows).sum();
+            if *kv_heads == 0
+                || *head_width == 0
+                || heads % kv_heads != 0
+                || rows != (heads + 2 * kv_heads) * head_width
+            {
+                return Err(format!(
+                    "{heads} heads over {kv_heads} key heads do not divide a width of {}",
+                    self.hidden
+                ));
+            }
+            if matches!(positions, Positions::Rotary { .. }) && head_width % 2 != 0 {
+                return Err(format!("heads of width {head_width} cannot be rotated"));
+            }
+        }
+        if self.tokens_max == 0 || self.embedding.word.rows == 0 || self.hidden == 0 {
+            return Err("a size is 0".into());
+        }
+        Ok(())
+    }
+}
+
 impl Projection {
     /// Modules of `rows` outputs each over one input of `columns`.
     pub fn new(columns: usize, bias: bool, parts: impl IntoIterator<Item = (String, usize)>) -> Self {

@@ -2,15 +2,22 @@
 #![allow(dead_code, reason = "every test file uses its own part")]
 
 use axum::Router;
-use axum::body::Body;
+use axum::body::{Body, Bytes};
 use axum::http::{Request, Response};
+use futures_util::stream::poll_fn;
 use http_body_util::BodyExt;
+use safetensors::SafeTensors;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::task::Poll;
+use tempfile::TempDir;
+use tokio::sync::oneshot;
 use tower::ServiceExt;
 use veneer::config::{Config, Flags};
+use veneer::engine::Admission;
 use veneer::error::Error;
 use veneer::http::{App, Serving};
 use veneer::hub::{Hub, HubConfig};
@@ -23,6 +30,48 @@ pub fn fixture(name: &str) -> PathBuf {
 /// `NAME=SOURCE` of a fixture folder.
 pub fn named(name: &str, folder: &str) -> String {
     format!("{name}={}", fixture(folder).display())
+}
+
+/// A copy of a fixture folder, to be changed.
+pub fn copy_of(name: &str) -> TempDir {
+    fn copy(from: &Path, to: &Path) {
+        for entry in std::fs::read_dir(from).unwrap() {
+            let (from, to) = (entry.as_ref().unwrap().path(), to.join(entry.unwrap().file_name()));
+            if from.is_dir() {
+                std::fs::create_dir(&to).unwrap();
+                copy(&from, &to);
+            } else {
+                std::fs::copy(&from, &to).unwrap();
+            }
+        }
+    }
+    let folder = tempfile::tempdir().unwrap();
+    copy(&fixture(name), folder.path());
+    folder
+}
+
+/// A copy of the bert base that makes NaN of token id 300, and of no other.
+pub fn broken_base() -> TempDir {
+    let folder = copy_of("bert/base");
+    let path = folder.path().join("model.safetensors");
+    let mut bytes = std::fs::read(&path).unwrap();
+    let words = SafeTensors::deserialize(&bytes).unwrap().tensor("embeddings.word_embeddings.weight").unwrap();
+    let place = words.data().as_ptr() as usize - bytes.as_ptr() as usize + 300 * words.shape()[1] * size_of::<f32>();
+    bytes[place..place + size_of::<f32>()].copy_from_slice(&f32::NAN.to_le_bytes());
+    std::fs::write(path, bytes).unwrap();
+    folder
+}
+
+/// A request body that never ends, and what says that the server has begun to read it.
+pub fn endless_body() -> (Body, oneshot::Receiver<()>) {
+    let (begun, reading) = oneshot::channel();
+    let mut begun = Some(begun);
+    let stream = poll_fn(move |_| {
+        // The first read says so; there may be no one to hear it.
+        let _ = begun.take().map(|begun| begun.send(()));
+        Poll::<Option<Result<Bytes, Infallible>>>::Pending
+    });
+    (Body::from_stream(stream), reading)
 }
 
 /// JSON of a fixture file.
@@ -64,6 +113,12 @@ impl Door {
         Self::with(config(models, adapters, keys).unwrap()).unwrap()
     }
 
+    /// A server that is still loading.
+    pub fn loading() -> Self {
+        let app = Arc::new(App::new(config(&[], &[], &[]).unwrap()));
+        Self { router: veneer::http::router(app.clone()), app }
+    }
+
     /// Loads what a configuration names.
     pub fn with(config: Config) -> Result<Self, Error> {
         let home = config.hub.hf_home.clone().into();
@@ -82,6 +137,13 @@ impl Door {
     pub fn family(family: &str) -> Self {
         let adapters = ADAPTERS.map(|adapter| named(adapter, &format!("{family}/{adapter}")));
         Self::open(&[named("base", &format!("{family}/base"))], &adapters, &[])
+    }
+
+    /// Takes every place in the queue; whoever has an answer may leave its place a moment later.
+    pub fn fill_queue(&self) -> Admission {
+        let engine = &self.app.serving().unwrap().engine;
+        let mut tries = std::iter::repeat_with(|| engine.admit(usize::MAX)).take(10_000_000);
+        tries.find_map(Result::ok).expect("places in the queue become free")
     }
 
     pub async fn send(&self, request: Request<Body>) -> Response<Body> {
@@ -122,6 +184,15 @@ pub const FAMILIES: [&str; 7] = ["bert", "roberta", "xlm-roberta", "camembert", 
 pub fn embeddings(reply: &Value) -> Vec<Vec<f32>> {
     let data = reply["data"].as_array().unwrap();
     data.iter().map(|datum| serde_json::from_value(datum["embedding"].clone()).unwrap()).collect()
+}
+
+/// The `error` of a reply with this status; panics where it lacks one of its four keys.
+pub fn refusal((status, reply): (u16, Value), expected: u16) -> Value {
+    assert_eq!(status, expected, "{reply}");
+    let error = reply["error"].as_object().unwrap_or_else(|| panic!("{expected} without an error: {reply}"));
+    let keys: Vec<&str> = error.keys().map(String::as_str).collect();
+    assert_eq!(keys, ["message", "type", "param", "code"]);
+    reply["error"].clone()
 }
 
 /// Status and JSON; null where the body is none.

@@ -1,7 +1,8 @@
 //! BERT (arXiv:1810.04805): post-norm encoder with learned positions. RoBERTa and its kin reuse the body.
 
+use super::post_norm::{Names, PostNorm};
 use super::{Family, activation, layer_norm, table};
-use crate::model::spec::{Attention, Embedding, Layer, Mlp, Norms, PositionTable, Positions, Projection, Spec};
+use crate::model::spec::{Embedding, PositionTable, Positions, Spec};
 use serde::Deserialize;
 
 #[derive(Deserialize)]
@@ -46,6 +47,23 @@ impl Config {
         if self.max_position_embeddings <= first {
             return Err(format!("max_position_embeddings must be more than {first}"));
         }
+        let block = PostNorm {
+            hidden: self.hidden_size,
+            heads: self.num_attention_heads,
+            inner: self.intermediate_size,
+            activation: activation("hidden_act", &self.hidden_act)?,
+            eps: self.layer_norm_eps,
+            positions: Positions::Absent,
+            prefix: "encoder.layer",
+            names: Names {
+                qkv: ["attention.self.query", "attention.self.key", "attention.self.value"],
+                attention_output: "attention.output.dense",
+                attention_norm: "attention.output.LayerNorm",
+                up: "intermediate.dense",
+                down: "output.dense",
+                mlp_norm: "output.LayerNorm",
+            },
+        };
         let positions = table("embeddings.position_embeddings", self.max_position_embeddings);
         Ok(Spec {
             hidden: self.hidden_size,
@@ -56,38 +74,10 @@ impl Config {
                 token_type: Some(table("embeddings.token_type_embeddings", self.type_vocab_size)),
                 norm: Some(layer_norm("embeddings.LayerNorm", self.layer_norm_eps)),
             },
-            layers: (0..self.num_hidden_layers).map(|i| self.layer(i)).collect::<Result<_, _>>()?,
+            layers: block.layers(self.num_hidden_layers),
             final_norm: None,
             nested_as,
             idle: ["pooler", "embeddings.position_ids", "cls", "lm_head", "classifier"].map(String::from).into(),
-        })
-    }
-
-    fn layer(&self, index: usize) -> Result<Layer, String> {
-        let (hidden, inner) = (self.hidden_size, self.intermediate_size);
-        let at = |module: &str| format!("encoder.layer.{index}.{module}");
-        let qkv = ["query", "key", "value"].map(|part| (at(&format!("attention.self.{part}")), hidden));
-        Ok(Layer {
-            norms: Norms::Post {
-                attention: layer_norm(at("attention.output.LayerNorm"), self.layer_norm_eps),
-                mlp: layer_norm(at("output.LayerNorm"), self.layer_norm_eps),
-            },
-            attention: Attention {
-                heads: self.num_attention_heads,
-                kv_heads: self.num_attention_heads,
-                head_width: hidden / self.num_attention_heads,
-                qkv: Projection::new(hidden, true, qkv),
-                output: Projection::new(hidden, true, [(at("attention.output.dense"), hidden)]),
-                qk_norms: None,
-                causal: false,
-                positions: Positions::Absent,
-            },
-            mlp: Mlp {
-                up: Projection::new(hidden, true, [(at("intermediate.dense"), inner)]),
-                activation: activation("hidden_act", &self.hidden_act)?,
-                gated: false,
-                down: Projection::new(inner, true, [(at("output.dense"), hidden)]),
-            },
         })
     }
 }

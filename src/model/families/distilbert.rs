@@ -1,7 +1,8 @@
 //! DistilBERT (arXiv:1910.01108): BERT without token types, under names of its own.
 
+use super::post_norm::{Names, PostNorm};
 use super::{Family, activation, layer_norm, table};
-use crate::model::spec::{Attention, Embedding, Layer, Mlp, Norms, PositionTable, Positions, Projection, Spec};
+use crate::model::spec::{Embedding, PositionTable, Positions, Spec};
 use serde::Deserialize;
 
 #[derive(Deserialize)]
@@ -20,6 +21,23 @@ const EPS: f64 = 1e-12;
 
 impl Family for Config {
     fn spec(self) -> Result<Spec, String> {
+        let block = PostNorm {
+            hidden: self.dim,
+            heads: self.n_heads,
+            inner: self.hidden_dim,
+            activation: activation("activation", &self.activation)?,
+            eps: EPS,
+            positions: Positions::Absent,
+            prefix: "transformer.layer",
+            names: Names {
+                qkv: ["attention.q_lin", "attention.k_lin", "attention.v_lin"],
+                attention_output: "attention.out_lin",
+                attention_norm: "sa_layer_norm",
+                up: "ffn.lin1",
+                down: "ffn.lin2",
+                mlp_norm: "output_layer_norm",
+            },
+        };
         let positions = table("embeddings.position_embeddings", self.max_position_embeddings);
         Ok(Spec {
             hidden: self.dim,
@@ -30,41 +48,12 @@ impl Family for Config {
                 token_type: None,
                 norm: Some(layer_norm("embeddings.LayerNorm", EPS)),
             },
-            layers: (0..self.n_layers).map(|i| self.layer(i)).collect::<Result<_, _>>()?,
+            layers: block.layers(self.n_layers),
             final_norm: None,
             nested_as: "distilbert",
             idle: ["vocab_transform", "vocab_layer_norm", "vocab_projector", "pre_classifier", "classifier"]
                 .map(String::from)
                 .into(),
-        })
-    }
-}
-
-impl Config {
-    fn layer(&self, index: usize) -> Result<Layer, String> {
-        let at = |module: &str| format!("transformer.layer.{index}.{module}");
-        let qkv = ["q_lin", "k_lin", "v_lin"].map(|part| (at(&format!("attention.{part}")), self.dim));
-        Ok(Layer {
-            norms: Norms::Post {
-                attention: layer_norm(at("sa_layer_norm"), EPS),
-                mlp: layer_norm(at("output_layer_norm"), EPS),
-            },
-            attention: Attention {
-                heads: self.n_heads,
-                kv_heads: self.n_heads,
-                head_width: self.dim / self.n_heads,
-                qkv: Projection::new(self.dim, true, qkv),
-                output: Projection::new(self.dim, true, [(at("attention.out_lin"), self.dim)]),
-                qk_norms: None,
-                causal: false,
-                positions: Positions::Absent,
-            },
-            mlp: Mlp {
-                up: Projection::new(self.dim, true, [(at("ffn.lin1"), self.hidden_dim)]),
-                activation: activation("activation", &self.activation)?,
-                gated: false,
-                down: Projection::new(self.hidden_dim, true, [(at("ffn.lin2"), self.dim)]),
-            },
         })
     }
 }

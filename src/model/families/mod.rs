@@ -3,6 +3,7 @@
 mod bert;
 mod distilbert;
 mod mpnet;
+mod post_norm;
 mod qwen3;
 mod roberta;
 
@@ -48,7 +49,9 @@ fn read<F: Family>(config: Value) -> std::result::Result<Spec, String> {
         "." => e.inner().to_string(),
         key => format!("{key}: {}", e.inner()),
     })?;
-    family.spec()
+    let spec = family.spec()?;
+    spec.check()?;
+    Ok(spec)
 }
 
 fn activation(key: &str, name: &str) -> std::result::Result<Activation, String> {

@@ -1,0 +1,63 @@
+//! The block of BERT and its heirs: post-norm, a bias everywhere, a plain MLP, under each heir's own names.
+
+use super::layer_norm;
+use crate::model::spec::{Activation, Attention, Layer, Mlp, Norms, Positions, Projection};
+
+/// A block but for the layer's number.
+pub struct PostNorm {
+    pub hidden: usize,
+    pub heads: usize,
+    pub inner: usize,
+    pub activation: Activation,
+    pub eps: f64,
+    pub positions: Positions,
+    /// What stands before the layer's number, and before its modules.
+    pub prefix: &'static str,
+    pub names: Names,
+}
+
+/// Modules within a layer.
+pub struct Names {
+    pub qkv: [&'static str; 3],
+    pub attention_output: &'static str,
+    pub attention_norm: &'static str,
+    pub up: &'static str,
+    pub down: &'static str,
+    pub mlp_norm: &'static str,
+}
+
+impl PostNorm {
+    /// So many of them.
+    pub fn layers(&self, count: usize) -> Vec<Layer> {
+        (0..count).map(|index| self.layer(index)).collect()
+    }
+
+    fn layer(&self, index: usize) -> Layer {
+        let (hidden, inner, names) = (self.hidden, self.inner, &self.names);
+        let at = |module: &str| format!("{}.{index}.{module}", self.prefix);
+        let projection =
+            |columns: usize, module: &str, rows: usize| Projection::new(columns, true, [(at(module), rows)]);
+        Layer {
+            norms: Norms::Post {
+                attention: layer_norm(at(names.attention_norm), self.eps),
+                mlp: layer_norm(at(names.mlp_norm), self.eps),
+            },
+            attention: Attention {
+                heads: self.heads,
+                kv_heads: self.heads,
+                head_width: hidden.checked_div(self.heads).unwrap_or_default(),
+                qkv: Projection::new(hidden, true, names.qkv.map(|part| (at(part), hidden))),
+                output: projection(hidden, names.attention_output, hidden),
+                qk_norms: None,
+                causal: false,
+                positions: self.positions.clone(),
+            },
+            mlp: Mlp {
+                up: projection(hidden, names.up, inner),
+                activation: self.activation,
+                gated: false,
+                down: projection(inner, names.down, hidden),
+            },
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! What a model's files may say, and the refusals: each names the file and the cause.
+
+mod support;
+
+use serde_json::{Value, json};
+use std::fs;
+use support::{Door, config, copy_of, fixture};
+use tempfile::TempDir;
+
+/// A copy of a fixture model with a JSON file changed.
+fn changed(family: &str, file: &str, change: impl FnOnce(&mut Value)) -> TempDir {
+    let folder = copy_of(&format!("{family}/base"));
+    let path = folder.path().join(file);
+    let mut value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    change(&mut value);
+    fs::write(path, value.to_string()).unwrap();
+    folder
+}
+
+fn refusal(folder: &TempDir) -> String {
+    let config = config(&[format!("m={}", folder.path().display())], &[], &[]).unwrap();
+    let refusal = Door::with(config).err().expect("it must not load").to_string();
+    assert_eq!(refusal.lines().count(), 1, "{refusal}");
+    refusal
+}
+
+#[test]
+fn what_a_configuration_says_and_we_do_not_do_is_refused_by_name() {
+    for (family, key, value, says) in [
+        ("bert", "model_type", json!("gpt9"), "gpt9"),
+        ("bert", "model_type", json!(null), "known: bert, camembert"),
+        ("bert", "position_embedding_type", json!("relative_key"), "relative_key"),
+        ("bert", "is_decoder", json!(true), "is_decoder"),
+        ("bert", "hidden_act", json!("mish"), "mish"),
+        ("bert", "hidden_size", json!("wide"), "hidden_size"),
+        ("bert", "num_attention_heads", json!(0), "heads"),
+        ("bert", "num_attention_heads", json!(5), "5 heads"),
+        ("bert", "vocab_size", json!(100), "embeddings.word_embeddings.weight"),
+        ("bert", "num_hidden_layers", json!(1), "encoder.layer.1"),
+        ("bert", "num_hidden_layers", json!(3), "encoder.layer.2"),
+        ("roberta", "max_position_embeddings", json!(2), "max_position_embeddings"),
+        ("qwen3", "use_sliding_window", json!(true), "sliding-window"),
+        ("qwen3", "rope_parameters", json!({"rope_type": "yarn", "rope_theta": 1e4}), "yarn"),
+        ("qwen3", "num_key_value_heads", json!(3), "3 key heads"),
+    ] {
+        let refusal = refusal(&changed(family, "config.json", |config| config[key] = value));
+        assert!(refusal.contains(says), "'{says}' is not in: {refusal}");
+    }
+}
+
+#[test]
+fn modules_that_are_not_reproduced_are_refused_by_name() {
+    let dense = json!({"idx": 3, "name": "3", "path": "3_Dense", "type": "sentence_transformers.models.Dense"});
+    let refused = refusal(&changed("bert", "modules.json", |modules| modules.as_array_mut().unwrap().push(dense)));
+    assert!(refused.contains("modules.json") && refused.contains("Dense"), "{refused}");
+    let outside = refusal(&changed("bert", "modules.json", |modules| modules[1]["path"] = json!("../1_Pooling")));
+    assert!(outside.contains("leads out"), "{outside}");
+    let masked =
+        refusal(&changed("roberta", "1_Pooling/config.json", |pooling| pooling["include_prompt"] = json!(false)));
+    assert!(masked.contains("include_prompt"), "{masked}");
+    let unknown =
+        refusal(&changed("roberta", "1_Pooling/config.json", |pooling| pooling["pooling_mode"] = json!("best")));
+    assert!(unknown.contains("best"), "{unknown}");
+}
+
+#[test]
+fn files_that_are_missing_or_broken_are_named() {
+    for file in ["config.json", "model.safetensors", "tokenizer.json"] {
+        let folder = copy_of("bert/base");
+        fs::remove_file(folder.path().join(file)).unwrap();
+        assert!(refusal(&folder).contains(file), "{file}");
+        fs::write(folder.path().join(file), "{ \"not\": what it was").unwrap();
+        assert!(refusal(&folder).contains(file), "{file}");
+    }
+}
+
+#[test]
+fn a_vocabulary_that_the_model_has_no_rows_for_is_refused() {
+    let folder = copy_of("bert/base");
+    fs::copy(fixture("minilm/minilm-stsb-r8-qv/tokenizer.json"), folder.path().join("tokenizer.json")).unwrap();
+    assert!(refusal(&folder).contains("vocabulary ends at 384"));
+}
+
+#[tokio::test]
+async fn several_pooling_modes_are_concatenated_in_the_fixed_order() {
+    let both = changed("bert", "1_Pooling/config.json", |pooling| pooling["pooling_mode_cls_token"] = json!(true));
+    let plain = |folder: &TempDir| {
+        let modules = folder.path().join("modules.json");
+        let mut list: Value = serde_json::from_slice(&fs::read(&modules).unwrap()).unwrap();
+        list.as_array_mut().unwrap().pop();
+        fs::write(modules, list.to_string()).unwrap();
+    };
+    plain(&both);
+    let cls = changed("bert", "1_Pooling/config.json", |pooling| {
+        *pooling = json!({"pooling_mode": ["cls"], "embedding_dimension": 32});
+    });
+    plain(&cls);
+    let open = |folder: &TempDir| Door::open(&[format!("m={}", folder.path().display())], &[], &[]);
+    let (both, cls) = (open(&both).vectors("m", ["some words"]).await, open(&cls).vectors("m", ["some words"]).await);
+    assert_eq!((both[0].len(), cls[0].len()), (64, 32));
+    assert_eq!(both[0][..32], cls[0][..]);
+    assert_ne!(both[0][32..], cls[0][..]);
+}
