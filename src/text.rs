@@ -45,8 +45,9 @@ pub enum Prompt {
     Text(String),
     /// The model's prompt of this name; that there is none is the caller's error.
     Named(String),
-    /// The first of these names that the model knows; none is fine.
-    FirstOf(&'static [&'static str]),
+    /// The one for this kind of text: query, document, or a name of the model's own. A model without any prompt reads
+    /// every kind alike; one with prompts, but none of this name, cannot be asked for it.
+    Kind(String),
 }
 
 /// Where and to what length an input is cut.
@@ -144,7 +145,7 @@ impl Text {
 
     /// Token ids as the caller sends them, checked against the vocabulary.
     pub fn check(&self, ids: Vec<u32>, vocabulary: usize, reading: &Reading, param: &str) -> Result<Vec<u32>> {
-        if !matches!(reading.prompt, Prompt::Default | Prompt::FirstOf(_)) {
+        if !matches!(reading.prompt, Prompt::Default | Prompt::Kind(_)) {
             return Err(Error::invalid(param, "A prompt cannot be put before token ids."));
         }
         if let Some(id) = ids.iter().find(|id| **id as usize >= vocabulary) {
@@ -190,19 +191,30 @@ impl Text {
         match prompt {
             Prompt::Default => Ok(self.default_prompt.as_deref().unwrap_or_default()),
             Prompt::Text(text) => Ok(text),
-            Prompt::FirstOf(names) => {
+            Prompt::Kind(kind) => {
+                let unprompted = self.prompts.values().all(String::is_empty);
+                let (names, needs_none): (&[&str], bool) = match kind.as_str() {
+                    "query" | "search_query" => (&["query"], true),
+                    "document" | "passage" | "search_document" => (&["document", "passage", "corpus"], true),
+                    other => (&[other], unprompted),
+                };
                 let known = names.iter().find_map(|name| self.prompts.get(*name));
-                Ok(known.or(self.default_prompt.as_ref()).map(String::as_str).unwrap_or_default())
+                match known.or(self.default_prompt.as_ref().filter(|_| needs_none)) {
+                    Some(prompt) => Ok(prompt),
+                    None if needs_none => Ok(""),
+                    None => Err(self.no_prompt("input_type", kind)),
+                }
             }
             Prompt::Named(name) => match self.prompts.get(name) {
                 Some(prompt) => Ok(prompt),
-                None => {
-                    let known: Vec<&str> = self.prompts.keys().map(String::as_str).collect();
-                    let message = format!("The model has no prompt '{name}'; it has: {}.", known.join(", "));
-                    Err(Error::invalid("prompt_name", message))
-                }
+                None => Err(self.no_prompt("prompt_name", name)),
             },
         }
+    }
+
+    fn no_prompt(&self, param: &str, name: &str) -> Error {
+        let known: Vec<&str> = self.prompts.keys().map(String::as_str).collect();
+        Error::invalid(param, format!("The model has no prompt '{name}'; it has: {}.", known.join(", ")))
     }
 }
 

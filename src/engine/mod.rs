@@ -75,7 +75,7 @@ struct Job {
     sequence: Sequence,
     reply: oneshot::Sender<Result<Embedding>>,
     since: Instant,
-    _permit: OwnedSemaphorePermit,
+    permit: OwnedSemaphorePermit,
 }
 
 impl Engine {
@@ -108,7 +108,7 @@ impl Engine {
             let tokens = sequence.ids.len().min(permit.num_permits());
             let permit = permit.split(tokens).expect("it is no more than there is");
             let (reply, receiver) = oneshot::channel();
-            jobs.push(Job { sequence, reply, since, _permit: permit });
+            jobs.push(Job { sequence, reply, since, permit });
             receivers.push(receiver);
         }
         // Every message holds a permit and the channel is as long as there are permits, so only its end can fail this.

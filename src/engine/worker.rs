@@ -67,6 +67,8 @@ impl Worker {
         let answer = |job: Job, vector: Result<Vec<f32>>| {
             let queued = began.duration_since(job.since);
             telemetry::sequence(&job.sequence.target.label, job.sequence.ids.len(), queued);
+            // Who has an answer has also given back its place.
+            drop(job.permit);
             // A caller that has gone meanwhile is no error.
             let _ = job.reply.send(vector.map(|vector| Embedding { vector, queued, computed }));
         };

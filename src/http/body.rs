@@ -4,7 +4,7 @@ use super::embed::{Input, off_async_threads};
 use crate::error::{Error, Result};
 use axum::body::Bytes;
 use serde::Deserialize;
-use serde::de::{DeserializeOwned, Deserializer, Error as _, SeqAccess, Visitor};
+use serde::de::{DeserializeOwned, DeserializeSeed, Deserializer, SeqAccess, Visitor};
 use std::fmt;
 
 /// Parses a JSON body.
@@ -50,12 +50,13 @@ impl<'de> Visitor<'de> for InputsVisitor {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> std::result::Result<Inputs, A::Error> {
-        let (mut inputs, mut ids) = (Vec::new(), Vec::new());
-        while let Some(element) = list.next_element::<Element>()? {
+        let (mut inputs, mut ids, mut first) = (Vec::new(), Vec::new(), None);
+        while let Some(element) = list.next_element_seed(Like(first))? {
+            first.get_or_insert(element.kind());
             match element {
-                Element::Id(id) if inputs.is_empty() => ids.push(id),
-                Element::Input(input) if ids.is_empty() => inputs.push(input),
-                _ => return Err(A::Error::custom("token ids stand beside strings or lists in one list")),
+                Element::Id(id) => ids.push(id),
+                Element::Text(text) => inputs.push(Input::Text(text)),
+                Element::Ids(ids) => inputs.push(Input::Tokens(ids)),
             }
         }
         if !ids.is_empty() {
@@ -67,32 +68,65 @@ impl<'de> Visitor<'de> for InputsVisitor {
 
 /// One element of a list.
 enum Element {
+    Text(String),
     Id(u32),
-    Input(Input),
+    Ids(Vec<u32>),
 }
 
-impl<'de> Deserialize<'de> for Element {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
-        deserializer.deserialize_any(ElementVisitor)
+#[derive(Clone, Copy, PartialEq)]
+enum Kind {
+    Text,
+    Id,
+    Ids,
+}
+
+impl Element {
+    fn kind(&self) -> Kind {
+        match self {
+            Self::Text(_) => Kind::Text,
+            Self::Id(_) => Kind::Id,
+            Self::Ids(_) => Kind::Ids,
+        }
     }
 }
 
-struct ElementVisitor;
+/// Reads an element that is like the first of its list, where there is a first.
+#[derive(Clone, Copy)]
+struct Like(Option<Kind>);
 
-impl<'de> Visitor<'de> for ElementVisitor {
+impl Like {
+    fn check<E: serde::de::Error>(self, element: Element) -> std::result::Result<Element, E> {
+        match self.0 {
+            Some(first) if first != element.kind() => {
+                Err(E::custom("strings, token ids and lists of token ids do not mix in one list"))
+            }
+            _ => Ok(element),
+        }
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for Like {
+    type Value = Element;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> std::result::Result<Element, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Like {
     type Value = Element;
 
     fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
         f.write_str("a string, a token id (0 or more) or a list of token ids")
     }
 
-    fn visit_str<E>(self, text: &str) -> std::result::Result<Element, E> {
-        Ok(Element::Input(Input::Text(text.to_owned())))
+    fn visit_str<E: serde::de::Error>(self, text: &str) -> std::result::Result<Element, E> {
+        self.check(Element::Text(text.to_owned()))
     }
 
     fn visit_u64<E: serde::de::Error>(self, id: u64) -> std::result::Result<Element, E> {
         let id = u32::try_from(id).map_err(|_| E::custom(format!("token id {id} is too large")))?;
-        Ok(Element::Id(id))
+        self.check(Element::Id(id))
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> std::result::Result<Element, A::Error> {
@@ -100,6 +134,6 @@ impl<'de> Visitor<'de> for ElementVisitor {
         while let Some(id) = list.next_element::<u32>()? {
             ids.push(id);
         }
-        Ok(Element::Input(Input::Tokens(ids)))
+        self.check(Element::Ids(ids))
     }
 }

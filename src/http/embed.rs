@@ -127,6 +127,7 @@ fn combine(registry: &Registry, model: &Lease, place: &str, adapter: &str) -> Re
             let message = format!("The model is the adapter '{}', but {place} names '{adapter}'.", model.name);
             Err(Error::invalid("adapter", message))
         }
+        None if model.name == adapter => Ok(model.clone()),
         None => {
             let name = adapter.strip_prefix(&format!("{}:", model.name)).unwrap_or(adapter);
             registry.on(&model.name, name).ok_or_else(|| Error::UnknownModel(format!("{}:{name}", model.name)))

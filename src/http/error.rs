@@ -2,6 +2,7 @@
 
 use crate::error::Error;
 use axum::Json;
+use axum::extract::rejection::PathRejection;
 use axum::http::{Method, StatusCode, Uri, header::RETRY_AFTER};
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
@@ -43,6 +44,11 @@ pub fn openai_error(error: &Error) -> Response {
         response.headers_mut().insert(RETRY_AFTER, wait.as_secs().max(1).into());
     }
     response
+}
+
+/// A path that is not text.
+pub fn unreadable_path(rejection: &PathRejection) -> Error {
+    Error::Invalid { param: None, message: format!("{}.", rejection.body_text()) }
 }
 
 /// 413: the body is larger than the limit.

@@ -172,7 +172,9 @@ fn span<B>(request: &axum::http::Request<B>) -> tracing::Span {
 async fn authorize(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let key = app.config.server.api_key.as_bytes();
     let header = request.headers().get("authorization").map(|value| value.as_bytes());
-    let given = header.and_then(|value| value.strip_prefix(b"Bearer ")).unwrap_or_default();
+    // The scheme's case does not matter (RFC 9110, section 11.1).
+    let scheme = header.and_then(|value| value.split_at_checked("Bearer ".len()));
+    let given = scheme.filter(|(scheme, _)| scheme.eq_ignore_ascii_case(b"Bearer ")).map_or(&[][..], |(_, key)| key);
     if key.is_empty() || request.uri().path() == "/health" || bool::from(given.ct_eq(key)) {
         return next.run(request).await;
     }

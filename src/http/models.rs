@@ -1,10 +1,11 @@
 //! GET /v1/models: what is served.
 
 use super::App;
-use super::error::openai_error;
-use crate::error::{Error, Result};
+use super::error::{openai_error, unreadable_path};
+use crate::error::Result;
 use crate::registry::Served;
 use axum::Json;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
@@ -22,11 +23,11 @@ pub async fn list(State(app): State<Arc<App>>) -> Response {
 }
 
 /// One name, which may hold slashes.
-pub async fn one(State(app): State<Arc<App>>, Path(id): Path<String>) -> Response {
-    let found: Result<_> = app.serving().and_then(|serving| serving.registry.find(&id));
+pub async fn one(State(app): State<Arc<App>>, id: std::result::Result<Path<String>, PathRejection>) -> Response {
+    let id = id.map_err(|rejection| unreadable_path(&rejection));
+    let found: Result<_> = id.and_then(|Path(id)| app.serving()?.registry.find(&id));
     match found {
         Ok(served) => Json(describe(&served)).into_response(),
-        Err(Error::Invalid { message, .. }) => openai_error(&Error::invalid("id", message)),
         Err(error) => openai_error(&error),
     }
 }

@@ -3,12 +3,13 @@
 use super::App;
 use super::body::{self, Inputs};
 use super::embed::{Answer, Call, Names, embed, off_async_threads};
-use super::error::{openai_error, too_large};
+use super::error::{openai_error, too_large, unreadable_path};
 use super::output::{Dtype, Format, Output};
 use crate::error::{Error, Result};
 use crate::telemetry;
 use crate::text::{Prompt, Reading, Truncation};
 use axum::body::Bytes;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{FromRequest, Path, Request, State};
 use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderMap, StatusCode};
@@ -95,13 +96,11 @@ struct Usage {
     total_tokens: usize,
 }
 
+/// The parameters of the path: `adapter`, under a mount.
+type Mount = std::result::Result<Path<HashMap<String, String>>, PathRejection>;
+
 /// POST /v1/embeddings and its aliases.
-pub async fn embeddings(
-    State(app): State<Arc<App>>,
-    Path(path): Path<HashMap<String, String>>,
-    headers: HeaderMap,
-    request: Request,
-) -> Response {
+pub async fn embeddings(State(app): State<Arc<App>>, path: Mount, headers: HeaderMap, request: Request) -> Response {
     let began = Instant::now();
     let deadline = Duration::from_secs(app.config.limits.request_timeout_s);
     let mut label = String::new();
@@ -129,7 +128,7 @@ impl From<Error> for Refusal {
 
 async fn answer(
     app: &App,
-    path: HashMap<String, String>,
+    path: Mount,
     headers: HeaderMap,
     request: Request,
     label: &mut String,
@@ -137,6 +136,7 @@ async fn answer(
     let busy = |_| Error::Busy { what: "too many requests are under way", retry_after: Duration::from_secs(1) };
     let _place = app.requests.try_acquire().map_err(busy)?;
     let serving = app.serving()?;
+    let Path(path) = path.map_err(|rejection| unreadable_path(&rejection))?;
     let bytes = Bytes::from_request(request, &()).await.map_err(|rejection| match rejection.status() {
         StatusCode::PAYLOAD_TOO_LARGE => Refusal::TooLarge,
         _ => Refusal::Error(Error::Invalid { param: None, message: format!("{}.", rejection.body_text()) }),
@@ -152,13 +152,14 @@ async fn answer(
 impl Body {
     fn call(self, path: HashMap<String, String>, headers: &HeaderMap, dtype: Dtype) -> Result<Call> {
         let inputs = self.input.ok_or_else(|| Error::invalid("input", "You must provide an 'input' parameter."))?.0;
-        let header = headers.get("x-adapter").map(|value| {
-            let name = value.to_str().map_err(|_| Error::invalid("X-Adapter", "The header is not ASCII."));
-            name.map(|name| ("the header X-Adapter", name.to_owned()))
-        });
+        let mut named = Vec::new();
+        for value in headers.get_all("x-adapter").iter().filter(|value| !value.is_empty()) {
+            let name = value.to_str().map_err(|_| Error::invalid("X-Adapter", "The header is not ASCII."))?;
+            named.push(("the header X-Adapter", name.to_owned()));
+        }
         let mount = path.get("adapter").map(|name| ("the path", name.clone()));
         let field = self.adapter.map(|name| ("'adapter'", name));
-        let adapters = field.into_iter().chain(header.transpose()?).chain(mount).collect();
+        let adapters = field.into_iter().chain(named).chain(mount).collect();
         let dimensions = match (self.dimensions, self.output_dimension) {
             (Some(a), Some(b)) if a != b => {
                 return Err(Error::invalid("dimensions", "'dimensions' and 'output_dimension' differ."));
@@ -186,19 +187,10 @@ impl Body {
     }
 }
 
-/// `prompt` goes before `prompt_name`, which goes before `input_type`. The last speaks of kinds of text, which a model
-/// may well read without any prompt; a prompt that is asked for by name must exist.
+/// `prompt` goes before `prompt_name`, which goes before the kind of text.
 fn prompt(text: Option<String>, name: Option<String>, kind: Option<String>) -> Prompt {
-    match (text, name, kind) {
-        (Some(text), ..) => Prompt::Text(text),
-        (_, Some(name), _) => Prompt::Named(name),
-        (_, _, Some(kind)) => match kind.as_str() {
-            "query" | "search_query" => Prompt::FirstOf(&["query"]),
-            "document" | "passage" | "search_document" => Prompt::FirstOf(&["document", "passage", "corpus"]),
-            _ => Prompt::Named(kind),
-        },
-        (None, None, None) => Prompt::Default,
-    }
+    let kind = kind.map_or(Prompt::Default, Prompt::Kind);
+    text.map(Prompt::Text).or(name.map(Prompt::Named)).unwrap_or(kind)
 }
 
 fn truncation(cut: Option<Truncate>, tokens: Option<i64>, side: Option<Side>) -> Result<Option<Truncation>> {
@@ -214,6 +206,9 @@ fn truncation(cut: Option<Truncate>, tokens: Option<i64>, side: Option<Side>) ->
         }
     };
     let left = match (cut, side) {
+        (Some(Truncate::No), _) if tokens.is_some() => {
+            return Err(Error::invalid("truncate", "'truncate' forbids what 'truncate_prompt_tokens' asks for."));
+        }
         (Some(Truncate::No), _) => return Ok(None),
         (Some(Truncate::Start), _) => true,
         (Some(Truncate::End), _) => false,
