@@ -4,6 +4,7 @@ mod support;
 
 use serde_json::{Value, json};
 use std::process::Command;
+use std::sync::OnceLock;
 use support::{Door, embeddings, gap, named, read, rows};
 
 const ADAPTERS: [&str; 2] = ["minilm-stsb-r8-qv", "minilm-debian-r16-all"];
@@ -11,8 +12,9 @@ const ADAPTERS: [&str; 2] = ["minilm-stsb-r8-qv", "minilm-debian-r16-all"];
 /// The model, fetched where it is not there yet.
 fn minilm() -> Door {
     let root = env!("CARGO_MANIFEST_DIR");
-    let fetched = Command::new(format!("{root}/tests/fetch-model")).status().unwrap();
-    assert!(fetched.success(), "tests/fetch-model failed");
+    static FETCHED: OnceLock<bool> = OnceLock::new();
+    let fetch = || Command::new(format!("{root}/tests/fetch-model")).status().unwrap().success();
+    assert!(*FETCHED.get_or_init(fetch), "tests/fetch-model failed");
     let adapters = ADAPTERS.map(|name| named(name, &format!("minilm/{name}")));
     Door::open(&[format!("minilm={root}/target/all-MiniLM-L6-v2")], &adapters, &[])
 }
