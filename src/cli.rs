@@ -30,7 +30,8 @@ pub fn parse(args: impl Iterator<Item = OsString>, environment: &BTreeMap<String
     let (name, matches) = matches.subcommand().expect("a subcommand is required");
     let text = |id: &str| matches.get_one::<String>(id).cloned();
     if name == "health" {
-        return Ok(Action::Health { address: text("address").expect("it has a default") });
+        let port = environment.get("VENEER_SERVER__PORT").map_or("8000", String::as_str);
+        return Ok(Action::Health { address: text("address").unwrap_or_else(|| format!("127.0.0.1:{port}")) });
     }
     let mut flags = flags(matches);
     if name != "serve" {
@@ -67,7 +68,7 @@ fn command() -> Command {
         .arg(one("model", "SOURCE", "The model").required(true))
         .arg(one("adapter", "SOURCE", "The adapter"))
         .arg(Arg::new("text").value_name("TEXT").required(true).num_args(1..));
-    let address = one("address", "HOST:PORT", "The server").default_value("127.0.0.1:8000");
+    let address = one("address", "HOST:PORT", "The server [default: this machine, VENEER_SERVER__PORT or 8000]");
     let health = Command::new("health").about("Ask a server whether it is ready").arg(address);
     Command::new("veneer")
         .about("Sentence embeddings with any number of PEFT adapters, chosen per request")

@@ -55,11 +55,11 @@ pub enum Error {
     #[error("Incorrect API key provided.")]
     Unauthorized,
     /// The caller, later: the queue is full.
-    #[error("The server is busy: {what}. Retry after {} s.", retry_after.as_secs())]
+    #[error("The server is busy: {what}. Please try again later.")]
     Busy {
         /// Which bound was reached.
         what: &'static str,
-        /// When to come back; whole seconds, at least one.
+        /// When to come back.
         retry_after: Duration,
     },
     /// The caller, later: the server is loading or draining.

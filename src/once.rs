@@ -1,7 +1,7 @@
 //! What runs once and leaves: `check`, `embed` and `health`.
 
 use anyhow::{Context, bail, ensure};
-use serde_json::json;
+use serde::Serialize;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::sync::Arc;
@@ -35,6 +35,14 @@ pub async fn check(app: Arc<App>) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What `embed` prints of one text.
+#[derive(Serialize)]
+struct Line<'a> {
+    index: usize,
+    text: &'a str,
+    embedding: &'a [f32],
+}
+
 /// Prints one JSON line a text.
 pub async fn embed(app: Arc<App>, texts: Vec<String>) -> anyhow::Result<()> {
     let serving = app.serving()?;
@@ -42,7 +50,7 @@ pub async fn embed(app: Arc<App>, texts: Vec<String>) -> anyhow::Result<()> {
     let served = serving.registry.iter().last().context("nothing was loaded")?;
     let vectors = vectors(&app, &served.target.label, texts.iter().map(String::as_str)).await?;
     for (index, (text, vector)) in texts.iter().zip(vectors).enumerate() {
-        println!("{}", json!({"index": index, "text": text, "embedding": vector}));
+        println!("{}", serde_json::to_string(&Line { index, text, embedding: &vector })?);
     }
     Ok(())
 }

@@ -22,7 +22,9 @@ fn output(args: &[&str]) -> Output {
 
 /// Exit code 2 and one line that has all parts. A server that should have refused is ended, with another code.
 fn assert_refused(args: &[&str], parts: &[&str]) {
-    let output = Command::new("timeout").args(["60", env!("CARGO_BIN_EXE_veneer")]).args(args).output().unwrap();
+    let mut command = Command::new("timeout");
+    command.args(["60", env!("CARGO_BIN_EXE_veneer")]).args(args).env("VENEER_SERVER__PORT", "0");
+    let output = command.output().unwrap();
     let said = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(2), "{said}");
     let lines: Vec<&str> = said.lines().filter(|line| line.starts_with("veneer: ")).collect();

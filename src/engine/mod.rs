@@ -5,6 +5,7 @@ mod worker;
 
 use crate::error::{Error, Result};
 use crate::model::{Adapter, Model, Pipeline};
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -121,8 +122,12 @@ impl Engine {
         self.capacity - self.permits.available_permits()
     }
 
+    /// About the time in which the queue empties, spread by half so that the refused do not come back at once.
     fn retry_after(&self) -> Duration {
         let rate = self.tokens_per_second.load(Ordering::Relaxed).max(1);
-        Duration::from_secs((self.queued_tokens() as u64).div_ceil(rate).clamp(1, 60))
+        let empty_ms = (1000 * self.queued_tokens() as u64).div_ceil(rate).clamp(200, 60_000);
+        // A hasher's random key is the standard library's only source of chance.
+        let chance = RandomState::new().build_hasher().finish() % empty_ms;
+        Duration::from_millis(empty_ms / 2 + chance)
     }
 }

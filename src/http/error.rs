@@ -31,7 +31,10 @@ pub fn openai_error(error: &Error) -> Response {
         }
     };
     let message = match status {
-        StatusCode::INTERNAL_SERVER_ERROR => "The server failed to answer; its log says why.".to_owned(),
+        StatusCode::INTERNAL_SERVER_ERROR => {
+            tracing::warn!(%error, "answered with 500");
+            "The server failed to answer; its log says why.".to_owned()
+        }
         _ => error.to_string(),
     };
     let wait = match error {
@@ -41,7 +44,10 @@ pub fn openai_error(error: &Error) -> Response {
     };
     let mut response = body(status, &message, kind, param, code);
     if let Some(wait) = wait {
-        response.headers_mut().insert(RETRY_AFTER, wait.as_secs().max(1).into());
+        let wait_ms = wait.as_millis() as u64;
+        response.headers_mut().insert(RETRY_AFTER, wait_ms.div_ceil(1000).max(1).into());
+        // OpenAI's clients read this first; whole seconds would bring all who were refused back at once.
+        response.headers_mut().insert("retry-after-ms", wait_ms.max(1).into());
     }
     response
 }

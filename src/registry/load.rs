@@ -102,6 +102,9 @@ impl<'a> Loading<'a> {
             true => Ok(Source::Folder(beside)),
             false => Source::parse(wanted),
         };
+        if let (Ok(Source::Repo(repo)), None) = (&source, given) {
+            tracing::info!(file = %peft.path().display(), base = %repo, "no such folder, so {key} is taken for a Hub id");
+        }
         let found = source.and_then(|source| Ok((default_name(&source), self.hub.fetch(&source)?)));
         let (base_name, base_folder) = found.map_err(|error| {
             let way_out = "say where the base is with --base SOURCE, or serve the base and attach this folder to it with \
