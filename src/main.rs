@@ -19,6 +19,9 @@ use veneer::telemetry;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+/// After draining, for what still computes.
+const GRACE: Duration = Duration::from_secs(1);
+
 /// A bad configuration, or files that do not load.
 const REFUSED: u8 = 2;
 
@@ -66,7 +69,6 @@ fn serve(config: Config, environment: &BTreeMap<String, String>) -> anyhow::Resu
     telemetry::metrics();
     let hub = hub(&config, environment)?;
     let runtime = runtime(&config)?;
-    let deadline = Duration::from_secs(config.server.drain_timeout_s);
     let outcome = runtime.block_on(async {
         let began = Instant::now();
         let address = (config.server.host.as_str(), config.server.port);
@@ -88,9 +90,14 @@ fn serve(config: Config, environment: &BTreeMap<String, String>) -> anyhow::Resu
         println!("veneer is ready on http://{address} after {} ms", began.elapsed().as_millis());
         server.await??;
         drop(app);
-        tokio::task::spawn_blocking(move || worker.join()).await?.map_err(|_| anyhow::anyhow!("the worker panicked"))
+        // A connection that was cut off keeps its app, and so the worker, until the process ends.
+        let joined = tokio::task::spawn_blocking(move || worker.join());
+        match tokio::time::timeout(GRACE, joined).await {
+            Ok(joined) => joined?.map_err(|_| anyhow::anyhow!("the worker panicked")),
+            Err(_) => Ok(()),
+        }
     });
-    runtime.shutdown_timeout(deadline);
+    runtime.shutdown_timeout(GRACE);
     outcome
 }
 
@@ -106,7 +113,7 @@ fn hub(config: &Config, environment: &BTreeMap<String, String>) -> anyhow::Resul
 
 fn runtime(config: &Config) -> anyhow::Result<tokio::runtime::Runtime> {
     let mut builder = tokio::runtime::Builder::new_multi_thread();
-    Ok(builder.enable_all().max_blocking_threads(config.server.tokenizer_threads).build()?)
+    Ok(builder.enable_all().max_blocking_threads(config.server.tokenizer_threads + 1).build()?)
 }
 
 /// Done when the process is told to stop; from then on new work is refused.

@@ -37,6 +37,15 @@ pub fn metrics() -> &'static PrometheusHandle {
             .expect("buckets are not empty")
             .build_recorder();
         let handle = recorder.handle();
+        // Without upkeep, histograms keep every sample until somebody asks for them.
+        let upkept = handle.clone();
+        let upkeep = move || {
+            loop {
+                std::thread::sleep(Duration::from_secs(5));
+                upkept.run_upkeep();
+            }
+        };
+        std::thread::Builder::new().name("metrics".into()).spawn(upkeep).expect("a thread can be started");
         // Another recorder in this process (an embedder's own) keeps its place; ours then stays empty.
         let _ = metrics::set_global_recorder(recorder);
         describe();

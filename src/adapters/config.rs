@@ -52,7 +52,7 @@ const INERT: [&str; 13] = [
 ];
 
 /// Initializations that leave the base as it is.
-const PLAIN_INITIALIZATIONS: [&str; 5] = ["gaussian", "eva", "orthogonal", "mica", "random"];
+const PLAIN_INITIALIZATIONS: [&str; 4] = ["gaussian", "eva", "orthogonal", "mica"];
 
 #[derive(Deserialize)]
 struct File {
@@ -181,7 +181,7 @@ fn refuse_unknown(file: &File) -> std::result::Result<(), String> {
     }
     match &file.init_lora_weights {
         Value::Null | Value::Bool(_) => Ok(()),
-        Value::String(name) if PLAIN_INITIALIZATIONS.contains(&name.as_str()) => Ok(()),
+        Value::String(name) if PLAIN_INITIALIZATIONS.contains(&name.to_lowercase().as_str()) => Ok(()),
         other => Err(format!(
             "init_lora_weights = {other} changes the base weights, which is not supported; save the adapter with \
              PEFT's path_initial_model_for_weight_conversion"

@@ -57,6 +57,7 @@ pub struct Limits {
     pub max_concurrent_requests: usize,
     pub max_inputs: usize,
     pub max_body_bytes: usize,
+    pub max_buffered_bytes: usize,
     pub request_timeout_s: u64,
 }
 
@@ -130,6 +131,7 @@ impl Config {
             ("limits.max_concurrent_requests", limits.max_concurrent_requests),
             ("limits.max_inputs", limits.max_inputs),
             ("limits.max_body_bytes", limits.max_body_bytes),
+            ("limits.max_buffered_bytes", limits.max_buffered_bytes),
             ("limits.request_timeout_s", limits.request_timeout_s as usize),
             ("server.tokenizer_threads", self.server.tokenizer_threads),
         ];

@@ -32,7 +32,8 @@ pub fn take<T>(queue: &mut VecDeque<T>, tokens_max: usize, sequence: impl Fn(&T)
     taken
 }
 
-/// The order in which sequences lie in a batch: base first, then adapter by adapter, each pipeline together.
+/// The order in which sequences lie in a batch: pipeline by pipeline, and in each the base first, then adapter by
+/// adapter. Which pipeline comes first has no meaning.
 pub fn order<T>(items: &mut [T], sequence: impl Fn(&T) -> &Sequence) {
     items.sort_by_key(|item| {
         let target = &sequence(item).target;

@@ -32,16 +32,6 @@ pub struct Sequence {
     pub target: Arc<Target>,
 }
 
-/// One sequence's result.
-pub struct Embedding {
-    /// What the pipeline made of it; every element is finite.
-    pub vector: Vec<f32>,
-    /// Time between admission and the batch it went into.
-    pub queued: Duration,
-    /// Time that batch took.
-    pub computed: Duration,
-}
-
 /// Bounds of an engine.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
@@ -68,13 +58,22 @@ pub struct Admission {
     since: Instant,
 }
 
+/// What arrived at a receiver; its elements are finite.
+pub fn received(reply: std::result::Result<Result<Vec<f32>>, oneshot::error::RecvError>) -> Result<Vec<f32>> {
+    reply.unwrap_or_else(|_| Err(worker_is_gone()))
+}
+
+fn worker_is_gone() -> Error {
+    Error::Internal("the worker is gone".into())
+}
+
 /// Where a sequence's vector arrives.
-pub type Receiver = oneshot::Receiver<Result<Embedding>>;
+pub type Receiver = oneshot::Receiver<Result<Vec<f32>>>;
 
 /// A sequence in the queue. Dropping it frees its place.
 struct Job {
     sequence: Sequence,
-    reply: oneshot::Sender<Result<Embedding>>,
+    reply: oneshot::Sender<Result<Vec<f32>>>,
     since: Instant,
     permit: OwnedSemaphorePermit,
 }
@@ -113,8 +112,13 @@ impl Engine {
             receivers.push(receiver);
         }
         // Every message holds a permit and the channel is as long as there are permits, so only its end can fail this.
-        self.jobs.try_send(jobs).map_err(|_| Error::Unavailable("shutting down"))?;
+        self.jobs.try_send(jobs).map_err(|_| worker_is_gone())?;
         Ok(receivers)
+    }
+
+    /// Whether the worker is there.
+    pub fn is_alive(&self) -> bool {
+        !self.jobs.is_closed()
     }
 
     /// Tokens admitted and not yet answered.

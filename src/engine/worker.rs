@@ -1,6 +1,6 @@
 //! The one thread that owns a device: receive, pack, run, reply. While it computes, the queue fills: no timer.
 
-use super::{Embedding, Job, Limits, Sequence, batch};
+use super::{Job, Limits, Sequence, batch};
 use crate::error::{Error, Result};
 use crate::telemetry;
 use rayon::{ThreadPool, ThreadPoolBuilder};
@@ -21,7 +21,11 @@ pub struct Worker {
 
 impl Worker {
     pub fn new(queue: mpsc::Receiver<Vec<Job>>, limits: Limits, tokens_per_second: Arc<AtomicU64>) -> Result<Self> {
-        let threads = ThreadPoolBuilder::new().num_threads(limits.threads).thread_name(|i| format!("compute-{i}"));
+        let count = match limits.threads {
+            0 => std::thread::available_parallelism().map_or(1, |cores| cores.get()),
+            count => count,
+        };
+        let threads = ThreadPoolBuilder::new().num_threads(count).thread_name(|i| format!("compute-{i}"));
         let threads = threads.build().map_err(|e| Error::Internal(format!("cannot start compute threads: {e}")))?;
         Ok(Self { queue, waiting: VecDeque::new(), limits, tokens_per_second, threads })
     }
@@ -70,7 +74,7 @@ impl Worker {
             // Who has an answer has also given back its place.
             drop(job.permit);
             // A caller that has gone meanwhile is no error.
-            let _ = job.reply.send(vector.map(|vector| Embedding { vector, queued, computed }));
+            let _ = job.reply.send(vector);
         };
         match result {
             Ok(vectors) => jobs.into_iter().zip(vectors).for_each(|(job, vector)| {

@@ -1,15 +1,63 @@
 //! Request bodies: bytes whatever the Content-Type says, JSON with errors that say what is wrong and where.
 
-use super::embed::{Input, off_async_threads};
+use super::embed::Input;
+use super::offload::Threads;
 use crate::error::{Error, Result};
-use axum::body::Bytes;
+use axum::body::{Body, HttpBody};
+use futures_util::StreamExt;
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, DeserializeSeed, Deserializer, SeqAccess, Visitor};
 use std::fmt;
+use std::time::Duration;
+use tokio::sync::{Semaphore, SemaphorePermit};
+
+/// Why a request is refused.
+pub enum Refusal {
+    /// Its body is larger than one may be.
+    TooLarge,
+    /// Anything else.
+    Error(Error),
+}
+
+impl From<Error> for Refusal {
+    fn from(error: Error) -> Self {
+        Self::Error(error)
+    }
+}
+
+/// Reads a body of at most `bytes_max`, with a permit of `room` for each byte that is held.
+pub async fn read(
+    body: Body,
+    bytes_max: usize,
+    room: &Semaphore,
+) -> std::result::Result<(Vec<u8>, Option<SemaphorePermit<'_>>), Refusal> {
+    if body.size_hint().lower() > bytes_max as u64 {
+        return Err(Refusal::TooLarge);
+    }
+    let (mut bytes, mut held, mut chunks) = (Vec::new(), None::<SemaphorePermit>, body.into_data_stream());
+    while let Some(chunk) = chunks.next().await {
+        let broken = |e| Error::Invalid { param: None, message: format!("The request body broke off: {e}.") };
+        let chunk = chunk.map_err(|e| Refusal::Error(broken(e)))?;
+        if bytes.len() + chunk.len() > bytes_max {
+            return Err(Refusal::TooLarge);
+        }
+        let more = room.try_acquire_many(chunk.len() as u32).map_err(|_| {
+            let retry_after = Duration::from_secs(1);
+            Refusal::Error(Error::Busy { what: "too many bytes of requests are held", retry_after })
+        })?;
+        match &mut held {
+            Some(held) => held.merge(more),
+            None => held = Some(more),
+        }
+        bytes.extend_from_slice(&chunk);
+    }
+    Ok((bytes, held))
+}
 
 /// Parses a JSON body.
-pub async fn json<T: DeserializeOwned + Send + 'static>(body: Bytes) -> Result<T> {
-    off_async_threads(body.len(), move || {
+pub async fn json<T: DeserializeOwned + Send + 'static>(threads: &Threads, body: Vec<u8>) -> Result<T> {
+    let bytes = body.len();
+    let parse = move || {
         let mut reader = serde_json::Deserializer::from_slice(&body);
         let parsed = serde_path_to_error::deserialize(&mut reader).map_err(|e| {
             let param = Some(e.path().to_string()).filter(|path| path != "." && path != "?");
@@ -22,8 +70,8 @@ pub async fn json<T: DeserializeOwned + Send + 'static>(body: Bytes) -> Result<T
         let trailing = |e| Error::Invalid { param: None, message: format!("After the JSON value: {e}.") };
         reader.end().map_err(trailing)?;
         Ok(parsed)
-    })
-    .await
+    };
+    threads.run_large(bytes, parse).await
 }
 
 /// OpenAI's `input`: a string, a list of strings, a list of token ids, or a list of lists of token ids.

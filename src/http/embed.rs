@@ -1,11 +1,13 @@
 //! The one embedding call that every dialect translates to: validate, resolve, tokenize, submit, join.
 
+use super::offload::Caller;
 use super::{App, Serving};
-use crate::engine::{Embedding, Sequence};
+use crate::engine::{self, Sequence};
 use crate::error::{Error, Result};
 use crate::registry::{Lease, Registry};
 use crate::telemetry;
 use crate::text::Reading;
+use futures_util::future::try_join_all;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -70,7 +72,7 @@ pub async fn embed(app: &App, serving: &Serving, call: Call) -> Result<Answer> {
     let leases = call.names.leases(&serving.registry, &model, call.inputs.len())?;
     check_dimensions(&leases, call.dimensions)?;
     let began = Instant::now();
-    let ids = tokenize(call.inputs, &leases, call.reading).await?;
+    let ids = tokenize(app, call.inputs, &leases, call.reading).await?;
     telemetry::tokenized(began.elapsed());
 
     let tokens = ids.iter().map(Vec::len).sum();
@@ -79,8 +81,7 @@ pub async fn embed(app: &App, serving: &Serving, call: Call) -> Result<Answer> {
     let replies = serving.engine.submit(ids.into_iter().zip(&leases).map(sequence).collect(), admission)?;
     let mut vectors = Vec::with_capacity(replies.len());
     for reply in replies {
-        let Embedding { vector, .. } = reply.await.map_err(|_| Error::Unavailable("shutting down"))??;
-        vectors.push(finish(vector, call.dimensions, call.normalize));
+        vectors.push(finish(engine::received(reply.await)?, call.dimensions, call.normalize));
     }
     Ok(Answer { vectors, tokens, model: model.target.label.clone() })
 }
@@ -146,18 +147,15 @@ fn check_dimensions(leases: &[Lease], dimensions: Option<usize>) -> Result<()> {
 }
 
 /// Token ids of every input, made on blocking threads, in order.
-async fn tokenize(inputs: Vec<Input>, leases: &[Lease], reading: Reading) -> Result<Vec<Vec<u32>>> {
-    let (count, reading) = (inputs.len(), Arc::new(reading));
+async fn tokenize(app: &App, inputs: Vec<Input>, leases: &[Lease], reading: Reading) -> Result<Vec<Vec<u32>>> {
+    let (count, reading, caller) = (inputs.len(), Arc::new(reading), Caller::default());
     let mut work = inputs.into_iter().zip(leases.iter().cloned()).enumerate();
-    let mut tasks = Vec::new();
-    loop {
-        let chunk: Vec<(usize, (Input, Lease))> = work.by_ref().take(CHUNK).collect();
-        if chunk.is_empty() {
-            break;
-        }
-        let reading = reading.clone();
-        tasks.push(tokio::task::spawn_blocking(move || {
+    let chunks = std::iter::from_fn(|| Some(work.by_ref().take(CHUNK).collect::<Vec<_>>()).filter(|c| !c.is_empty()));
+    let tasks = chunks.map(|chunk| {
+        let (reading, gone) = (reading.clone(), caller.gone());
+        app.threads.run(move || {
             let read = |(index, (input, lease)): (usize, (Input, Lease))| {
+                gone.check()?;
                 let param = if count == 1 { "input".to_owned() } else { format!("input[{index}]") };
                 match input {
                     Input::Text(text) => lease.text.encode(&text, &reading, &param),
@@ -168,13 +166,9 @@ async fn tokenize(inputs: Vec<Input>, leases: &[Lease], reading: Reading) -> Res
                 }
             };
             chunk.into_iter().map(read).collect::<Result<Vec<_>>>()
-        }));
-    }
-    let mut ids = Vec::with_capacity(count);
-    for task in tasks {
-        ids.extend(task.await.map_err(|e| Error::Internal(format!("tokenizing: {e}")))??);
-    }
-    Ok(ids)
+        })
+    });
+    Ok(try_join_all(tasks).await?.into_iter().flatten().collect())
 }
 
 /// Leading dimensions and unit length, in this order, as OpenAI's `dimensions` means it.
@@ -187,16 +181,4 @@ fn finish(mut vector: Vec<f32>, dimensions: Option<usize>, normalize: bool) -> V
         vector.iter_mut().for_each(|v| *v = (f64::from(*v) / length) as f32);
     }
     vector
-}
-
-/// Runs work on a blocking thread where there is much of it, at once where a hop would cost more.
-pub async fn off_async_threads<T: Send + 'static>(
-    bytes: usize,
-    work: impl FnOnce() -> Result<T> + Send + 'static,
-) -> Result<T> {
-    const WORTH_A_HOP_BYTES: usize = 256 << 10;
-    if bytes < WORTH_A_HOP_BYTES {
-        return work();
-    }
-    tokio::task::spawn_blocking(work).await.map_err(|e| Error::Internal(format!("blocking task: {e}")))?
 }

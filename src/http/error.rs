@@ -32,7 +32,7 @@ pub fn openai_error(error: &Error) -> Response {
     };
     let message = match status {
         StatusCode::INTERNAL_SERVER_ERROR => {
-            tracing::warn!(%error, "answered with 500");
+            tracing::debug!(%error, "answered with 500");
             "The server failed to answer; its log says why.".to_owned()
         }
         _ => error.to_string(),

@@ -2,6 +2,7 @@
 
 use super::App;
 use super::error::openai_error;
+use crate::error::Error;
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
@@ -11,6 +12,7 @@ use std::sync::Arc;
 /// Whether requests would be answered now.
 pub async fn health(State(app): State<Arc<App>>) -> Response {
     match app.serving() {
+        Ok(serving) if !serving.engine.is_alive() => openai_error(&Error::Internal("the worker is gone".into())),
         Ok(_) => Json(json!({"status": "ok"})).into_response(),
         Err(error) => openai_error(&error),
     }

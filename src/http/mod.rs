@@ -6,6 +6,7 @@ mod error;
 mod health;
 mod metrics;
 mod models;
+mod offload;
 mod openai;
 mod output;
 
@@ -17,11 +18,12 @@ use crate::error::{Error, Result};
 use crate::hub::Hub;
 use crate::registry::Registry;
 use axum::Router;
-use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::extract::{Request, State};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::Response;
 use axum::routing::{MethodRouter, get, post};
 use error::openai_error;
+use offload::Threads;
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -42,6 +44,9 @@ pub struct App {
     serving: OnceLock<Serving>,
     draining: AtomicBool,
     requests: Semaphore,
+    /// A permit for each byte of the bodies that may be held at once.
+    body_bytes: Semaphore,
+    threads: Threads,
 }
 
 /// What is there once loading is done.
@@ -71,7 +76,9 @@ impl App {
     /// An app that is still loading.
     pub fn new(config: Config) -> Self {
         let requests = Semaphore::new(config.limits.max_concurrent_requests.min(Semaphore::MAX_PERMITS));
-        Self { config, serving: OnceLock::new(), draining: AtomicBool::new(false), requests }
+        let body_bytes = Semaphore::new(config.limits.max_buffered_bytes.min(Semaphore::MAX_PERMITS));
+        let threads = Threads::new(config.server.tokenizer_threads);
+        Self { config, serving: OnceLock::new(), draining: AtomicBool::new(false), requests, body_bytes, threads }
     }
 
     /// Loading is done.
@@ -127,7 +134,6 @@ pub fn router(app: Arc<App>) -> Router {
         .layer(PropagateRequestIdLayer::x_request_id())
         .layer(TraceLayer::new_for_http().make_span_with(span).on_failure(()))
         .layer(CatchPanicLayer::custom(error::panicked))
-        .layer(DefaultBodyLimit::max(app.config.limits.max_body_bytes))
         .layer(from_fn_with_state(app.clone(), authorize));
     routes
         .fallback(error::no_such_path)

@@ -1,18 +1,17 @@
 //! The OpenAI dialect of `/v1/embeddings`: its request, its reply, and the translation between.
 
 use super::App;
-use super::body::{self, Inputs};
-use super::embed::{Answer, Call, Names, embed, off_async_threads};
+use super::body::{self, Inputs, Refusal};
+use super::embed::{Answer, Call, Names, embed};
 use super::error::{openai_error, too_large, unreadable_path};
 use super::output::{Dtype, Format, Output};
 use crate::error::{Error, Result};
 use crate::telemetry;
 use crate::text::{Prompt, Reading, Truncation};
-use axum::body::Bytes;
 use axum::extract::rejection::PathRejection;
-use axum::extract::{FromRequest, Path, Request, State};
+use axum::extract::{Path, Request, State};
+use axum::http::HeaderMap;
 use axum::http::header::CONTENT_TYPE;
-use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
@@ -114,18 +113,6 @@ pub async fn embeddings(State(app): State<Arc<App>>, path: Mount, headers: Heade
     response
 }
 
-/// Why a request has no answer.
-enum Refusal {
-    TooLarge,
-    Error(Error),
-}
-
-impl From<Error> for Refusal {
-    fn from(error: Error) -> Self {
-        Self::Error(error)
-    }
-}
-
 async fn answer(
     app: &App,
     path: Mount,
@@ -137,16 +124,14 @@ async fn answer(
     let _place = app.requests.try_acquire().map_err(busy)?;
     let serving = app.serving()?;
     let Path(path) = path.map_err(|rejection| unreadable_path(&rejection))?;
-    let bytes = Bytes::from_request(request, &()).await.map_err(|rejection| match rejection.status() {
-        StatusCode::PAYLOAD_TOO_LARGE => Refusal::TooLarge,
-        _ => Refusal::Error(Error::Invalid { param: None, message: format!("{}.", rejection.body_text()) }),
-    })?;
-    let body: Body = body::json(bytes).await?;
+    let read = body::read(request.into_body(), app.config.limits.max_body_bytes, &app.body_bytes).await;
+    let (bytes, _room) = read?;
+    let body: Body = body::json(&app.threads, bytes).await?;
     let (format, dtype) = (body.encoding_format.unwrap_or_default(), body.output_dtype.unwrap_or_default());
     let call = body.call(path, &headers, dtype)?;
     let answer = embed(app, serving, call).await?;
     label.clone_from(&answer.model);
-    Ok(reply(answer, dtype, format).await?)
+    Ok(reply(app, answer, dtype, format).await?)
 }
 
 impl Body {
@@ -210,9 +195,9 @@ fn truncation(cut: Option<Truncate>, tokens: Option<i64>, side: Option<Side>) ->
             return Err(Error::invalid("truncate", "'truncate' forbids what 'truncate_prompt_tokens' asks for."));
         }
         (Some(Truncate::No), _) => return Ok(None),
-        (Some(Truncate::Start), _) => true,
-        (Some(Truncate::End), _) => false,
-        (_, side) => side == Some(Side::Left),
+        (Some(Truncate::Start), _) => Some(true),
+        (Some(Truncate::End), _) => Some(false),
+        (_, side) => side.map(|side| side == Side::Left),
     };
     if cut.is_none() && tokens.is_none() {
         return Ok(None);
@@ -220,13 +205,13 @@ fn truncation(cut: Option<Truncate>, tokens: Option<i64>, side: Option<Side>) ->
     Ok(Some(Truncation { tokens: tokens.flatten(), left }))
 }
 
-async fn reply(answer: Answer, dtype: Dtype, format: Format) -> Result<Response> {
+async fn reply(app: &App, answer: Answer, dtype: Dtype, format: Format) -> Result<Response> {
     static REPLIES: AtomicU64 = AtomicU64::new(0);
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let id = format!("embd-{:x}-{:x}", now.as_micros(), REPLIES.fetch_add(1, Ordering::Relaxed));
     let elements: usize = answer.vectors.iter().map(Vec::len).sum();
     // A number takes about a microsecond's fraction to print; ten bytes of JSON each.
-    let json = off_async_threads(elements * 10, move || {
+    let json = app.threads.run_large(elements * 10, move || {
         let datum =
             |(index, vector)| Datum { object: "embedding", index, embedding: Output::new(vector, dtype, format) };
         let reply = Reply {

@@ -58,7 +58,8 @@ impl CustomOp1 for Activate {
                     let inner = (2.0 / std::f32::consts::PI).sqrt() * (x + 0.044715 * x * x * x);
                     0.5 * x * (1.0 + tanh(inner))
                 }),
-                Activation::Relu => map(y, x, |x| x.max(0.0)),
+                // Not `max`, which makes 0 of NaN.
+                Activation::Relu => map(y, x, |x| if x < 0.0 { 0.0 } else { x }),
                 Activation::Silu => map(y, x, |x| x / (1.0 + exp(-x))),
             }
             y.iter_mut().zip(gate).for_each(|(y, gate)| *y *= gate);

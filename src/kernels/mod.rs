@@ -3,6 +3,7 @@
 
 mod activation;
 mod attention;
+mod finite;
 mod math;
 mod norm;
 mod pooling;
@@ -12,6 +13,7 @@ mod view;
 
 pub use activation::{Activation, activate};
 pub use attention::{Attention, attention};
+pub use finite::all_finite;
 pub use norm::{NormKind, norm};
 pub use pooling::{Pooling, pool};
 pub use product::{add_product, product};

@@ -48,7 +48,11 @@ impl CustomOp1 for Pool<'_> {
                 Pooling::LastToken => y.copy_from_slice(rows.row(tokens.end - 1)),
                 Pooling::Max => {
                     y.fill(f32::NEG_INFINITY);
-                    tokens.for_each(|t| y.iter_mut().zip(rows.row(t)).for_each(|(y, x)| *y = y.max(*x)));
+                    tokens.for_each(|t| {
+                        y.iter_mut()
+                            .zip(rows.row(t))
+                            .for_each(|(y, x)| *y = if *x > *y || x.is_nan() { *x } else { *y })
+                    });
                 }
                 Pooling::Mean => weighted(y, rows, span, |_| 1.0, |n| n),
                 Pooling::MeanSqrtLen => weighted(y, rows, span, |_| 1.0, f32::sqrt),

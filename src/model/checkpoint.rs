@@ -3,9 +3,10 @@
 
 use crate::error::{Error, Result};
 use crate::folder::Folder;
+use crate::kernels::all_finite;
 use candle_core::safetensors::MmapedSafetensors;
 use candle_core::{DType, Device, Tensor};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
@@ -16,6 +17,7 @@ pub struct Checkpoint {
     /// Canonical name -> name in the file.
     names: BTreeMap<String, String>,
     left: RefCell<BTreeSet<String>>,
+    bytes: Cell<usize>,
 }
 
 impl Checkpoint {
@@ -41,8 +43,8 @@ impl Checkpoint {
     /// Maps the files. `nested_as`: see [`canonical`].
     pub fn open(files: &[PathBuf], nested_as: &str) -> Result<Self> {
         let path = files.first().cloned().unwrap_or_default();
-        // SAFETY: the mapping is dropped once the tensors are copied out, at the end of loading; whoever rewrites
-        // the file in those moments gets garbage, as with any reader, and the formats' lengths are checked first.
+        // SAFETY: nobody may change or cut the files short while they are mapped, which is until loading ends; an
+        // operator who does breaks this process (a file cut short is SIGBUS), as with every mapped format.
         let mapped = unsafe { MmapedSafetensors::multi(files) };
         let mapped = mapped.map_err(|e| Error::load(&path, format!("not a safetensors file: {e}")))?;
         let mut names = BTreeMap::new();
@@ -52,7 +54,7 @@ impl Checkpoint {
             }
         }
         let left = RefCell::new(names.keys().cloned().collect());
-        Ok(Self { path, files: mapped, names, left })
+        Ok(Self { path, files: mapped, names, left, bytes: Cell::new(0) })
     }
 
     /// The (first) file, for messages.
@@ -76,7 +78,7 @@ impl Checkpoint {
         Some(self.files.get(name).ok()?.shape().to_vec())
     }
 
-    /// A tensor in f32 on the device; it must be there and have this shape.
+    /// A tensor in f32 on the device; it must be there, have this shape and be finite.
     pub fn take(&self, name: &str, shape: &[usize], device: &Device) -> Result<Tensor> {
         let Some(found) = self.shape(name) else {
             return Err(Error::load(&self.path, format!("tensor '{name}' is missing")));
@@ -87,7 +89,17 @@ impl Checkpoint {
         }
         self.left.borrow_mut().remove(name);
         let tensor = self.files.load(in_file, device).and_then(|t| t.to_dtype(DType::F32));
-        tensor.map_err(|e| Error::load(&self.path, format!("tensor '{in_file}': {e}")))
+        let tensor = tensor.map_err(|e| Error::load(&self.path, format!("tensor '{in_file}': {e}")))?;
+        if !all_finite(&tensor)? {
+            return Err(Error::load(&self.path, format!("tensor '{in_file}' is not finite")));
+        }
+        self.bytes.set(self.bytes.get() + tensor.elem_count() * tensor.dtype().size_in_bytes());
+        Ok(tensor)
+    }
+
+    /// Bytes of all tensors taken.
+    pub fn bytes_taken(&self) -> usize {
+        self.bytes.get()
     }
 
     /// Sets aside what stands under a module that no forward pass runs.

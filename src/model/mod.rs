@@ -10,7 +10,7 @@ mod transformer;
 
 pub use checkpoint::{Checkpoint, canonical};
 pub use delta::{Adapter, Delta, Plan, Site, Sites};
-pub use pipeline::Pipeline;
+pub use pipeline::{Modules, Pipeline};
 pub use spec::Spec;
 
 use crate::error::{Error, Result};
@@ -61,8 +61,7 @@ impl Model {
         let sites = loader.sites;
         spec.idle.iter().for_each(|module| checkpoint.leave(module));
         checkpoint.finish()?;
-        let bytes =
-            checkpoint.names().filter_map(|name| checkpoint.shape(name)).map(|s| s.iter().product::<usize>() * 4).sum();
+        let bytes = checkpoint.bytes_taken();
         Ok(Self { spec, sites, transformer, device: device.clone(), bytes })
     }
 

@@ -49,8 +49,11 @@ pub struct Table {
 pub struct PositionTable {
     /// The matrix.
     pub table: Table,
-    /// Row of a sequence's first token: 0, or pad id + 1 in the RoBERTa family.
+    /// Row of a sequence's first token.
     pub first: usize,
+    /// A token that takes no position: the others are counted past it, and it reads the row before the first. It is
+    /// the padding token in the RoBERTa family, where a text can spell it out.
+    pub skipped: Option<u32>,
 }
 
 /// One block.

@@ -1,14 +1,15 @@
 //! How everything that the configuration names is loaded.
 
 use super::Loaded;
+use super::sources::{default_name, device, in_folder, real_path};
 use crate::adapters;
 use crate::config::{self, Config, PipelineChoice};
 use crate::error::{Error, Result};
 use crate::folder::Folder;
 use crate::hub::{Hub, Source};
-use crate::model::{Device, Model, Pipeline};
+use crate::model::{Adapter, Device, Model, Modules, Pipeline};
 use crate::telemetry::Progress;
-use crate::text::{Text, Tokenizers};
+use crate::text::{self, Capacity, Text, Tokenizers};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -29,6 +30,7 @@ pub fn all(config: &Config, hub: &Hub) -> Result<Vec<Loaded>> {
 #[derive(Clone)]
 struct Base {
     name: String,
+    root: String,
     path: PathBuf,
     model: Arc<Model>,
     pipeline: Arc<Pipeline>,
@@ -138,14 +140,16 @@ impl<'a> Loading<'a> {
     fn load_base(&mut self, name: String, path: PathBuf, root: &str, folder: &Folder) -> Result<Base> {
         let began = Instant::now();
         let progress = Progress::new(&format!("loading {name}"));
-        let model = Arc::new(Model::load(folder, &self.device, &|done, all| progress.at(done, all))?);
+        let modules = Modules::of(folder)?.map_or_else(|| Modules::bare(folder), Ok)?;
+        let model = Model::load(&modules.transformer, &self.device, &|done, all| progress.at(done, all))?;
         progress.end();
-        let pipeline = self.share(Pipeline::of(folder)?.unwrap_or_default());
-        let (positions, vocabulary) = (model.spec().tokens_max, model.spec().embedding.word.rows);
-        let text = Arc::new(Text::of(folder, None, positions, vocabulary, &mut self.tokenizers)?);
+        let model = Arc::new(model);
+        let source = text::Source { folder, transformer: &modules.transformer };
+        let text = Arc::new(Text::of(source, None, capacity(&model), &mut self.tokenizers)?);
+        let pipeline = self.share(modules.pipeline);
         let (mib, ms) = (model.bytes() >> 20, began.elapsed().as_millis() as u64);
         tracing::info!(model = name, root, mib, ms, tokens_max = text.tokens_max(), "model loaded");
-        Ok(Base { name, path, model, pipeline, text })
+        Ok(Base { name, root: root.to_owned(), path, model, pipeline, text })
     }
 
     /// Loads and serves an adapter of a base.
@@ -154,7 +158,14 @@ impl<'a> Loading<'a> {
             return Err(Error::Config(format!("'{}' cannot be an adapter's name", entry.name)));
         }
         let peft = adapters::Config::of(folder)?;
-        let adapter = Arc::new(adapters::load(folder, &peft, &base.model)?);
+        let adapter = adapters::load(folder, &peft, &base.model)?;
+        self.serve_adapter(entry, folder, base, adapter)?;
+        warn_of_another_base(&entry.name, &peft, base);
+        Ok(())
+    }
+
+    fn serve_adapter(&mut self, entry: &config::Adapter, folder: &Folder, base: &Base, adapter: Adapter) -> Result<()> {
+        let adapter = Arc::new(adapter);
         let (pipeline, text) = self.reading(folder, base)?;
         let (sites, rank, kib) = (adapter.deltas().count(), adapter.rank(), adapter.bytes() >> 10);
         tracing::info!(adapter = entry.name, base = base.name, sites, rank, kib, "adapter loaded");
@@ -184,15 +195,24 @@ impl<'a> Loading<'a> {
         if let [only] = bases.as_slice() {
             return self.adapter(entry, &folder, only);
         }
-        let fitting: Vec<&Base> = bases.iter().filter(|b| adapters::load(&folder, &peft, &b.model).is_ok()).collect();
-        match fitting.as_slice() {
-            [one] => self.adapter(entry, &folder, one),
-            several => {
-                let names = several.iter().map(|base| base.name.as_str()).collect::<Vec<_>>().join(", ");
-                let fits =
-                    if names.is_empty() { "fits no model".into() } else { format!("fits several models: {names}") };
-                let name = &entry.name;
-                Err(Error::Config(format!("adapter '{name}' {fits}; name one: BASE:{name}={}", entry.source)))
+        let (mut fitting, mut reasons) = (Vec::new(), Vec::new());
+        for base in &bases {
+            match adapters::load(&folder, &peft, &base.model) {
+                Ok(adapter) => fitting.push((base, adapter)),
+                Err(error) => reasons.push(format!("{}: {error}", base.name)),
+            }
+        }
+        let names: Vec<&str> = fitting.iter().map(|(base, _)| base.name.as_str()).collect();
+        let (name, names) = (&entry.name, names.join(", "));
+        match fitting.len() {
+            0 => Err(Error::Config(format!("adapter '{name}' fits no model ({})", reasons.join("; ")))),
+            1 => fitting.into_iter().try_for_each(|(base, adapter)| {
+                warn_of_another_base(name, &peft, base);
+                self.serve_adapter(entry, &folder, base, adapter)
+            }),
+            _ => {
+                let way_out = format!("name one: BASE:{name}={}", entry.source);
+                Err(Error::Config(format!("adapter '{name}' fits several models: {names}; {way_out}")))
             }
         }
     }
@@ -203,13 +223,14 @@ impl<'a> Loading<'a> {
         if choice == PipelineChoice::Base {
             return Ok((base.pipeline.clone(), base.text.clone()));
         }
-        let (positions, vocabulary) = (base.model.spec().tokens_max, base.model.spec().embedding.word.rows);
-        let text = Text::of(folder, Some(&base.text), positions, vocabulary, &mut self.tokenizers)?;
-        let own = Pipeline::of(folder)?;
+        let own = Modules::of(folder)?;
+        let transformer = own.as_ref().map_or(folder, |own| &own.transformer);
+        let source = text::Source { folder, transformer };
+        let text = Text::of(source, Some(&base.text), capacity(&base.model), &mut self.tokenizers)?;
         if own.is_none() && choice == PipelineChoice::SentenceTransformers {
             return Ok((self.share(Pipeline::default()), Arc::new(text.without_prompts())));
         }
-        let pipeline = own.map_or_else(|| base.pipeline.clone(), |own| self.share(own));
+        let pipeline = own.map_or_else(|| base.pipeline.clone(), |own| self.share(own.pipeline));
         Ok((pipeline, Arc::new(text)))
     }
 
@@ -223,62 +244,25 @@ impl<'a> Loading<'a> {
     }
 }
 
-/// Sub-folders with an adapter_config.json, as adapters under their folders' names.
-fn in_folder(path: &str) -> Result<Vec<config::Adapter>> {
-    if path.is_empty() {
-        return Ok(Vec::new());
+/// Shapes that fit are no proof: many bases have the same.
+fn warn_of_another_base(name: &str, peft: &adapters::Config, base: &Base) {
+    let last = |path: &str| path.trim_end_matches('/').rsplit('/').next().unwrap_or_default().to_owned();
+    let Some(trained_on) = &peft.base else { return };
+    if last(trained_on) != last(&base.root) {
+        tracing::warn!(
+            adapter = name,
+            trained_on,
+            base = base.root,
+            "trained on a base of another name; its shapes fit"
+        );
     }
-    let entries = std::fs::read_dir(path).map_err(|e| Error::load(path, e.to_string()))?;
-    let mut found = Vec::new();
-    for entry in entries {
-        let entry = entry.map_err(|e| Error::load(path, e.to_string()))?;
-        if entry.path().join("adapter_config.json").is_file() {
-            let (name, source) = (entry.file_name(), entry.path());
-            let (name, source) = (name.to_string_lossy().into_owned(), source.to_string_lossy().into_owned());
-            found.push(config::Adapter { name, source, base: None });
-        }
-    }
-    found.sort_by(|a, b| a.name.cmp(&b.name));
-    Ok(found)
+}
+
+fn capacity(model: &Model) -> Capacity {
+    Capacity { positions: model.spec().tokens_max, vocabulary: model.spec().embedding.word.rows }
 }
 
 /// Unix seconds.
 fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
-}
-
-fn real_path(folder: &Folder) -> PathBuf {
-    folder.path().canonicalize().unwrap_or_else(|_| folder.path().to_owned())
-}
-
-/// The Hub id, or the folder's own name.
-fn default_name(source: &Source) -> String {
-    match source {
-        Source::Repo(repo) => repo.id().to_owned(),
-        Source::Folder(path) => {
-            let whole = path.canonicalize().unwrap_or_else(|_| path.clone());
-            whole.file_name().map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned())
-        }
-    }
-}
-
-/// The device that the configuration names, and that its arithmetic is supported there.
-fn device(server: &config::Server) -> Result<Device> {
-    match server.dtype.as_str() {
-        "float32" => {}
-        "bfloat16" | "float16" | "int8" => {
-            return Err(Error::Config(format!(
-                "dtype '{}' is not supported on this device; supported: float32",
-                server.dtype
-            )));
-        }
-        other => return Err(Error::Config(format!("dtype '{other}' is not known; supported: float32"))),
-    }
-    match server.device.as_str() {
-        "auto" | "cpu" => Ok(Device::Cpu),
-        cuda if cuda == "cuda" || cuda.starts_with("cuda:") => {
-            Err(Error::Config(format!("device '{cuda}': this build has no CUDA support")))
-        }
-        other => Err(Error::Config(format!("device '{other}' is not known; expected auto, cpu or cuda[:N]"))),
-    }
 }

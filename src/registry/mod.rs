@@ -1,9 +1,10 @@
 //! What is served: names to models, adapters and how their text is read.
 
 mod load;
+mod sources;
 
 use crate::config::Config;
-use crate::engine::{Engine, Sequence, Target};
+use crate::engine::{self, Engine, Sequence, Target};
 use crate::error::{Error, Result};
 use crate::hub::Hub;
 use crate::model::{Adapter, Model, Pipeline};
@@ -89,7 +90,7 @@ impl Registry {
             let ids = base.text.encode("warm up", &Reading::default(), "warm-up")?;
             let admission = engine.admit(ids.len())?;
             for reply in engine.submit(vec![Sequence { ids, target: base.target.clone() }], admission)? {
-                reply.blocking_recv().map_err(|_| Error::Internal("the worker is gone".into()))??;
+                engine::received(reply.blocking_recv())?;
             }
         }
         Ok(())

@@ -50,14 +50,15 @@ pub fn copy_of(name: &str) -> TempDir {
     folder
 }
 
-/// A copy of the bert base that makes NaN of token id 300, and of no other.
+/// A copy of the bert base whose numbers overflow on token id 300, and on no other.
 pub fn broken_base() -> TempDir {
     let folder = copy_of("bert/base");
     let path = folder.path().join("model.safetensors");
     let mut bytes = std::fs::read(&path).unwrap();
     let words = SafeTensors::deserialize(&bytes).unwrap().tensor("embeddings.word_embeddings.weight").unwrap();
     let place = words.data().as_ptr() as usize - bytes.as_ptr() as usize + 300 * words.shape()[1] * size_of::<f32>();
-    bytes[place..place + size_of::<f32>()].copy_from_slice(&f32::NAN.to_le_bytes());
+    // Two, so that already their sum is infinite.
+    bytes[place..place + 8].copy_from_slice(&[f32::MAX.to_le_bytes(); 2].concat());
     std::fs::write(path, bytes).unwrap();
     folder
 }

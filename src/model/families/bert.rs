@@ -1,18 +1,18 @@
 //! BERT (arXiv:1810.04805): post-norm encoder with learned positions. RoBERTa and its kin reuse the body.
 
-use super::post_norm::{Names, PostNorm};
-use super::{Family, activation, layer_norm, table};
-use crate::model::spec::{Embedding, PositionTable, Positions, Spec};
+use super::post_norm::{LearnedPositions, Names, PostNorm};
+use super::{Family, activation};
+use crate::model::spec::{Positions, Spec};
 use serde::Deserialize;
 
 #[derive(Deserialize)]
 pub struct Config {
-    pub hidden_size: usize,
+    hidden_size: usize,
     num_hidden_layers: usize,
     num_attention_heads: usize,
     intermediate_size: usize,
     hidden_act: String,
-    pub max_position_embeddings: usize,
+    max_position_embeddings: usize,
     type_vocab_size: usize,
     vocab_size: usize,
     #[serde(default = "layer_norm_eps")]
@@ -30,13 +30,13 @@ fn layer_norm_eps() -> f64 {
 
 impl Family for Config {
     fn spec(self) -> Result<Spec, String> {
-        self.spec_at("bert", 0)
+        self.spec_of("bert", None)
     }
 }
 
 impl Config {
-    /// The spec of a body nested as `nested_as` whose first position is row `first` of its table.
-    pub fn spec_at(self, nested_as: &'static str, first: usize) -> Result<Spec, String> {
+    /// The spec of a body nested as `nested_as`, its positions counted from the padding token on where there is one.
+    pub fn spec_of(self, nested_as: &'static str, padding: Option<usize>) -> Result<Spec, String> {
         match self.position_embedding_type.as_deref() {
             None | Some("absolute") => {}
             Some(other) => return Err(format!("position_embedding_type '{other}' is not supported")),
@@ -44,9 +44,14 @@ impl Config {
         if self.is_decoder {
             return Err("is_decoder = true is not supported".into());
         }
-        if self.max_position_embeddings <= first {
-            return Err(format!("max_position_embeddings must be more than {first}"));
+        let (tokens_max, embedding) = LearnedPositions {
+            vocabulary: self.vocab_size,
+            positions: self.max_position_embeddings,
+            padding,
+            token_types: Some(self.type_vocab_size),
+            eps: self.layer_norm_eps,
         }
+        .embedding()?;
         let block = PostNorm {
             hidden: self.hidden_size,
             heads: self.num_attention_heads,
@@ -64,16 +69,10 @@ impl Config {
                 mlp_norm: "output.LayerNorm",
             },
         };
-        let positions = table("embeddings.position_embeddings", self.max_position_embeddings);
         Ok(Spec {
             hidden: self.hidden_size,
-            tokens_max: self.max_position_embeddings - first,
-            embedding: Embedding {
-                word: table("embeddings.word_embeddings", self.vocab_size),
-                position: Some(PositionTable { table: positions, first }),
-                token_type: Some(table("embeddings.token_type_embeddings", self.type_vocab_size)),
-                norm: Some(layer_norm("embeddings.LayerNorm", self.layer_norm_eps)),
-            },
+            tokens_max,
+            embedding,
             layers: block.layers(self.num_hidden_layers),
             final_norm: None,
             nested_as,

@@ -1,8 +1,8 @@
 //! DistilBERT (arXiv:1910.01108): BERT without token types, under names of its own.
 
-use super::post_norm::{Names, PostNorm};
-use super::{Family, activation, layer_norm, table};
-use crate::model::spec::{Embedding, PositionTable, Positions, Spec};
+use super::post_norm::{LearnedPositions, Names, PostNorm};
+use super::{Family, activation};
+use crate::model::spec::{Positions, Spec};
 use serde::Deserialize;
 
 #[derive(Deserialize)]
@@ -19,8 +19,25 @@ pub struct Config {
 /// Fixed in the reference implementation.
 const EPS: f64 = 1e-12;
 
+const IDLE: [&str; 6] = [
+    "embeddings.position_ids",
+    "vocab_transform",
+    "vocab_layer_norm",
+    "vocab_projector",
+    "pre_classifier",
+    "classifier",
+];
+
 impl Family for Config {
     fn spec(self) -> Result<Spec, String> {
+        let (tokens_max, embedding) = LearnedPositions {
+            vocabulary: self.vocab_size,
+            positions: self.max_position_embeddings,
+            padding: None,
+            token_types: None,
+            eps: EPS,
+        }
+        .embedding()?;
         let block = PostNorm {
             hidden: self.dim,
             heads: self.n_heads,
@@ -38,22 +55,14 @@ impl Family for Config {
                 mlp_norm: "output_layer_norm",
             },
         };
-        let positions = table("embeddings.position_embeddings", self.max_position_embeddings);
         Ok(Spec {
             hidden: self.dim,
-            tokens_max: self.max_position_embeddings,
-            embedding: Embedding {
-                word: table("embeddings.word_embeddings", self.vocab_size),
-                position: Some(PositionTable { table: positions, first: 0 }),
-                token_type: None,
-                norm: Some(layer_norm("embeddings.LayerNorm", EPS)),
-            },
+            tokens_max,
+            embedding,
             layers: block.layers(self.n_layers),
             final_norm: None,
             nested_as: "distilbert",
-            idle: ["vocab_transform", "vocab_layer_norm", "vocab_projector", "pre_classifier", "classifier"]
-                .map(String::from)
-                .into(),
+            idle: IDLE.map(String::from).into(),
         })
     }
 }

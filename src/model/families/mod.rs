@@ -36,12 +36,12 @@ const FAMILIES: [(&str, Reader); 7] = [
 pub fn spec(folder: &Folder) -> Result<Spec> {
     let path = folder.require("config.json")?;
     let config: Value = folder.require_json("config.json")?;
-    let model_type = config.get("model_type").and_then(Value::as_str).unwrap_or_default();
+    let model_type = config.get("model_type").and_then(Value::as_str).unwrap_or_default().to_owned();
     let Some((_, read)) = FAMILIES.iter().find(|(name, _)| *name == model_type) else {
         let known: Vec<&str> = FAMILIES.iter().map(|(name, _)| *name).collect();
         return Err(Error::load(path, format!("model_type '{model_type}' is not known; known: {}", known.join(", "))));
     };
-    read(config.clone()).map_err(|reason| Error::load(path, reason))
+    read(config).map_err(|reason| Error::load(path, reason))
 }
 
 fn read<F: Family>(config: Value) -> std::result::Result<Spec, String> {

@@ -1,8 +1,8 @@
 //! MPNet (arXiv:2004.09297): RoBERTa's positions plus a relative bias that all layers share.
 
-use super::post_norm::{Names, PostNorm};
-use super::{Family, activation, layer_norm, table};
-use crate::model::spec::{Embedding, PositionTable, Positions, Spec};
+use super::post_norm::{LearnedPositions, Names, PostNorm};
+use super::{Family, activation, table};
+use crate::model::spec::{Positions, Spec};
 use serde::Deserialize;
 
 #[derive(Deserialize)]
@@ -30,10 +30,14 @@ const DISTANCE_MAX: usize = 128;
 
 impl Family for Config {
     fn spec(self) -> Result<Spec, String> {
-        let first = self.pad_token_id + 1;
-        if self.max_position_embeddings <= first {
-            return Err(format!("max_position_embeddings must be more than {first}"));
+        let (tokens_max, embedding) = LearnedPositions {
+            vocabulary: self.vocab_size,
+            positions: self.max_position_embeddings,
+            padding: Some(self.pad_token_id),
+            token_types: None,
+            eps: self.layer_norm_eps,
         }
+        .embedding()?;
         let block = PostNorm {
             hidden: self.hidden_size,
             heads: self.num_attention_heads,
@@ -54,16 +58,10 @@ impl Family for Config {
                 mlp_norm: "output.LayerNorm",
             },
         };
-        let positions = table("embeddings.position_embeddings", self.max_position_embeddings);
         Ok(Spec {
             hidden: self.hidden_size,
-            tokens_max: self.max_position_embeddings - first,
-            embedding: Embedding {
-                word: table("embeddings.word_embeddings", self.vocab_size),
-                position: Some(PositionTable { table: positions, first }),
-                token_type: None,
-                norm: Some(layer_norm("embeddings.LayerNorm", self.layer_norm_eps)),
-            },
+            tokens_max,
+            embedding,
             layers: block.layers(self.num_hidden_layers),
             final_norm: None,
             nested_as: "mpnet",

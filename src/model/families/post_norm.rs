@@ -1,7 +1,39 @@
-//! The block of BERT and its heirs: post-norm, a bias everywhere, a plain MLP, under each heir's own names.
+//! What BERT and its heirs share: an embedding with learned positions, and post-norm blocks with a bias everywhere and
+//! a plain MLP, under each heir's own names.
 
-use super::layer_norm;
-use crate::model::spec::{Activation, Attention, Layer, Mlp, Norms, Positions, Projection};
+use super::{layer_norm, table};
+use crate::model::spec::{Activation, Attention, Embedding, Layer, Mlp, Norms, PositionTable, Positions, Projection};
+
+/// The sizes of the embedding that goes before such blocks.
+pub struct LearnedPositions {
+    pub vocabulary: usize,
+    pub positions: usize,
+    /// The padding token, where positions are counted from it on.
+    pub padding: Option<usize>,
+    pub token_types: Option<usize>,
+    pub eps: f64,
+}
+
+impl LearnedPositions {
+    /// Tokens of the longest sequence, and the embedding.
+    pub fn embedding(self) -> Result<(usize, Embedding), String> {
+        let first = self.padding.map_or(0, |padding| padding + 1);
+        if self.positions <= first {
+            return Err(format!("max_position_embeddings must be more than {first}"));
+        }
+        let embedding = Embedding {
+            word: table("embeddings.word_embeddings", self.vocabulary),
+            position: Some(PositionTable {
+                table: table("embeddings.position_embeddings", self.positions),
+                first,
+                skipped: self.padding.map(|padding| padding as u32),
+            }),
+            token_type: self.token_types.map(|rows| table("embeddings.token_type_embeddings", rows)),
+            norm: Some(layer_norm("embeddings.LayerNorm", self.eps)),
+        };
+        Ok((self.positions - first, embedding))
+    }
+}
 
 /// A block but for the layer's number.
 pub struct PostNorm {

@@ -19,6 +19,6 @@ fn pad_token_id() -> usize {
 
 impl Family for Config {
     fn spec(self) -> Result<Spec, String> {
-        self.body.spec_at("roberta", self.pad_token_id + 1)
+        self.body.spec_of("roberta", Some(self.pad_token_id))
     }
 }

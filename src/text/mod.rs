@@ -1,27 +1,23 @@
 //! Text to token ids: prompts, the tokenizer, limits and truncation, as sentence-transformers does it.
 
+mod load;
+
+pub use load::{Capacity, Source, Tokenizers};
+
 use crate::error::{Error, Result};
-use crate::folder::Folder;
-use serde::Deserialize;
-use serde_json::{Map, Value};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
-use tokenizers::normalizers::{Lowercase, Sequence};
-use tokenizers::{Encoding, NormalizerWrapper, PostProcessor, Token, Tokenizer, TruncationDirection};
+use tokenizers::{Encoding, PostProcessor, Token, Tokenizer, TruncationDirection};
 
 /// How one model or adapter reads text.
 #[derive(Clone)]
 pub struct Text {
     tokenizer: Arc<Tokenizer>,
     tokens_max: usize,
+    /// Which end is cut where a request does not say.
+    cut_left: bool,
     prompts: BTreeMap<String, String>,
     default_prompt: Option<String>,
-}
-
-/// Tokenizers by content, so that adapters which ship a copy of their base's share it.
-#[derive(Default)]
-pub struct Tokenizers {
-    known: HashMap<String, Arc<Tokenizer>>,
 }
 
 /// What a request may ask of the reading of one input.
@@ -55,64 +51,11 @@ pub enum Prompt {
 pub struct Truncation {
     /// Tokens to keep, specials included; none: what the model reads at most.
     pub tokens: Option<usize>,
-    /// Drop the beginning, not the end.
-    pub left: bool,
-}
-
-#[derive(Default, Deserialize)]
-struct SentenceBert {
-    max_seq_length: Option<usize>,
-    #[serde(default)]
-    do_lower_case: bool,
-}
-
-#[derive(Default, Deserialize)]
-struct TokenizerConfig {
-    /// 1e30 where there is no limit.
-    model_max_length: Option<f64>,
-}
-
-#[derive(Default, Deserialize)]
-struct SentenceTransformers {
-    #[serde(default)]
-    prompts: BTreeMap<String, String>,
-    default_prompt_name: Option<String>,
+    /// Drop the beginning, not the end; none: as the model's tokenizer does.
+    pub left: Option<bool>,
 }
 
 impl Text {
-    /// Reads the folder's tokenizer, limits and prompts; what the folder lacks comes from `base`. `positions` and
-    /// `vocabulary` are what the model can take.
-    pub fn of(
-        folder: &Folder,
-        base: Option<&Text>,
-        positions: usize,
-        vocabulary: usize,
-        tokenizers: &mut Tokenizers,
-    ) -> Result<Self> {
-        let bert = folder.json::<SentenceBert>("sentence_bert_config.json")?.unwrap_or_default();
-        let own = tokenizers.of(folder, bert.do_lower_case, vocabulary)?;
-        let tokenizer = match (own, base) {
-            (Some(tokenizer), _) => tokenizer,
-            (None, Some(base)) => base.tokenizer.clone(),
-            (None, None) => return Err(Error::load(folder.path().join("tokenizer.json"), "no such file")),
-        };
-        let declared = folder.json::<TokenizerConfig>("tokenizer_config.json")?.unwrap_or_default().model_max_length;
-        let declared = declared.filter(|max| *max >= 1.0 && *max < 1e9).map(|max| max as usize);
-        let tokens_max = bert.max_seq_length.or(declared).or(base.map(|base| base.tokens_max));
-        let (prompts, default_name) = match folder.json::<SentenceTransformers>("config_sentence_transformers.json")? {
-            Some(config) => (config.prompts, config.default_prompt_name),
-            None => (base.map(|base| base.prompts.clone()).unwrap_or_default(), None),
-        };
-        let default_prompt = match default_name {
-            Some(name) => Some(prompts.get(&name).cloned().ok_or_else(|| {
-                let path = folder.path().join("config_sentence_transformers.json");
-                Error::load(path, format!("default_prompt_name '{name}' is not among the prompts"))
-            })?),
-            None => base.and_then(|base| base.default_prompt.clone().filter(|_| base.prompts == prompts)),
-        };
-        Ok(Self { tokenizer, tokens_max: tokens_max.unwrap_or(positions).min(positions), prompts, default_prompt })
-    }
-
     /// Tokens it reads at most, specials included.
     pub fn tokens_max(&self) -> usize {
         self.tokens_max
@@ -145,7 +88,8 @@ impl Text {
 
     /// Token ids as the caller sends them, checked against the vocabulary.
     pub fn check(&self, ids: Vec<u32>, vocabulary: usize, reading: &Reading, param: &str) -> Result<Vec<u32>> {
-        if !matches!(reading.prompt, Prompt::Default | Prompt::Kind(_)) {
+        // A default prompt is the model's, and who sends token ids has put it there; one that is asked for is not.
+        if reading.prompt != Prompt::Default && !self.prompt(&reading.prompt)?.is_empty() {
             return Err(Error::invalid(param, "A prompt cannot be put before token ids."));
         }
         if let Some(id) = ids.iter().find(|id| **id as usize >= vocabulary) {
@@ -177,7 +121,7 @@ impl Text {
     fn cut(&self, mut bare: Encoding, limit: usize, special: bool, reading: &Reading, param: &str) -> Result<Vec<u32>> {
         let room = limit.checked_sub(if special { self.added_tokens() } else { 0 });
         let room = room.ok_or_else(|| Error::invalid(param, "It cannot be cut to fewer tokens than the specials."))?;
-        let left = reading.truncate.is_some_and(|truncation| truncation.left);
+        let left = reading.truncate.and_then(|truncation| truncation.left).unwrap_or(self.cut_left);
         bare.truncate(room, 0, if left { TruncationDirection::Left } else { TruncationDirection::Right });
         let whole = self.tokenizer.post_process(bare, None, special);
         non_empty(whole.map_err(|e| Error::invalid(param, e.to_string()))?, param)
@@ -215,37 +159,6 @@ impl Text {
     fn no_prompt(&self, param: &str, name: &str) -> Error {
         let known: Vec<&str> = self.prompts.keys().map(String::as_str).collect();
         Error::invalid(param, format!("The model has no prompt '{name}'; it has: {}.", known.join(", ")))
-    }
-}
-
-impl Tokenizers {
-    /// The folder's own tokenizer; none where it ships none. A file's truncation and padding are its trainer's, not ours.
-    fn of(&mut self, folder: &Folder, lower_case: bool, vocabulary: usize) -> Result<Option<Arc<Tokenizer>>> {
-        let Some(mut content) = folder.json::<Map<String, Value>>("tokenizer.json")? else { return Ok(None) };
-        content.insert("truncation".into(), Value::Null);
-        content.insert("padding".into(), Value::Null);
-        let key = Value::Object(content).to_string();
-        let known = format!("{lower_case} {key}");
-        if let Some(tokenizer) = self.known.get(&known) {
-            return Ok(Some(tokenizer.clone()));
-        }
-        let path = folder.path().join("tokenizer.json");
-        let mut tokenizer = Tokenizer::from_bytes(key).map_err(|e| Error::load(&path, e.to_string()))?;
-        if lower_case {
-            let lower = NormalizerWrapper::Lowercase(Lowercase);
-            let normalizers = std::iter::once(lower).chain(tokenizer.get_normalizer().cloned()).collect();
-            tokenizer
-                .with_normalizer(Some(Sequence::new(normalizers)))
-                .map_err(|e| Error::load(&path, e.to_string()))?;
-        }
-        let highest = tokenizer.get_vocab(true).into_values().max().unwrap_or_default();
-        if highest as usize >= vocabulary {
-            let reason = format!("it has token id {highest}, but the model's vocabulary ends at {vocabulary}");
-            return Err(Error::load(path, reason));
-        }
-        let tokenizer = Arc::new(tokenizer);
-        self.known.insert(known, tokenizer.clone());
-        Ok(Some(tokenizer))
     }
 }
 
