@@ -31,7 +31,7 @@
 //! 1. `http/openai.rs` parses the body into a [`http::Call`]; what is wrong with it is refused here.
 //! 2. [`registry::Registry::find`] turns the name into a lease before anything is queued: unknown is 404, never a
 //!    silent base vector.
-//! 3. [`text::Text::encode`] tokenizes on blocking threads.
+//! 3. [`text::Text::encode`] tokenizes on blocking threads, as many as are configured, and stops with its caller.
 //! 4. [`engine::Engine::admit`] takes permits, one a token; a full queue is 429.
 //! 5. The worker takes what waits for the oldest sequence's model, up to `max_batch_tokens`, and sorts it so that each
 //!    adapter is one row range. No timer: while the device computes, the queue fills, and that is the batching.
@@ -49,7 +49,8 @@
 //! - **Base traffic pays nothing.** Rows without an adapter are not in a batch's [`model::Plan`].
 //! - **Alone = together** within 1e-6, and a base's vectors are bit-identical whatever adapters ran before.
 //! - **Refuse what is not understood.** Never a 200 with a wrong vector; a vector that is not finite is a 500.
-//! - **Every queue, body, batch and wait has a bound**, and it is in `config/default.toml`.
+//! - **Every queue, body, batch and wait has a bound**, and it is in `config/default.toml`. (Not yet: the number of
+//!   connections, and the time in which a request's head arrives.)
 //! - Only `main.rs` reads the environment and the arguments. `model` never imports `adapters`.
 //!
 //! # How to add a family

@@ -255,3 +255,18 @@ async fn one_adapter_name_on_two_bases_is_asked_for_with_its_base() {
     assert_says(refusal["error"]["message"].as_str().unwrap(), &["one:x", "two:x"]);
     assert!(gap(&door.vectors("one:x", ["a"]).await, &door.vectors("two:x", ["a"]).await) > 1e-2);
 }
+
+#[tokio::test]
+async fn an_adapter_without_a_default_prompt_takes_none_from_its_base() {
+    let base = copy_of("bert/base");
+    let prompts = |default: Value| json!({"prompts": {"query": "query: "}, "default_prompt_name": default}).to_string();
+    let file = "config_sentence_transformers.json";
+    fs::write(base.path().join(file), prompts(json!("query"))).unwrap();
+    let adapter = copy_of("bert/lora-all");
+    fs::write(adapter.path().join(file), prompts(json!(null))).unwrap();
+    let (base, adapter) = (format!("m={}", base.path().display()), format!("a={}", adapter.path().display()));
+    let door = Door::open(&[base], &[adapter], &[]);
+    let plain = Door::family("bert");
+    assert_eq!(door.vectors("m", ["x"]).await, plain.vectors("base", ["query: x"]).await);
+    assert_eq!(door.vectors("a", ["x"]).await, plain.vectors("lora-all", ["x"]).await);
+}

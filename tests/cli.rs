@@ -240,3 +240,15 @@ fn sigterm_lets_requests_under_way_finish_and_ends_with_0() {
 fn a_server_that_is_not_there_is_not_healthy() {
     assert_eq!(output(&["health", "--address", "127.0.0.1:1"]).status.code(), Some(1));
 }
+
+#[test]
+fn a_caller_that_never_finishes_does_not_hold_up_the_end() {
+    let mut server = Server::start(&["--model", &named("base", "bert/base"), "--drain-timeout-s", "1"], &[]);
+    let mut stream = TcpStream::connect(&server.address).unwrap();
+    stream.write_all(b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{").unwrap();
+    assert!(server.call("GET /health HTTP/1.0\r\n\r\n").contains("200 OK"));
+    server.signal("-TERM");
+    let begun = Instant::now();
+    assert_eq!(server.child.wait().unwrap().code(), Some(0));
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+}

@@ -4,7 +4,7 @@ mod support;
 
 use serde_json::{Value, json};
 use std::fs;
-use support::{Door, config, copy_of, fixture};
+use support::{Door, config, copy_of, embeddings, fixture, gap, read, rows};
 use tempfile::TempDir;
 
 /// A copy of a fixture model with a JSON file changed.
@@ -95,9 +95,99 @@ async fn several_pooling_modes_are_concatenated_in_the_fixed_order() {
         *pooling = json!({"pooling_mode": ["cls"], "embedding_dimension": 32});
     });
     plain(&cls);
-    let open = |folder: &TempDir| Door::open(&[format!("m={}", folder.path().display())], &[], &[]);
     let (both, cls) = (open(&both).vectors("m", ["some words"]).await, open(&cls).vectors("m", ["some words"]).await);
     assert_eq!((both[0].len(), cls[0].len()), (64, 32));
     assert_eq!(both[0][..32], cls[0][..]);
     assert_ne!(both[0][32..], cls[0][..]);
+}
+
+/// Vectors of unit length.
+async fn unit(door: &Door, text: &str) -> Vec<Vec<f32>> {
+    let (status, reply) = door.ask(json!({"model": "m", "input": text, "truncate": true})).await;
+    assert_eq!(status, 200, "{reply}");
+    embeddings(&reply)
+}
+
+fn open(folder: &TempDir) -> Door {
+    Door::open(&[format!("m={}", folder.path().display())], &[], &[])
+}
+
+#[tokio::test]
+async fn a_list_of_pooling_modes_keeps_its_order() {
+    let with = |modes: Value| changed("roberta", "1_Pooling/config.json", |pooling| pooling["pooling_mode"] = modes);
+    let (one, other) = (open(&with(json!(["mean", "cls"]))), open(&with(json!(["cls", "mean"]))));
+    let (one, other) = (one.vectors("m", ["a text"]).await, other.vectors("m", ["a text"]).await);
+    assert_eq!((&one[0][..32], &one[0][32..]), (&other[0][32..], &other[0][..32]));
+    assert_ne!(one, other);
+}
+
+#[tokio::test]
+async fn a_causal_model_without_modules_json_is_read_at_its_last_token() {
+    let folder = changed("qwen3", "config.json", |config| config["architectures"] = json!(["Qwen3ForCausalLM"]));
+    fs::remove_file(folder.path().join("modules.json")).unwrap();
+    let golden = read("qwen3/golden.json");
+    let ours = unit(&open(&folder), golden["texts"][2].as_str().unwrap()).await;
+    assert!(gap(&ours, &rows(&golden["base"])[2..3]) <= 1e-5);
+    fs::write(folder.path().join("chat_template.jinja"), "{{ messages }}").unwrap();
+    assert!(refusal(&folder).contains("chat template"));
+}
+
+#[tokio::test]
+async fn a_transformer_in_a_folder_of_its_own_is_found_there() {
+    let folder = changed("mpnet", "modules.json", |modules| modules[0]["path"] = json!("0_Transformer"));
+    let inner = folder.path().join("0_Transformer");
+    fs::create_dir(&inner).unwrap();
+    let files =
+        ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "sentence_bert_config.json"];
+    for name in files {
+        fs::rename(folder.path().join(name), inner.join(name)).unwrap();
+    }
+    let golden = read("mpnet/golden.json");
+    let ours = open(&folder).vectors("m", &golden["texts"]).await;
+    assert!(gap(&ours, &rows(&golden["base"])) <= 1e-5);
+}
+
+#[test]
+fn settings_of_the_transformer_that_are_not_reproduced_are_refused() {
+    for (key, value) in [
+        ("tokenizer_args", json!({"do_lower_case": false})),
+        ("config_args", json!({"hidden_act": "relu"})),
+        ("modality_config", json!({"text": {"method": "forward", "method_output_name": ["hidden_states", 1]}})),
+        ("transformer_task", json!("fill-mask")),
+    ] {
+        let refused = refusal(&changed("roberta", "sentence_bert_config.json", |settings| settings[key] = value));
+        assert!(refused.contains("sentence_bert_config.json") && refused.contains(key), "{refused}");
+    }
+}
+
+#[tokio::test]
+async fn settings_under_an_older_file_name_are_read() {
+    let folder = copy_of("roberta/base");
+    fs::remove_file(folder.path().join("sentence_bert_config.json")).unwrap();
+    let settings = json!({"max_seq_length": 9, "do_lower_case": true});
+    fs::write(folder.path().join("sentence_roberta_config.json"), settings.to_string()).unwrap();
+    let door = open(&folder);
+    let (_, model) = door.get("/v1/models/m").await;
+    assert_eq!(model["max_model_len"], 9);
+    assert_eq!(door.vectors("m", ["LOUD Words"]).await, door.vectors("m", ["loud words"]).await);
+}
+
+#[tokio::test]
+async fn tokenizer_config_goes_over_the_tokenizers_normalizer() {
+    let cased = changed("bert", "tokenizer_config.json", |config| config["do_lower_case"] = json!(false));
+    let (cased, uncased) = (open(&cased), open(&copy_of("bert/base")));
+    assert_eq!(uncased.vectors("m", ["LOUD"]).await, uncased.vectors("m", ["loud"]).await);
+    assert_ne!(cased.vectors("m", ["LOUD"]).await, cased.vectors("m", ["loud"]).await);
+}
+
+#[tokio::test]
+async fn the_tokenizers_truncation_side_is_the_default() {
+    let left = changed("bert", "tokenizer_config.json", |config| config["truncation_side"] = json!("left"));
+    let (left, right) = (open(&left), open(&copy_of("bert/base")));
+    let text = format!("password {}", "reset my ".repeat(60));
+    let ask = |side: &str| json!({"model": "m", "input": text, "truncate": true, "truncation_side": side});
+    let from_right = embeddings(&right.ask(ask("left")).await.1);
+    assert_eq!(unit(&left, &text).await, from_right);
+    assert_ne!(unit(&left, &text).await, unit(&right, &text).await);
+    assert_eq!(embeddings(&left.ask(ask("right")).await.1), unit(&right, &text).await);
 }
