@@ -129,7 +129,7 @@ impl Engine {
     /// About the time in which the queue empties, spread by half so that the refused do not come back at once.
     fn retry_after(&self) -> Duration {
         let rate = self.tokens_per_second.load(Ordering::Relaxed).max(1);
-        let empty_ms = (1000 * self.queued_tokens() as u64).div_ceil(rate).clamp(200, 60_000);
+        let empty_ms = (1000 * self.queued_tokens() as u64).div_ceil(rate).clamp(1000, 60_000);
         // A hasher's random key is the standard library's only source of chance.
         let chance = RandomState::new().build_hasher().finish() % empty_ms;
         Duration::from_millis(empty_ms / 2 + chance)
