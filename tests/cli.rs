@@ -60,6 +60,14 @@ impl Server {
         reply
     }
 
+    /// Returns once an embedding request is under way.
+    fn wait_for_a_request(&self) {
+        let begun = Instant::now();
+        while !self.call("GET /metrics HTTP/1.0\r\n\r\n").contains("veneer_requests_running 1\n") {
+            assert!(begun.elapsed() < Duration::from_secs(10), "no request is under way");
+        }
+    }
+
     fn signal(&self, name: &str) {
         let status = Command::new("kill").args([name, &self.child.id().to_string()]).status().unwrap();
         assert!(status.success());
@@ -221,7 +229,7 @@ fn sigterm_lets_requests_under_way_finish_and_ends_with_0() {
     let request = post(body);
     let (head, tail) = request.split_at(request.len() - body.len());
     stream.write_all(head.as_bytes()).unwrap();
-    assert!(server.call("GET /health HTTP/1.0\r\n\r\n").contains("200 OK"));
+    server.wait_for_a_request();
     server.signal("-TERM");
     // Once new connections are refused, draining has begun.
     let begun = Instant::now();
@@ -246,7 +254,7 @@ fn a_caller_that_never_finishes_does_not_hold_up_the_end() {
     let mut server = Server::start(&["--model", &named("base", "bert/base"), "--drain-timeout-s", "1"], &[]);
     let mut stream = TcpStream::connect(&server.address).unwrap();
     stream.write_all(b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{").unwrap();
-    assert!(server.call("GET /health HTTP/1.0\r\n\r\n").contains("200 OK"));
+    server.wait_for_a_request();
     server.signal("-TERM");
     let begun = Instant::now();
     assert_eq!(server.child.wait().unwrap().code(), Some(0));
