@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
 use std::fmt;
 use std::fs;
 use std::io::ErrorKind;
@@ -94,11 +95,25 @@ pub fn stays_inside(relative: &str) -> bool {
     Path::new(relative).components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir))
 }
 
+/// Reads JSON that is parsed already into a type; the reason of a failure names the key.
+pub fn typed<T: DeserializeOwned>(value: Value) -> std::result::Result<T, String> {
+    serde_path_to_error::deserialize(value).map_err(|error| reason(&error))
+}
+
+/// Whether a setting is there without saying anything: null, false, or empty.
+pub fn says_nothing(value: &Value) -> bool {
+    [json!(null), json!(false), json!({}), json!([])].contains(value)
+}
+
 fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
     let bytes = fs::read(path).map_err(|error| Error::load(path, error.to_string()))?;
     let mut reader = serde_json::Deserializer::from_slice(&bytes);
-    serde_path_to_error::deserialize(&mut reader).map_err(|error| match error.path().to_string().as_str() {
-        "." | "?" => Error::load(path, error.inner().to_string()),
-        key => Error::load(path, format!("{key}: {}", error.inner())),
-    })
+    serde_path_to_error::deserialize(&mut reader).map_err(|error| Error::load(path, reason(&error)))
+}
+
+fn reason(error: &serde_path_to_error::Error<serde_json::Error>) -> String {
+    match error.path().to_string().as_str() {
+        "." | "?" => error.inner().to_string(),
+        key => format!("{key}: {}", error.inner()),
+    }
 }

@@ -1,7 +1,7 @@
 //! adapter_config.json: what it says, and the refusal of what is not understood.
 
 use crate::error::{Error, Result};
-use crate::folder::Folder;
+use crate::folder::{Folder, says_nothing, typed};
 use fancy_regex::Regex;
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -35,7 +35,7 @@ enum Targets {
 }
 
 /// Keys whose value changes nothing here once the adapter is trained.
-const INERT: [&str; 13] = [
+const INERT: [&str; 14] = [
     "auto_mapping",
     "exclude_modules",
     "fan_in_fan_out",
@@ -44,6 +44,7 @@ const INERT: [&str; 13] = [
     "layers_to_transform",
     "lora_dropout",
     "megatron_core",
+    "peft_type",
     "peft_version",
     "qalora_group_size",
     "revision",
@@ -71,7 +72,6 @@ struct File {
     init_lora_weights: Value,
     #[serde(default)]
     bias: Option<String>,
-    peft_type: String,
     #[serde(flatten)]
     rest: Map<String, Value>,
 }
@@ -86,14 +86,13 @@ impl Config {
     pub fn of(folder: &Folder) -> Result<Self> {
         let path = folder.require(FILE)?;
         let fail = |reason: String| Error::load(&path, reason);
-        let kind: Map<String, Value> = folder.require_json(FILE)?;
-        match kind.get("peft_type").and_then(Value::as_str) {
+        let content: Value = folder.require_json(FILE)?;
+        match content["peft_type"].as_str() {
             Some("LORA") => {}
             Some(other) => return Err(fail(format!("peft_type '{other}' is not supported; supported: LORA"))),
             None => return Err(fail("peft_type is missing".into())),
         }
-        let file: File = folder.require_json(FILE)?;
-        debug_assert_eq!(file.peft_type, "LORA");
+        let file: File = typed(content).map_err(fail)?;
         refuse_unknown(&file).map_err(fail)?;
         if file.r == 0 {
             return Err(fail("r must be at least 1".into()));
@@ -164,12 +163,6 @@ impl Config {
 
 /// A key that is not known may be there only where it says nothing.
 fn refuse_unknown(file: &File) -> std::result::Result<(), String> {
-    let says_nothing = |value: &Value| match value {
-        Value::Null | Value::Bool(false) => true,
-        Value::Array(list) => list.is_empty(),
-        Value::Object(map) => map.is_empty(),
-        _ => false,
-    };
     for (key, value) in &file.rest {
         if !INERT.contains(&key.as_str()) && !says_nothing(value) {
             return Err(format!("{key} = {value} is not supported"));

@@ -1,7 +1,7 @@
 //! Which sequences go together, and how they lie in rows. Pure: no clock, no channel, no device.
 
 use super::{Sequence, Target};
-use crate::model::{Batch, Segment};
+use crate::model::{Adapter, Batch, Segment};
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -37,7 +37,7 @@ pub fn take<T>(queue: &mut VecDeque<T>, tokens_max: usize, sequence: impl Fn(&T)
 pub fn order<T>(items: &mut [T], sequence: impl Fn(&T) -> &Sequence) {
     items.sort_by_key(|item| {
         let target = &sequence(item).target;
-        (Arc::as_ptr(&target.pipeline) as usize, adapter(target))
+        (Arc::as_ptr(&target.pipeline) as usize, key(&target.adapter))
     });
 }
 
@@ -60,11 +60,10 @@ pub fn pack<'a>(sequences: impl Iterator<Item = &'a Sequence>) -> Batch {
 }
 
 fn same(segment: &Segment, target: &Target) -> bool {
-    let of_segment = segment.adapter.as_ref().map_or(0, |adapter| Arc::as_ptr(adapter) as usize);
-    of_segment == adapter(target) && Arc::ptr_eq(&segment.pipeline, &target.pipeline)
+    key(&segment.adapter) == key(&target.adapter) && Arc::ptr_eq(&segment.pipeline, &target.pipeline)
 }
 
 /// A key that is equal for equal adapters, and smallest for none.
-fn adapter(target: &Target) -> usize {
-    target.adapter.as_ref().map_or(0, |adapter| Arc::as_ptr(adapter) as usize)
+fn key(adapter: &Option<Arc<Adapter>>) -> usize {
+    adapter.as_ref().map_or(0, |adapter| Arc::as_ptr(adapter) as usize)
 }

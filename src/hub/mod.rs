@@ -22,9 +22,6 @@ use crate::folder::Folder;
 use listing::is_commit;
 use remote::{Failure, Remote};
 
-/// The public Hub, where repos come from unless a mirror is configured.
-pub const ENDPOINT: &str = "https://huggingface.co";
-
 /// How the Hub and its cache are reached. (No `Debug`: it holds a token.)
 pub struct HubConfig {
     /// The folder that `HF_HOME` names. The cache is its `hub`; its file `token`, which a login
@@ -32,7 +29,7 @@ pub struct HubConfig {
     pub home: PathBuf,
     /// Sent to the endpoint, and to no other host a download is redirected to.
     pub token: Option<String>,
-    /// The Hub or a mirror of it, such as [`ENDPOINT`].
+    /// The Hub or a mirror of it.
     pub endpoint: String,
     /// Use the cache only and open no connection.
     pub offline: bool,

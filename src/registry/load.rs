@@ -148,7 +148,7 @@ impl<'a> Loading<'a> {
         let text = Arc::new(Text::of(source, None, capacity(&model), &mut self.tokenizers)?);
         let pipeline = self.share(modules.pipeline);
         let (mib, ms) = (model.bytes() >> 20, began.elapsed().as_millis() as u64);
-        tracing::info!(model = name, root, mib, ms, tokens_max = text.tokens_max(), "model loaded");
+        tracing::info!(model = name, %folder, mib, ms, tokens_max = text.tokens_max(), "model loaded");
         Ok(Base { name, root: root.to_owned(), path, model, pipeline, text })
     }
 

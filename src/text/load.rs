@@ -2,7 +2,7 @@
 
 use super::Text;
 use crate::error::{Error, Result};
-use crate::folder::Folder;
+use crate::folder::{Folder, says_nothing};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, HashMap};
@@ -103,10 +103,6 @@ impl Settings {
         }
         Ok(settings)
     }
-}
-
-fn says_nothing(value: &Value) -> bool {
-    [json!(null), json!(false), json!({}), json!([])].contains(value)
 }
 
 impl Text {

@@ -1,6 +1,6 @@
 //! BERT (arXiv:1810.04805): post-norm encoder with learned positions. RoBERTa and its kin reuse the body.
 
-use super::post_norm::{LearnedPositions, Names, PostNorm};
+use super::post_norm::{Names, PostNorm};
 use super::{Family, activation};
 use crate::model::spec::{Positions, Spec};
 use serde::Deserialize;
@@ -44,21 +44,18 @@ impl Config {
         if self.is_decoder {
             return Err("is_decoder = true is not supported".into());
         }
-        let (tokens_max, embedding) = LearnedPositions {
+        PostNorm {
+            hidden: self.hidden_size,
+            heads: self.num_attention_heads,
+            layers: self.num_hidden_layers,
+            inner: self.intermediate_size,
             vocabulary: self.vocab_size,
             positions: self.max_position_embeddings,
             padding,
             token_types: Some(self.type_vocab_size),
-            eps: self.layer_norm_eps,
-        }
-        .embedding()?;
-        let block = PostNorm {
-            hidden: self.hidden_size,
-            heads: self.num_attention_heads,
-            inner: self.intermediate_size,
             activation: activation("hidden_act", &self.hidden_act)?,
             eps: self.layer_norm_eps,
-            positions: Positions::Absent,
+            attention_positions: Positions::Absent,
             prefix: "encoder.layer",
             names: Names {
                 qkv: ["attention.self.query", "attention.self.key", "attention.self.value"],
@@ -68,15 +65,9 @@ impl Config {
                 down: "output.dense",
                 mlp_norm: "output.LayerNorm",
             },
-        };
-        Ok(Spec {
-            hidden: self.hidden_size,
-            tokens_max,
-            embedding,
-            layers: block.layers(self.num_hidden_layers),
-            final_norm: None,
             nested_as,
-            idle: ["pooler", "embeddings.position_ids", "cls", "lm_head", "classifier"].map(String::from).into(),
-        })
+            idle: &["pooler", "embeddings.position_ids", "cls", "lm_head", "classifier"],
+        }
+        .spec()
     }
 }

@@ -1,6 +1,6 @@
 //! DistilBERT (arXiv:1910.01108): BERT without token types, under names of its own.
 
-use super::post_norm::{LearnedPositions, Names, PostNorm};
+use super::post_norm::{Names, PostNorm};
 use super::{Family, activation};
 use crate::model::spec::{Positions, Spec};
 use serde::Deserialize;
@@ -30,21 +30,18 @@ const IDLE: [&str; 6] = [
 
 impl Family for Config {
     fn spec(self) -> Result<Spec, String> {
-        let (tokens_max, embedding) = LearnedPositions {
+        PostNorm {
+            hidden: self.dim,
+            heads: self.n_heads,
+            layers: self.n_layers,
+            inner: self.hidden_dim,
             vocabulary: self.vocab_size,
             positions: self.max_position_embeddings,
             padding: None,
             token_types: None,
-            eps: EPS,
-        }
-        .embedding()?;
-        let block = PostNorm {
-            hidden: self.dim,
-            heads: self.n_heads,
-            inner: self.hidden_dim,
             activation: activation("activation", &self.activation)?,
             eps: EPS,
-            positions: Positions::Absent,
+            attention_positions: Positions::Absent,
             prefix: "transformer.layer",
             names: Names {
                 qkv: ["attention.q_lin", "attention.k_lin", "attention.v_lin"],
@@ -54,15 +51,9 @@ impl Family for Config {
                 down: "ffn.lin2",
                 mlp_norm: "output_layer_norm",
             },
-        };
-        Ok(Spec {
-            hidden: self.dim,
-            tokens_max,
-            embedding,
-            layers: block.layers(self.n_layers),
-            final_norm: None,
             nested_as: "distilbert",
-            idle: IDLE.map(String::from).into(),
-        })
+            idle: &IDLE,
+        }
+        .spec()
     }
 }

@@ -9,7 +9,7 @@ mod roberta;
 
 use super::spec::{Activation, Norm, NormKind, Spec, Table};
 use crate::error::{Error, Result};
-use crate::folder::Folder;
+use crate::folder::{Folder, typed};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -45,11 +45,7 @@ pub fn spec(folder: &Folder) -> Result<Spec> {
 }
 
 fn read<F: Family>(config: Value) -> std::result::Result<Spec, String> {
-    let family: F = serde_path_to_error::deserialize(config).map_err(|e| match e.path().to_string().as_str() {
-        "." => e.inner().to_string(),
-        key => format!("{key}: {}", e.inner()),
-    })?;
-    let spec = family.spec()?;
+    let spec = typed::<F>(config)?.spec()?;
     spec.check()?;
     Ok(spec)
 }

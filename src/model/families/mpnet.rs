@@ -1,6 +1,6 @@
 //! MPNet (arXiv:2004.09297): RoBERTa's positions plus a relative bias that all layers share.
 
-use super::post_norm::{LearnedPositions, Names, PostNorm};
+use super::post_norm::{Names, PostNorm};
 use super::{Family, activation, table};
 use crate::model::spec::{Positions, Spec};
 use serde::Deserialize;
@@ -30,21 +30,18 @@ const DISTANCE_MAX: usize = 128;
 
 impl Family for Config {
     fn spec(self) -> Result<Spec, String> {
-        let (tokens_max, embedding) = LearnedPositions {
+        PostNorm {
+            hidden: self.hidden_size,
+            heads: self.num_attention_heads,
+            layers: self.num_hidden_layers,
+            inner: self.intermediate_size,
             vocabulary: self.vocab_size,
             positions: self.max_position_embeddings,
             padding: Some(self.pad_token_id),
             token_types: None,
-            eps: self.layer_norm_eps,
-        }
-        .embedding()?;
-        let block = PostNorm {
-            hidden: self.hidden_size,
-            heads: self.num_attention_heads,
-            inner: self.intermediate_size,
             activation: activation("hidden_act", &self.hidden_act)?,
             eps: self.layer_norm_eps,
-            positions: Positions::RelativeBias {
+            attention_positions: Positions::RelativeBias {
                 table: table("encoder.relative_attention_bias", self.relative_attention_num_buckets),
                 distance_max: DISTANCE_MAX,
             },
@@ -57,15 +54,9 @@ impl Family for Config {
                 down: "output.dense",
                 mlp_norm: "output.LayerNorm",
             },
-        };
-        Ok(Spec {
-            hidden: self.hidden_size,
-            tokens_max,
-            embedding,
-            layers: block.layers(self.num_hidden_layers),
-            final_norm: None,
             nested_as: "mpnet",
-            idle: ["pooler", "embeddings.position_ids", "lm_head", "classifier"].map(String::from).into(),
-        })
+            idle: &["pooler", "embeddings.position_ids", "lm_head", "classifier"],
+        }
+        .spec()
     }
 }

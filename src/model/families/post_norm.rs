@@ -2,21 +2,46 @@
 //! a plain MLP, under each heir's own names.
 
 use super::{layer_norm, table};
-use crate::model::spec::{Activation, Attention, Embedding, Layer, Mlp, Norms, PositionTable, Positions, Projection};
+use crate::model::spec::{
+    Activation, Attention, Embedding, Layer, Mlp, Norms, PositionTable, Positions, Projection, Spec,
+};
 
-/// The sizes of the embedding that goes before such blocks.
-pub struct LearnedPositions {
+/// Everything in which they differ.
+pub struct PostNorm {
+    pub hidden: usize,
+    pub layers: usize,
+    pub heads: usize,
+    pub inner: usize,
+    pub activation: Activation,
+    pub eps: f64,
     pub vocabulary: usize,
+    /// Rows of the position table.
     pub positions: usize,
     /// The padding token, where positions are counted from it on.
     pub padding: Option<usize>,
     pub token_types: Option<usize>,
-    pub eps: f64,
+    /// What attention knows of positions beside the learned ones.
+    pub attention_positions: Positions,
+    /// What stands before a layer's number, and before its modules.
+    pub prefix: &'static str,
+    pub names: Names,
+    pub nested_as: &'static str,
+    pub idle: &'static [&'static str],
 }
 
-impl LearnedPositions {
-    /// Tokens of the longest sequence, and the embedding.
-    pub fn embedding(self) -> Result<(usize, Embedding), String> {
+/// Modules within a layer.
+pub struct Names {
+    pub qkv: [&'static str; 3],
+    pub attention_output: &'static str,
+    pub attention_norm: &'static str,
+    pub up: &'static str,
+    pub down: &'static str,
+    pub mlp_norm: &'static str,
+}
+
+impl PostNorm {
+    /// The whole body.
+    pub fn spec(self) -> Result<Spec, String> {
         let first = self.padding.map_or(0, |padding| padding + 1);
         if self.positions <= first {
             return Err(format!("max_position_embeddings must be more than {first}"));
@@ -31,37 +56,15 @@ impl LearnedPositions {
             token_type: self.token_types.map(|rows| table("embeddings.token_type_embeddings", rows)),
             norm: Some(layer_norm("embeddings.LayerNorm", self.eps)),
         };
-        Ok((self.positions - first, embedding))
-    }
-}
-
-/// A block but for the layer's number.
-pub struct PostNorm {
-    pub hidden: usize,
-    pub heads: usize,
-    pub inner: usize,
-    pub activation: Activation,
-    pub eps: f64,
-    pub positions: Positions,
-    /// What stands before the layer's number, and before its modules.
-    pub prefix: &'static str,
-    pub names: Names,
-}
-
-/// Modules within a layer.
-pub struct Names {
-    pub qkv: [&'static str; 3],
-    pub attention_output: &'static str,
-    pub attention_norm: &'static str,
-    pub up: &'static str,
-    pub down: &'static str,
-    pub mlp_norm: &'static str,
-}
-
-impl PostNorm {
-    /// So many of them.
-    pub fn layers(&self, count: usize) -> Vec<Layer> {
-        (0..count).map(|index| self.layer(index)).collect()
+        Ok(Spec {
+            hidden: self.hidden,
+            tokens_max: self.positions - first,
+            embedding,
+            layers: (0..self.layers).map(|index| self.layer(index)).collect(),
+            final_norm: None,
+            nested_as: self.nested_as,
+            idle: self.idle.iter().map(|module| (*module).to_owned()).collect(),
+        })
     }
 
     fn layer(&self, index: usize) -> Layer {
@@ -82,7 +85,7 @@ impl PostNorm {
                 output: projection(hidden, names.attention_output, hidden),
                 qk_norms: None,
                 causal: false,
-                positions: self.positions.clone(),
+                positions: self.attention_positions.clone(),
             },
             mlp: Mlp {
                 up: projection(hidden, names.up, inner),
