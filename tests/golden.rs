@@ -9,19 +9,49 @@ fn texts(golden: &Value) -> Vec<String> {
     serde_json::from_value(golden["texts"].clone()).unwrap()
 }
 
+/// One line a family: the largest difference to the oracle for the base and for each adapter, how far the adapters move
+/// vectors at least, and the largest difference between a text alone and in a mixed batch.
 #[tokio::test]
-async fn every_family_and_adapter_is_within_1e5_of_the_oracle() {
+async fn every_family_and_adapter_is_within_1e5_of_the_oracle_alone_and_packed() {
+    println!("{:22} {:>8} {:>8} {:>8} {:>8}  {:>6}  {:>8}", "", "base", "attn", "all", "patterns", "effect", "packed");
+    let mut wrong = Vec::new();
     for family in FAMILIES {
         let (door, golden) = (Door::family(family), read(&format!("{family}/golden.json")));
         let base = rows(&golden["base"]);
+        let (mut errors, mut effect) = (Vec::new(), f32::INFINITY);
         for name in ["base"].into_iter().chain(ADAPTERS) {
             let (ours, oracle) = (door.vectors(name, texts(&golden)).await, rows(&golden[name]));
-            let (error, effect) = (gap(&ours, &oracle), gap(&ours, &base));
-            println!("{family:12} {name:16} max|diff| {error:.1e}  |adapter - base| {effect:.2}");
-            assert!(error <= 1e-5, "{family} {name}: {error}");
-            assert!(name == "base" || effect > 1e-2, "{family} {name} does nothing");
+            errors.push(gap(&ours, &oracle));
+            if name != "base" {
+                effect = effect.min(gap(&ours, &base));
+            }
+        }
+        let packed = packed(&door, &golden).await;
+        let cells: Vec<String> = errors.iter().map(|error| format!("{error:8.1e}")).collect();
+        println!("{family:22} {}  {effect:6.2}  {packed:8.1e}", cells.join(" "));
+        if errors.iter().any(|error| *error > 1e-5) || effect <= 1e-2 || packed > 1e-6 {
+            wrong.push(family);
         }
     }
+    assert!(wrong.is_empty(), "{wrong:?}");
+}
+
+/// The largest difference between a text alone and the same in one batch with every text under every adapter and the
+/// base, interleaved.
+async fn packed(door: &Door, golden: &Value) -> f32 {
+    let texts = texts(golden);
+    let names = [None, Some("lora-attention"), Some("lora-all"), Some("rslora-patterns")];
+    let inputs: Vec<&String> = texts.iter().flat_map(|text| [text; 4]).collect();
+    let adapters: Vec<_> = texts.iter().flat_map(|_| names).collect();
+    let body = json!({"model": "base", "adapters": adapters, "input": inputs, "normalize": false, "truncate": true});
+    let (status, reply) = door.ask(body).await;
+    assert_eq!(status, 200, "{reply}");
+    let mut largest = 0f32;
+    for (row, (text, name)) in embeddings(&reply).into_iter().zip(inputs.iter().zip(&adapters)) {
+        let alone = door.vectors(name.unwrap_or("base"), [text]).await;
+        largest = largest.max(gap(&[row], &alone));
+    }
+    largest
 }
 
 #[tokio::test]
@@ -30,27 +60,6 @@ async fn token_ids_are_the_oracles() {
         let (door, golden) = (Door::family(family), read(&format!("{family}/golden.json")));
         let by_id = door.vectors("lora-all", &golden["token_ids"]).await;
         assert_eq!(by_id, door.vectors("lora-all", texts(&golden)).await, "{family}");
-    }
-}
-
-#[tokio::test]
-async fn alone_is_together_and_mixed_is_separate() {
-    for family in FAMILIES {
-        let (door, golden) = (Door::family(family), read(&format!("{family}/golden.json")));
-        let texts = texts(&golden);
-        // Every text under every adapter and the base, interleaved, in one request and so in one batch.
-        let names = [None, Some("lora-attention"), Some("lora-all"), Some("rslora-patterns")];
-        let inputs: Vec<&String> = texts.iter().flat_map(|text| [text; 4]).collect();
-        let adapters: Vec<_> = texts.iter().flat_map(|_| names).collect();
-        let body =
-            json!({"model": "base", "adapters": adapters, "input": inputs, "normalize": false, "truncate": true});
-        let (status, reply) = door.ask(body).await;
-        assert_eq!(status, 200, "{reply}");
-        for (row, (text, name)) in embeddings(&reply).into_iter().zip(inputs.iter().zip(&adapters)) {
-            let alone = door.vectors(name.unwrap_or("base"), [text]).await;
-            let gap = gap(&[row], &alone);
-            assert!(gap <= 1e-6, "{family} {name:?} {text:?}: {gap}");
-        }
     }
 }
 

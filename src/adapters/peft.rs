@@ -3,7 +3,7 @@
 use super::Config;
 use crate::error::{Error, Result};
 use crate::folder::Folder;
-use crate::model::{Adapter, Checkpoint, Delta, Model};
+use crate::model::{Adapter, Checkpoint, Delta, Model, SiteKind};
 use std::collections::BTreeMap;
 
 /// The two halves of one module's update, as canonical tensor names.
@@ -94,7 +94,7 @@ fn bind(
         checkpoint.leave(module);
         return Ok(None);
     }
-    let Some(site) = model.sites().find(module) else {
+    let Some(site) = model.sites().find(module, SiteKind::Linear) else {
         return Err(fail(format!("tensor '{}': the base has no linear module '{module}'", checkpoint.name_in_file(a))));
     };
     let expected = model.sites().shape(site);

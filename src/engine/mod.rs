@@ -26,10 +26,17 @@ pub struct Target {
 
 /// Token ids and what they run on.
 pub struct Sequence {
-    /// At least one, each inside the model's vocabulary, no more than the model reads.
+    /// Each inside the model's vocabulary, no more than the model reads. Only a model without attention takes none.
     pub ids: Vec<u32>,
     /// What they run on.
     pub target: Arc<Target>,
+}
+
+impl Sequence {
+    /// Places in the queue that it takes: one a token, and at least one.
+    pub fn places(&self) -> usize {
+        self.ids.len().max(1)
+    }
 }
 
 /// Bounds of an engine.
@@ -90,9 +97,9 @@ impl Engine {
         Ok((Self { jobs, permits: Arc::new(Semaphore::new(capacity)), capacity, tokens_per_second }, thread))
     }
 
-    /// A place for so many tokens, all or none. A request larger than the whole queue gets in when it is empty.
-    pub fn admit(&self, tokens: usize) -> Result<Admission> {
-        let wanted = tokens.min(self.capacity) as u32;
+    /// So many places, see [`Sequence::places`], all or none. A request larger than the whole queue gets in when it is empty.
+    pub fn admit(&self, places: usize) -> Result<Admission> {
+        let wanted = places.min(self.capacity) as u32;
         match self.permits.clone().try_acquire_many_owned(wanted) {
             Ok(permit) => Ok(Admission { permit, since: Instant::now() }),
             Err(_) => Err(Error::Busy { what: "the queue of tokens is full", retry_after: self.retry_after() }),
@@ -105,7 +112,7 @@ impl Engine {
         let Admission { mut permit, since } = admission;
         let (mut jobs, mut receivers) = (Vec::with_capacity(sequences.len()), Vec::with_capacity(sequences.len()));
         for sequence in sequences {
-            let tokens = sequence.ids.len().min(permit.num_permits());
+            let tokens = sequence.places().min(permit.num_permits());
             let permit = permit.split(tokens).expect("it is no more than there is");
             let (reply, receiver) = oneshot::channel();
             jobs.push(Job { sequence, reply, since, permit });

@@ -76,9 +76,10 @@ pub async fn embed(app: &App, serving: &Serving, call: Call) -> Result<Answer> {
     telemetry::tokenized(began.elapsed());
 
     let tokens = ids.iter().map(Vec::len).sum();
-    let admission = serving.engine.admit(tokens)?;
     let sequence = |(ids, lease): (Vec<u32>, &Lease)| Sequence { ids, target: lease.target.clone() };
-    let replies = serving.engine.submit(ids.into_iter().zip(&leases).map(sequence).collect(), admission)?;
+    let sequences: Vec<Sequence> = ids.into_iter().zip(&leases).map(sequence).collect();
+    let admission = serving.engine.admit(sequences.iter().map(Sequence::places).sum())?;
+    let replies = serving.engine.submit(sequences, admission)?;
     let mut vectors = Vec::with_capacity(replies.len());
     for reply in replies {
         vectors.push(finish(engine::received(reply.await)?, call.dimensions, call.normalize));

@@ -16,6 +16,8 @@ pub enum Activation {
     Relu,
     /// x sigmoid(x), also called swish.
     Silu,
+    /// The hyperbolic tangent.
+    Tanh,
 }
 
 impl Activation {
@@ -26,19 +28,31 @@ impl Activation {
             "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" => Some(Self::GeluTanh),
             "relu" => Some(Self::Relu),
             "silu" | "swish" => Some(Self::Silu),
+            "tanh" => Some(Self::Tanh),
             _ => None,
         }
     }
 }
 
-/// `f(x)` elementwise, `[rows, n] -> [rows, n]`; gated: `f(x[:, :n]) * x[:, n:]`, `[rows, 2n] -> [rows, n]`.
-pub fn activate(x: &Tensor, activation: Activation, gated: bool) -> Result<Tensor> {
-    x.apply_op1_no_bwd(&Activate { activation, gated })
+/// Whether the activation of one half of a row multiplies the other half.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gate {
+    /// Neither; a row is one vector.
+    Absent,
+    /// The activation is of the first half.
+    First,
+    /// The activation is of the second half.
+    Second,
+}
+
+/// `f(x)` elementwise, `[rows, n] -> [rows, n]`; gated: `f` of one half times the other, `[rows, 2n] -> [rows, n]`.
+pub fn activate(x: &Tensor, activation: Activation, gate: Gate) -> Result<Tensor> {
+    x.apply_op1_no_bwd(&Activate { activation, gate })
 }
 
 struct Activate {
     activation: Activation,
-    gated: bool,
+    gate: Gate,
 }
 
 impl CustomOp1 for Activate {
@@ -48,10 +62,11 @@ impl CustomOp1 for Activate {
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let rows = Rows::of(x, layout)?;
-        let width = if self.gated { rows.width / 2 } else { rows.width };
+        let width = if self.gate == Gate::Absent { rows.width } else { rows.width / 2 };
         let mut y = vec![0f32; rows.count * width];
         y.par_chunks_exact_mut(width).with_min_len(1 + 8192 / width).enumerate().for_each(|(i, y)| {
-            let (x, gate) = rows.row(i).split_at(width);
+            let (first, second) = rows.row(i).split_at(width);
+            let (x, gated) = if self.gate == Gate::Second { (second, first) } else { (first, second) };
             match self.activation {
                 Activation::Gelu => map(y, x, |x| 0.5 * x * (1.0 + erf(x * std::f32::consts::FRAC_1_SQRT_2))),
                 Activation::GeluTanh => map(y, x, |x| {
@@ -61,8 +76,9 @@ impl CustomOp1 for Activate {
                 // Not `max`, which makes 0 of NaN.
                 Activation::Relu => map(y, x, |x| if x < 0.0 { 0.0 } else { x }),
                 Activation::Silu => map(y, x, |x| x / (1.0 + exp(-x))),
+                Activation::Tanh => map(y, x, tanh),
             }
-            y.iter_mut().zip(gate).for_each(|(y, gate)| *y *= gate);
+            y.iter_mut().zip(gated).for_each(|(y, gated)| *y *= gated);
         });
         Ok((CpuStorage::F32(y), Shape::from((rows.count, width))))
     }
@@ -93,16 +109,20 @@ mod tests {
             (Activation::GeluTanh, x.gelu().unwrap()),
             (Activation::Relu, x.relu().unwrap()),
             (Activation::Silu, x.silu().unwrap()),
+            (Activation::Tanh, x.tanh().unwrap()),
         ] {
-            let ours = activate(&x, activation, false).unwrap();
+            let ours = activate(&x, activation, Gate::Absent).unwrap();
             assert!(difference(&ours, &plain) < 3e-6, "{activation:?}");
         }
     }
 
     #[test]
-    fn gated_multiplies_by_the_second_half() {
+    fn either_half_may_be_the_gate_of_the_other() {
         let x = Tensor::randn(0f32, 1.0, (5, 64), &Device::Cpu).unwrap();
-        let plain = (x.narrow(1, 0, 32).unwrap().silu().unwrap() * x.narrow(1, 32, 32).unwrap()).unwrap();
-        assert!(difference(&activate(&x, Activation::Silu, true).unwrap(), &plain) < 1e-6);
+        let half = |first: usize| x.narrow(1, first, 32).unwrap();
+        for (gate, active, gated) in [(Gate::First, 0, 32), (Gate::Second, 32, 0)] {
+            let plain = (half(active).silu().unwrap() * half(gated)).unwrap();
+            assert!(difference(&activate(&x, Activation::Silu, gate).unwrap(), &plain) < 1e-6, "{gate:?}");
+        }
     }
 }

@@ -15,6 +15,8 @@ pub struct Attention<'a> {
     pub scale: f32,
     /// A token sees itself and what stands before it only.
     pub causal: bool,
+    /// How many tokens away the farthest is that a token sees; none: it sees all.
+    pub window: Option<usize>,
     /// Added to the scaled score: `[heads, 2 * span - 1]`, column `span - 1 + (key - query)`.
     pub bias: Option<&'a Tensor>,
 }
@@ -42,13 +44,7 @@ impl CustomOp3 for Attention<'_> {
         v: &CpuStorage,
         v_l: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let heads = Heads {
-            q: Rows::of(q, q_l)?,
-            k: Rows::of(k, k_l)?,
-            v: Rows::of(v, v_l)?,
-            count: q_l.dims()[1],
-            group: q_l.dims()[1] / k_l.dims()[1],
-        };
+        let heads = Heads::of((q, q_l), (k, k_l), (v, v_l))?;
         let width = heads.count * heads.q.width;
         let mut y = vec![0f32; q_l.dims()[0] * width];
         with_dense(self.bias, |bias| {
@@ -60,13 +56,54 @@ impl CustomOp3 for Attention<'_> {
     }
 }
 
+/// Queries, keys and values by head.
 #[derive(Clone, Copy)]
-struct Heads<'a> {
-    q: Rows<'a>,
-    k: Rows<'a>,
-    v: Rows<'a>,
-    count: usize,
-    group: usize,
+pub(super) struct Heads<'a> {
+    pub q: Rows<'a>,
+    pub k: Rows<'a>,
+    pub v: Rows<'a>,
+    /// Query heads.
+    pub count: usize,
+    /// Query heads that share one of keys and values.
+    pub group: usize,
+}
+
+impl<'a> Heads<'a> {
+    /// Views of `[tokens, heads, width]` each.
+    pub fn of(
+        (q, q_l): (&'a CpuStorage, &Layout),
+        (k, k_l): (&'a CpuStorage, &Layout),
+        (v, v_l): (&'a CpuStorage, &Layout),
+    ) -> Result<Self> {
+        let (count, group) = (q_l.dims()[1], q_l.dims()[1] / k_l.dims()[1]);
+        Ok(Self { q: Rows::of(q, q_l)?, k: Rows::of(k, k_l)?, v: Rows::of(v, v_l)?, count, group })
+    }
+
+    /// Plain scores of some queries of a head, `q k`, row by row into `scores`.
+    pub fn scores(&self, scores: &mut Vec<f32>, head: usize, queries: Range<usize>, keys: Range<usize>) {
+        let (rows, columns) = (queries.len(), keys.len());
+        scores.resize(rows * columns, 0.0);
+        let k = self.k.matrix(keys, head / self.group).transposed();
+        let target = MatrixMut { data: scores, rows, columns, row_stride: columns };
+        multiply(target, false, self.q.matrix(queries, head), k, gemm::Parallelism::None);
+    }
+
+    /// The sum of a head's values by weights, a row a query, into `y` with its stride.
+    pub fn weigh(&self, y: &mut [f32], row_stride: usize, weights: &[f32], head: usize, keys: Range<usize>) {
+        let (rows, columns) = (weights.len() / keys.len(), keys.len());
+        let weights = Matrix { data: weights, rows, columns, row_stride: columns, column_stride: 1 };
+        let target = MatrixMut { data: y, rows, columns: self.v.width, row_stride };
+        multiply(target, false, weights, self.v.matrix(keys, head / self.group), gemm::Parallelism::None);
+    }
+}
+
+/// Scores to attention weights, in place.
+#[inline(always)]
+pub(super) fn softmax(scores: &mut [f32]) {
+    let highest = maximum(scores);
+    scores.iter_mut().for_each(|s| *s = exp(*s - highest));
+    let total = sum(scores, |s| s);
+    scores.iter_mut().for_each(|s| *s /= total);
 }
 
 /// Some queries of one sequence, and their rows of the result.
@@ -90,44 +127,42 @@ fn tasks<'a>(mut y: &'a mut [f32], width: usize, offsets: &[usize]) -> Vec<Task<
 }
 
 impl Attention<'_> {
+    /// What some queries of a sequence see, as places in the batch.
+    fn visible(&self, queries: Range<usize>, sequence: &Range<usize>) -> Range<usize> {
+        let window = self.window.unwrap_or(sequence.len());
+        let end = if self.causal { queries.end } else { sequence.end.min(queries.end + window) };
+        sequence.start.max(queries.start.saturating_sub(window))..end
+    }
+
     fn block(&self, scores: &mut Vec<f32>, task: Task, heads: Heads, bias: Option<&[f32]>) {
-        let keys = task.sequence.start..if self.causal { task.queries.end } else { task.sequence.end };
-        let (rows, columns, width) = (task.queries.len(), keys.len(), heads.q.width);
-        scores.resize(rows * columns, 0.0);
+        let keys = self.visible(task.queries.clone(), &task.sequence);
+        let width = heads.q.width;
         for head in 0..heads.count {
-            let q = heads.q.matrix(task.queries.clone(), head);
-            let k = heads.k.matrix(keys.clone(), head / heads.group);
-            let v = heads.v.matrix(keys.clone(), head / heads.group);
-            let target = MatrixMut { data: scores, rows, columns, row_stride: columns };
-            multiply(target, false, q, k.transposed(), gemm::Parallelism::None);
+            heads.scores(scores, head, task.queries.clone(), keys.clone());
             let bias = bias.map(|all| &all[head * all.len() / heads.count..(head + 1) * all.len() / heads.count]);
-            for (query, scores) in task.queries.clone().zip(scores.chunks_exact_mut(columns)) {
-                self.weights(scores, query - task.sequence.start, bias);
+            for (query, scores) in task.queries.clone().zip(scores.chunks_exact_mut(keys.len())) {
+                let visible = self.visible(query..query + 1, &task.sequence);
+                // Column of the query itself in a row of biases that starts at the first visible key.
+                let bias = bias.map(|bias| &bias[bias.len() / 2 + visible.start - query..]);
+                self.weights(scores, visible.start - keys.start..visible.end - keys.start, bias);
             }
-            let weights = Matrix { data: scores, rows, columns, row_stride: columns, column_stride: 1 };
-            let data = &mut task.y[head * width..];
-            let target = MatrixMut { data, rows, columns: width, row_stride: heads.count * width };
-            multiply(target, false, weights, v, gemm::Parallelism::None);
+            heads.weigh(&mut task.y[head * width..], heads.count * width, scores, head, keys.clone());
         }
     }
 
     /// Scores of one query to its attention weights, in place.
-    fn weights(&self, scores: &mut [f32], query: usize, bias: Option<&[f32]>) {
-        let visible = if self.causal { query + 1 } else { scores.len() };
-        let (scores, hidden) = scores.split_at_mut(visible);
-        hidden.fill(0.0);
+    fn weights(&self, scores: &mut [f32], visible: Range<usize>, bias: Option<&[f32]>) {
+        scores[..visible.start].fill(0.0);
+        scores[visible.end..].fill(0.0);
+        let scores = &mut scores[visible];
         vectorized(
             #[inline(always)]
             || {
                 scores.iter_mut().for_each(|s| *s *= self.scale);
                 if let Some(bias) = bias {
-                    let first = bias.len() / 2 - query;
-                    scores.iter_mut().zip(&bias[first..]).for_each(|(s, b)| *s += b);
+                    scores.iter_mut().zip(bias).for_each(|(s, b)| *s += b);
                 }
-                let highest = maximum(scores);
-                scores.iter_mut().for_each(|s| *s = exp(*s - highest));
-                let total = sum(scores, |s| s);
-                scores.iter_mut().for_each(|s| *s /= total);
+                softmax(scores);
             },
         );
     }
@@ -152,7 +187,7 @@ mod tests {
         for (i, row) in scores.iter_mut().enumerate() {
             for (j, score) in row.iter_mut().enumerate() {
                 *score += bias.as_ref().map_or(0.0, |b| b[b.len() / 2 + j - i]);
-                if a.causal && j > i {
+                if a.causal && j > i || a.window.is_some_and(|window| i.abs_diff(j) > window) {
                     *score = f32::NEG_INFINITY;
                 }
             }
@@ -164,10 +199,10 @@ mod tests {
         weights.matmul(v).unwrap()
     }
 
-    fn check(kv_heads: usize, causal: bool, bias: Option<&Tensor>) {
+    fn check(kv_heads: usize, causal: bool, window: Option<usize>, bias: Option<&Tensor>) {
         let offsets = [0, 1, 34, 37, 120];
         let (q, k, v) = (random(120, HEADS), random(120, kv_heads), random(120, kv_heads));
-        let op = Attention { offsets: &offsets, scale: 0.35, causal, bias };
+        let op = Attention { offsets: &offsets, scale: 0.35, causal, window, bias };
         let ours = attention(&q, &k, &v, &op).unwrap().reshape((120, HEADS, WIDTH)).unwrap();
         for span in offsets.windows(2) {
             for head in 0..HEADS {
@@ -186,18 +221,27 @@ mod tests {
 
     #[test]
     fn packed_is_each_sequence_alone() {
-        check(HEADS, false, None);
+        check(HEADS, false, None, None);
     }
 
     #[test]
     fn causal_with_shared_keys_is_the_plain_one() {
-        check(2, true, None);
+        check(2, true, None, None);
     }
 
     #[test]
     fn relative_bias_is_looked_up_by_distance() {
         let bias = Tensor::randn(0f32, 1.0, (HEADS, 2 * 90 - 1), &Device::Cpu).unwrap();
-        check(HEADS, false, Some(&bias));
+        check(HEADS, false, None, Some(&bias));
+        check(HEADS, true, Some(5), Some(&bias));
+    }
+
+    #[test]
+    fn a_window_ends_at_its_last_token_on_both_sides() {
+        for window in [0, 1, 31, 32, 33, 200] {
+            check(HEADS, false, Some(window), None);
+            check(2, true, Some(window), None);
+        }
     }
 
     #[test]
@@ -205,7 +249,7 @@ mod tests {
         let offsets = [0, 5, 9];
         let stacked = random(9, 3 * HEADS);
         let window = |i: usize| stacked.narrow(1, i * HEADS, HEADS).unwrap();
-        let op = Attention { offsets: &offsets, scale: 1.0, causal: false, bias: None };
+        let op = Attention { offsets: &offsets, scale: 1.0, causal: false, window: None, bias: None };
         let copies: Vec<Tensor> = (0..3).map(|i| window(i).contiguous().unwrap()).collect();
         let windows = attention(&window(0), &window(1), &window(2), &op).unwrap();
         let dense = attention(&copies[0], &copies[1], &copies[2], &op).unwrap();

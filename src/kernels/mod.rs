@@ -3,6 +3,7 @@
 
 mod activation;
 mod attention;
+mod disentangled;
 mod finite;
 mod math;
 mod norm;
@@ -11,8 +12,9 @@ mod product;
 mod rotary;
 mod view;
 
-pub use activation::{Activation, activate};
+pub use activation::{Activation, Gate, activate};
 pub use attention::{Attention, attention};
+pub use disentangled::{Disentangled, disentangled};
 pub use finite::all_finite;
 pub use norm::{NormKind, norm};
 pub use pooling::{Pooling, pool};

@@ -22,7 +22,8 @@ pub enum Pooling {
     LastToken,
 }
 
-/// `hidden [tokens, width]` and the sequences' offsets -> `[sequences, width]`. Sums are in f32. No sequence is empty.
+/// `hidden [tokens, width]` and the sequences' offsets -> `[sequences, width]`. Sums are in f32. The mean of an empty
+/// sequence is 0; other modes are not for one.
 pub fn pool(hidden: &Tensor, offsets: &[usize], mode: Pooling) -> Result<Tensor> {
     hidden.apply_op1_no_bwd(&Pool { offsets, mode })
 }
@@ -73,7 +74,7 @@ fn weighted(y: &mut [f32], rows: Rows, span: &[usize], weight: impl Fn(usize) ->
                 let weight = weight(i);
                 y.iter_mut().zip(rows.row(span[0] + i)).for_each(|(y, x)| *y += weight * x);
             }
-            let divisor = divisor(tokens as f32);
+            let divisor = divisor(tokens as f32).max(1e-9);
             y.iter_mut().for_each(|y| *y /= divisor);
         },
     );

@@ -4,10 +4,13 @@
 //! would depend on how many rows go with it.
 #![expect(unsafe_code, reason = "gemm takes raw pointers")]
 
+use super::math::vectorized;
 use super::view::{Matrix, MatrixMut, Rows, with_dense};
 use candle_core::{CpuStorage, CustomOp2, InplaceOp3, Layout, Result, Shape, Tensor, bail};
+use rayon::prelude::*;
 
-/// `x [rows, in]`, `weight [in, out]`, `bias [out]` -> `x weight + bias`, `[rows, out]`.
+/// `x [rows, in]`, `weight [in, out]`, `bias [out]` -> `x weight + bias`, `[rows, out]`. A weight in bf16 or f16 takes
+/// half the memory; it is widened tile by tile, and all arithmetic is in f32.
 pub fn product(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     x.apply_op2_no_bwd(weight, &Product { bias })
 }
@@ -27,18 +30,55 @@ impl CustomOp2 for Product<'_> {
     }
 
     fn cpu_fwd(&self, x: &CpuStorage, x_l: &Layout, w: &CpuStorage, w_l: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (x, weight) = (matrix(x, x_l)?, matrix(w, w_l)?);
-        let (rows, columns) = (x.rows, weight.columns);
+        let (x, columns) = (matrix(x, x_l)?, w_l.dims()[1]);
+        let rows = x.rows;
         let mut y = vec![0f32; rows * columns];
         with_dense(self.bias, |bias| {
             if let Some(bias) = bias {
                 y.chunks_exact_mut(columns).for_each(|row| row.copy_from_slice(bias));
             }
-            let target = MatrixMut { data: &mut y, rows, columns, row_stride: columns };
-            multiply(target, bias.is_some(), x, weight, gemm::Parallelism::Rayon(0));
+            let accumulate = bias.is_some();
+            match w {
+                CpuStorage::BF16(all) => widened(&mut y, accumulate, x, dense_part(all, w_l)?, columns),
+                CpuStorage::F16(all) => widened(&mut y, accumulate, x, dense_part(all, w_l)?, columns),
+                _ => {
+                    let target = MatrixMut { data: &mut y, rows, columns, row_stride: columns };
+                    multiply(target, accumulate, x, matrix(w, w_l)?, gemm::Parallelism::Rayon(0));
+                }
+            }
             Ok(())
         })?;
         Ok((CpuStorage::F32(y), Shape::from((rows, columns))))
+    }
+}
+
+/// Columns of a weight that are widened at once: few enough for the tile to stay in cache.
+const TILE: usize = 256;
+
+/// `y = x weight`, or `y += x weight`, of a dense `weight [in, columns]` in half precision.
+fn widened<T: Copy + Into<f32> + Sync>(y: &mut [f32], accumulate: bool, x: Matrix, weight: &[T], columns: usize) {
+    let mut tile = vec![0f32; x.columns * TILE.min(columns)];
+    for first in (0..columns).step_by(TILE) {
+        let width = TILE.min(columns - first);
+        let tile = &mut tile[..x.columns * width];
+        tile.par_chunks_exact_mut(width).with_min_len(1 + 16384 / width).enumerate().for_each(|(row, wide)| {
+            let half = &weight[row * columns + first..][..width];
+            vectorized(
+                #[inline(always)]
+                || wide.iter_mut().zip(half).for_each(|(wide, half)| *wide = (*half).into()),
+            );
+        });
+        let weight = Matrix { data: tile, rows: x.columns, columns: width, row_stride: width, column_stride: 1 };
+        let data = y.get_mut(first..).unwrap_or_default();
+        let target = MatrixMut { data, rows: x.rows, columns: width, row_stride: columns };
+        multiply(target, accumulate, x, weight, gemm::Parallelism::Rayon(0));
+    }
+}
+
+fn dense_part<'a, T>(all: &'a [T], layout: &Layout) -> Result<&'a [T]> {
+    match layout.contiguous_offsets() {
+        Some((start, end)) => Ok(&all[start..end]),
+        None => bail!("a weight in half precision must be dense, got strides {:?}", layout.stride()),
     }
 }
 
@@ -121,7 +161,7 @@ pub(super) fn multiply(y: MatrixMut, accumulate: bool, a: Matrix, b: Matrix, thr
 #[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::Device;
+    use candle_core::{DType, Device};
 
     fn random(shape: (usize, usize)) -> Tensor {
         Tensor::randn(0f32, 1.0, shape, &Device::Cpu).unwrap()
@@ -158,6 +198,19 @@ mod tests {
         for rows in [2, 3, 7, 30, 64] {
             let alone = product(&x.narrow(0, 100, rows).unwrap(), &w, None).unwrap();
             assert_eq!(difference(&alone, &together.narrow(0, 100, rows).unwrap()), 0.0, "{rows} rows");
+        }
+    }
+
+    #[test]
+    fn half_precision_is_the_product_with_the_rounded_weight() {
+        let (x, w, b) = (random((13, 40)), random((40, 600)), random((1, 600)).squeeze(0).unwrap());
+        for dtype in [DType::BF16, DType::F16] {
+            let half = w.to_dtype(dtype).unwrap();
+            let rounded = half.to_dtype(DType::F32).unwrap();
+            for bias in [None, Some(&b)] {
+                let ours = product(&x, &half, bias).unwrap();
+                assert!(difference(&ours, &product(&x, &rounded, bias).unwrap()) < 1e-5, "{dtype:?}");
+            }
         }
     }
 

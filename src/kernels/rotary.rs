@@ -5,14 +5,13 @@ use super::view::{Rows, dense};
 use candle_core::{CpuStorage, CustomOp3, Device, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-/// Cosines and sines `[positions, width / 2]` of position * theta^(-2i / width), in f32 as transformers computes them.
-pub fn rotary_tables(positions: usize, width: usize, theta: f64, device: &Device) -> Result<(Tensor, Tensor)> {
-    let frequencies: Vec<f32> =
-        (0..width / 2).map(|i| 1.0 / (theta as f32).powf((2 * i) as f32 / width as f32)).collect();
+/// Cosines and sines, `[positions, frequencies]` each, of position * frequency, times `factor`; in f32 as transformers
+/// computes them. Frequencies are in radians a position.
+pub fn rotary_tables(positions: usize, frequencies: &[f32], factor: f64, device: &Device) -> Result<(Tensor, Tensor)> {
     let angles: Vec<f32> =
         (0..positions).flat_map(|position| frequencies.iter().map(move |f| position as f32 * f)).collect();
-    let angles = Tensor::from_vec(angles, (positions, width / 2), device)?;
-    Ok((angles.cos()?, angles.sin()?))
+    let angles = Tensor::from_vec(angles, (positions, frequencies.len()), device)?;
+    Ok(((angles.cos()? * factor)?, (angles.sin()? * factor)?))
 }
 
 /// `x [tokens, heads, width]` rotated by its tokens' positions; the result is dense.
@@ -69,7 +68,7 @@ mod tests {
     #[test]
     fn positions_restart_in_every_sequence() {
         let x = Tensor::randn(0f32, 1.0, (7, 3, 8), &Device::Cpu).unwrap();
-        let (cos, sin) = rotary_tables(16, 8, 10_000.0, &Device::Cpu).unwrap();
+        let (cos, sin) = rotary_tables(16, &[1.0, 0.1, 0.01, 0.001], 1.0, &Device::Cpu).unwrap();
         let packed = rotate(&x, &cos, &sin, &[0, 3, 7]).unwrap();
         let alone = rotate(&x.narrow(0, 3, 4).unwrap(), &cos, &sin, &[0, 4]).unwrap();
         let same: Vec<f32> = packed.narrow(0, 3, 4).unwrap().flatten_all().unwrap().to_vec1().unwrap();
@@ -79,7 +78,7 @@ mod tests {
     #[test]
     fn a_pair_is_turned_by_its_angle() {
         let x = Tensor::new(&[[[1f32, 0.0]], [[1.0, 0.0]], [[0.0, 1.0]]], &Device::Cpu).unwrap();
-        let (cos, sin) = rotary_tables(4, 2, 10_000.0, &Device::Cpu).unwrap();
+        let (cos, sin) = rotary_tables(4, &[1.0], 1.0, &Device::Cpu).unwrap();
         let y: Vec<f32> = rotate(&x, &cos, &sin, &[0, 3]).unwrap().flatten_all().unwrap().to_vec1().unwrap();
         let (one, two) = (1f32, 2f32);
         let expected = [1.0, 0.0, one.cos(), one.sin(), -two.sin(), two.cos()];

@@ -17,6 +17,8 @@ pub struct Checkpoint {
     /// Canonical name -> name in the file.
     names: BTreeMap<String, String>,
     left: RefCell<BTreeSet<String>>,
+    /// Tensors made of others, by canonical name.
+    made: RefCell<HashMap<String, Tensor>>,
     bytes: Cell<usize>,
 }
 
@@ -54,7 +56,7 @@ impl Checkpoint {
             }
         }
         let left = RefCell::new(names.keys().cloned().collect());
-        Ok(Self { path, files: mapped, names, left, bytes: Cell::new(0) })
+        Ok(Self { path, files: mapped, names, left, made: RefCell::default(), bytes: Cell::new(0) })
     }
 
     /// The (first) file, for messages.
@@ -74,12 +76,31 @@ impl Checkpoint {
 
     /// A tensor's shape, where there is such a tensor.
     pub fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        if let Some(made) = self.made.borrow().get(name) {
+            return Some(made.dims().to_vec());
+        }
         let name = self.names.get(name)?;
         Some(self.files.get(name).ok()?.shape().to_vec())
     }
 
     /// A tensor in f32 on the device; it must be there, have this shape and be finite.
     pub fn take(&self, name: &str, shape: &[usize], device: &Device) -> Result<Tensor> {
+        let tensor = self.take_as(DType::F32, name, shape, device)?;
+        if !all_finite(&tensor)? {
+            let in_file = self.name_in_file(name);
+            return Err(Error::load(&self.path, format!("tensor '{in_file}' is not finite")));
+        }
+        self.bytes.set(self.bytes.get() + tensor.elem_count() * tensor.dtype().size_in_bytes());
+        Ok(tensor)
+    }
+
+    /// Puts a tensor, made of others, where [`Checkpoint::take`] finds it under a name.
+    pub fn put(&self, name: &str, tensor: Tensor) {
+        self.made.borrow_mut().insert(name.to_owned(), tensor);
+    }
+
+    /// A tensor in some number format on the device; it must be there and have this shape.
+    pub fn take_as(&self, dtype: DType, name: &str, shape: &[usize], device: &Device) -> Result<Tensor> {
         let Some(found) = self.shape(name) else {
             return Err(Error::load(&self.path, format!("tensor '{name}' is missing")));
         };
@@ -88,13 +109,9 @@ impl Checkpoint {
             return Err(Error::load(&self.path, format!("tensor '{in_file}' has shape {found:?}, expected {shape:?}")));
         }
         self.left.borrow_mut().remove(name);
-        let tensor = self.files.load(in_file, device).and_then(|t| t.to_dtype(DType::F32));
-        let tensor = tensor.map_err(|e| Error::load(&self.path, format!("tensor '{in_file}': {e}")))?;
-        if !all_finite(&tensor)? {
-            return Err(Error::load(&self.path, format!("tensor '{in_file}' is not finite")));
-        }
-        self.bytes.set(self.bytes.get() + tensor.elem_count() * tensor.dtype().size_in_bytes());
-        Ok(tensor)
+        let made = self.made.borrow().get(name).map(|made| made.to_device(device));
+        let tensor = made.unwrap_or_else(|| self.files.load(in_file, device)).and_then(|t| t.to_dtype(dtype));
+        tensor.map_err(|e| Error::load(&self.path, format!("tensor '{in_file}': {e}")))
     }
 
     /// Bytes of all tensors taken.
@@ -123,7 +140,8 @@ impl Checkpoint {
 }
 
 /// A tensor's name as the bare architecture has it: without the wrappers that trainers leave in front
-/// (`base_model.model.`, `_orig_mod.`, `0.auto_model.`, the nested name such as `bert.`), old LayerNorm spellings renamed.
+/// (`base_model.model.`, `_orig_mod.`, `0.auto_model.`, the nested name such as `bert.`), old LayerNorm spellings and
+/// torch's parametrizations (a weight and the updates laid over it) renamed.
 pub fn canonical(name: &str, nested_as: &str) -> String {
     const WRAPPERS: [&str; 6] = ["base_model", "model", "module", "_orig_mod", "auto_model", "0"];
     let mut rest = name;
@@ -132,6 +150,9 @@ pub fn canonical(name: &str, nested_as: &str) -> String {
             break;
         }
         rest = tail;
+    }
+    if let Some((module, part)) = rest.split_once(".parametrizations.weight.") {
+        return format!("{module}.{}", if part == "original" { "weight" } else { part.trim_start_matches("0.") });
     }
     match (rest.strip_suffix("LayerNorm.gamma"), rest.strip_suffix("LayerNorm.beta")) {
         (Some(stem), _) => format!("{stem}LayerNorm.weight"),
@@ -153,6 +174,8 @@ mod tests {
             ("0.auto_model.embeddings.LayerNorm.gamma", "bert", "embeddings.LayerNorm.weight"),
             ("embeddings.LayerNorm.beta", "bert", "embeddings.LayerNorm.bias"),
             ("roberta.encoder.x", "bert", "roberta.encoder.x"),
+            ("roberta.x.Wqkv.parametrizations.weight.original", "roberta", "x.Wqkv.weight"),
+            ("roberta.x.Wqkv.parametrizations.weight.0.lora_A", "roberta", "x.Wqkv.lora_A"),
         ] {
             assert_eq!(canonical(name, nested), expected);
         }

@@ -11,53 +11,76 @@ use std::sync::Arc;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Site(usize);
 
+/// What a site is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SiteKind {
+    /// A linear module; its shape is `[out, in]`.
+    Linear,
+    /// An embedding; its shape is `[rows, width]`.
+    Table,
+}
+
 /// Every site of a model, by checkpoint path.
 #[derive(Debug, Default)]
 pub struct Sites {
     by_path: HashMap<String, Site>,
-    shapes: Vec<(String, [usize; 2])>,
+    all: Vec<(String, SiteKind, [usize; 2])>,
 }
 
 impl Sites {
     /// The site of a linear module of this path and shape `[out, in]`; the same one when a module is used twice.
-    pub(super) fn add(&mut self, path: &str, shape: [usize; 2]) -> Site {
-        let next = Site(self.shapes.len());
+    pub(super) fn add_linear(&mut self, path: &str, shape: [usize; 2]) -> Site {
+        self.add(path, SiteKind::Linear, shape)
+    }
+
+    /// The site of an embedding of this path and shape `[rows, width]`.
+    pub(super) fn add_table(&mut self, path: &str, shape: [usize; 2]) -> Site {
+        self.add(path, SiteKind::Table, shape)
+    }
+
+    fn add(&mut self, path: &str, kind: SiteKind, shape: [usize; 2]) -> Site {
+        let next = Site(self.all.len());
         let site = *self.by_path.entry(path.to_owned()).or_insert(next);
         if site == next {
-            self.shapes.push((path.to_owned(), shape));
+            self.all.push((path.to_owned(), kind, shape));
         }
         site
     }
 
-    /// The site at a checkpoint path.
-    pub fn find(&self, path: &str) -> Option<Site> {
-        self.by_path.get(path).copied()
+    /// The site of this kind at a checkpoint path.
+    pub fn find(&self, path: &str, kind: SiteKind) -> Option<Site> {
+        self.by_path.get(path).copied().filter(|site| self.kind(*site) == kind)
+    }
+
+    /// What it is.
+    pub fn kind(&self, site: Site) -> SiteKind {
+        self.all[site.0].1
     }
 
     /// Its checkpoint path.
     pub fn path(&self, site: Site) -> &str {
-        &self.shapes[site.0].0
+        &self.all[site.0].0
     }
 
-    /// Its weight's shape, `[out, in]`.
+    /// Its weight's shape; see [`SiteKind`].
     pub fn shape(&self, site: Site) -> [usize; 2] {
-        self.shapes[site.0].1
+        self.all[site.0].2
     }
 
     /// All of them, in the order of the forward pass.
     pub fn iter(&self) -> impl Iterator<Item = (Site, &str)> {
-        self.shapes.iter().enumerate().map(|(i, (path, _))| (Site(i), path.as_str()))
+        self.all.iter().enumerate().map(|(i, (path, ..))| (Site(i), path.as_str()))
     }
 }
 
 /// How an adapter changes the output of one site.
 #[derive(Clone, Debug)]
 pub enum Delta {
-    /// `y += (x a) b`, the scale already in `b`.
+    /// `y += (x a) b`, the scale already in `b`; of an embedding, where `x` picks rows of `a`, the same.
     LowRank {
-        /// `[in, rank]`.
+        /// `[in, rank]`, or `[rows, rank]`.
         a: Tensor,
-        /// `[rank, out]`.
+        /// `[rank, out]`, or `[rank, width]`.
         b: Tensor,
     },
 }
@@ -67,6 +90,13 @@ impl Delta {
     fn add(&self, x: &Tensor, y: &Tensor) -> Result<()> {
         match self {
             Self::LowRank { a, b } => Ok(add_product(y, &product(x, a, None)?, b)?),
+        }
+    }
+
+    /// Adds what the embedding's rows `ids` get to `y [ids, width]`, in place.
+    fn look_up(&self, ids: &Tensor, y: &Tensor) -> Result<()> {
+        match self {
+            Self::LowRank { a, b } => Ok(add_product(y, &a.index_select(ids, 0)?, b)?),
         }
     }
 
@@ -107,6 +137,16 @@ impl Adapter {
         self.deltas.values().map(Delta::bytes).sum()
     }
 
+    /// Whether it changes a site.
+    pub(super) fn changes(&self, site: Site) -> bool {
+        self.deltas.contains_key(&site)
+    }
+
+    /// Adds its delta of `site`, where it has one, to `y [rows, out]` in place, given the input `x [rows, in]`.
+    pub(super) fn add(&self, site: Site, x: &Tensor, y: &Tensor) -> Result<()> {
+        self.deltas.get(&site).map_or(Ok(()), |delta| delta.add(x, y))
+    }
+
     /// Its deltas, in no order.
     pub fn deltas(&self) -> impl Iterator<Item = (Site, &Delta)> {
         self.deltas.iter().map(|(site, delta)| (*site, delta))
@@ -135,11 +175,36 @@ impl Plan {
 
     /// Adds every delta of `site` to `y [tokens, out]`, the columns of that site, given its input `x [tokens, in]`.
     pub(super) fn apply(&self, site: Site, x: &Tensor, y: &Tensor) -> Result<()> {
+        for (rows, adapter) in self.touched.iter().filter(|(_, adapter)| adapter.changes(site)) {
+            adapter.add(site, &x.narrow(0, rows.start, rows.len())?, &y.narrow(0, rows.start, rows.len())?)?;
+        }
+        Ok(())
+    }
+
+    /// Adds every delta of the embedding `site` to the rows `y [tokens, width]` that `ids` picked.
+    pub(super) fn look_up(&self, site: Site, ids: &Tensor, y: &Tensor) -> Result<()> {
         for (rows, adapter) in &self.touched {
             if let Some(delta) = adapter.deltas.get(&site) {
-                delta.add(&x.narrow(0, rows.start, rows.len())?, &y.narrow(0, rows.start, rows.len())?)?;
+                delta.look_up(&ids.narrow(0, rows.start, rows.len())?, &y.narrow(0, rows.start, rows.len())?)?;
             }
         }
         Ok(())
+    }
+
+    /// All rows of a batch of `tokens` as ranges, those of adapters for which `differs` holds with their adapter.
+    pub(super) fn ranges(
+        &self,
+        tokens: usize,
+        differs: impl Fn(&Adapter) -> bool,
+    ) -> Vec<(Range<usize>, Option<&Adapter>)> {
+        let (mut ranges, mut next) = (Vec::new(), 0);
+        for (rows, adapter) in self.touched.iter().filter(|(_, adapter)| differs(adapter)) {
+            ranges.push((next..rows.start, None));
+            ranges.push((rows.clone(), Some(&**adapter)));
+            next = rows.end;
+        }
+        ranges.push((next..tokens, None));
+        ranges.retain(|(rows, _)| !rows.is_empty());
+        ranges
     }
 }

@@ -4,19 +4,22 @@ mod checkpoint;
 mod delta;
 mod families;
 mod layers;
+mod modules;
 mod pipeline;
 mod spec;
+mod static_embedding;
+mod tasks;
 mod transformer;
 
 pub use checkpoint::{Checkpoint, canonical};
-pub use delta::{Adapter, Delta, Plan, Site, Sites};
-pub use pipeline::{Modules, Pipeline};
+pub use delta::{Adapter, Delta, Plan, Site, SiteKind, Sites};
+pub use modules::{Body, Modules};
+pub use pipeline::Pipeline;
 pub use spec::Spec;
 
 use crate::error::{Error, Result};
-use crate::folder::Folder;
-pub use candle_core::Device;
 use candle_core::Tensor;
+pub use candle_core::{DType, Device};
 use std::ops::Range;
 use std::sync::Arc;
 use transformer::Transformer;
@@ -26,6 +29,7 @@ pub struct Model {
     spec: Spec,
     sites: Sites,
     transformer: Transformer,
+    tasks: Vec<(String, Arc<Adapter>)>,
     device: Device,
     bytes: usize,
 }
@@ -51,18 +55,26 @@ pub struct Segment {
 }
 
 impl Model {
-    /// Loads config.json and the weights beside it; `progress` hears how many of how many blocks are there.
-    pub fn load(folder: &Folder, device: &Device, progress: &dyn Fn(usize, usize)) -> Result<Self> {
-        let spec = families::spec(folder)?;
-        let checkpoint = Checkpoint::of_model(folder, spec.nested_as)?;
-        let mut loader = layers::Loader::new(&checkpoint, device, spec.tokens_max);
+    /// Loads a folder's body, matrices in `dtype`; `progress` hears how many of how many blocks are there.
+    pub fn load(modules: &Modules, device: &Device, dtype: DType, progress: &dyn Fn(usize, usize)) -> Result<Self> {
+        let (spec, checkpoint) = match modules.body {
+            Body::Static => static_embedding::open(&modules.folder)?,
+            Body::Transformer => {
+                let spec = families::spec(&modules.folder)?;
+                let checkpoint = Checkpoint::of_model(&modules.folder, spec.nested_as)?;
+                (spec, checkpoint)
+            }
+        };
+        modules.pipeline.check(spec.hidden)?;
+        let mut loader = layers::Loader::new(&checkpoint, device, dtype, spec.tokens_max);
         let blocks = spec.layers.len();
         let transformer = Transformer::load(&spec, &mut loader, &|done| progress(done, blocks))?;
         let sites = loader.sites;
+        let tasks = spec.tasks.as_ref().map(|tasks| tasks::load(tasks, &sites, &checkpoint, device)).transpose()?;
         spec.idle.iter().for_each(|module| checkpoint.leave(module));
         checkpoint.finish()?;
         let bytes = checkpoint.bytes_taken();
-        Ok(Self { spec, sites, transformer, device: device.clone(), bytes })
+        Ok(Self { spec, sites, transformer, tasks: tasks.unwrap_or_default(), device: device.clone(), bytes })
     }
 
     /// Its architecture.
@@ -73,6 +85,11 @@ impl Model {
     /// What adapters can change.
     pub fn sites(&self) -> &Sites {
         &self.sites
+    }
+
+    /// The adapters in its own checkpoint, by name.
+    pub fn tasks(&self) -> &[(String, Arc<Adapter>)] {
+        &self.tasks
     }
 
     /// Whether a module is one that no forward pass runs.

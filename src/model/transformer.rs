@@ -1,15 +1,17 @@
 //! The transformer: runs any [`Spec`] over packed rows.
 
 use super::delta::Plan;
-use super::layers::{Attention, Embedding, Loader, Mlp, Norm};
-use super::spec::{self, Norms, Spec};
+use super::layers::{Attention, Convolution, Embedding, FeedForward, Loader, Norm};
+use super::spec::{self, Spec};
 use crate::error::Result;
 use candle_core::Tensor;
+use std::sync::Arc;
 
 /// A stack of blocks with its weights.
 pub struct Transformer {
     embedding: Embedding,
-    blocks: Vec<Block>,
+    /// The same one in several places where layers share their weights.
+    blocks: Vec<Arc<Block>>,
     final_norm: Option<Norm>,
 }
 
@@ -17,9 +19,13 @@ impl Transformer {
     /// Loads every part that the spec names; `progress` is told after each block.
     pub fn load(spec: &Spec, loader: &mut Loader, progress: &dyn Fn(usize)) -> Result<Self> {
         let embedding = Embedding::load(&spec.embedding, spec.hidden, loader)?;
-        let mut blocks = Vec::with_capacity(spec.layers.len());
+        let mut blocks: Vec<Arc<Block>> = Vec::with_capacity(spec.layers.len());
         for layer in &spec.layers {
-            blocks.push(Block::load(layer, spec.hidden, loader)?);
+            let block = match spec.layers[..blocks.len()].iter().position(|earlier| earlier == layer) {
+                Some(same) => blocks[same].clone(),
+                None => Arc::new(Block::load(layer, spec.hidden, loader)?),
+            };
+            blocks.push(block);
             progress(blocks.len());
         }
         let final_norm = spec.final_norm.as_ref().map(|norm| Norm::load(norm, spec.hidden, loader)).transpose()?;
@@ -29,9 +35,10 @@ impl Transformer {
     /// Packed token ids and the sequences' offsets (first token of each, and the total) -> hidden states
     /// `[tokens, hidden]`.
     pub fn forward(&self, ids: &[u32], offsets: &[usize], plan: &Plan) -> Result<Tensor> {
-        let mut x = self.embedding.forward(ids, offsets)?;
+        let first = self.embedding.forward(ids, offsets, plan)?;
+        let mut x = first.clone();
         for block in &self.blocks {
-            x = block.forward(x, offsets, plan)?;
+            x = block.forward(&x, &first, offsets, plan)?;
         }
         match &self.final_norm {
             Some(norm) => norm.forward(&x),
@@ -41,34 +48,64 @@ impl Transformer {
 }
 
 struct Block {
-    post_norm: bool,
-    attention_norm: Norm,
+    attention_norms: Norms,
     attention: Attention,
-    mlp_norm: Norm,
-    mlp: Mlp,
+    mlp_norms: Norms,
+    mlp: FeedForward,
+    convolution: Option<Convolution>,
 }
 
 impl Block {
     fn load(spec: &spec::Layer, hidden: usize, loader: &mut Loader) -> Result<Self> {
-        let (post_norm, attention_norm, mlp_norm) = match &spec.norms {
-            Norms::Post { attention, mlp } => (true, attention, mlp),
-            Norms::Pre { attention, mlp } => (false, attention, mlp),
-        };
         Ok(Self {
-            post_norm,
-            attention_norm: Norm::load(attention_norm, hidden, loader)?,
+            attention_norms: Norms::load(&spec.attention_norms, hidden, loader)?,
             attention: Attention::load(&spec.attention, loader)?,
-            mlp_norm: Norm::load(mlp_norm, hidden, loader)?,
-            mlp: Mlp::load(&spec.mlp, loader)?,
+            mlp_norms: Norms::load(&spec.mlp_norms, hidden, loader)?,
+            mlp: FeedForward::load(&spec.mlp, loader)?,
+            convolution: spec.convolution.as_ref().map(|c| Convolution::load(c, hidden, loader)).transpose()?,
         })
     }
 
-    fn forward(&self, x: Tensor, offsets: &[usize], plan: &Plan) -> Result<Tensor> {
-        if self.post_norm {
-            let x = self.attention_norm.forward_sum(&self.attention.forward(&x, offsets, plan)?, &x)?;
-            return self.mlp_norm.forward_sum(&self.mlp.forward(&x, plan)?, &x);
+    /// `x` and the model's `first` hidden states, `[tokens, hidden]`, to the next.
+    fn forward(&self, x: &Tensor, first: &Tensor, offsets: &[usize], plan: &Plan) -> Result<Tensor> {
+        let x = self.attention_norms.around(x, |x| self.attention.forward(x, offsets, plan))?;
+        let x = self.mlp_norms.around(&x, |x| self.mlp.forward(x, plan))?;
+        match &self.convolution {
+            Some(convolution) => convolution.forward(&x, first, offsets),
+            None => Ok(x),
         }
-        let x = (&x + self.attention.forward(&self.attention_norm.forward(&x)?, offsets, plan)?)?;
-        Ok((&x + self.mlp.forward(&self.mlp_norm.forward(&x)?, plan)?)?)
+    }
+}
+
+/// The norms around one step of a block.
+struct Norms {
+    before: Option<Norm>,
+    after: Option<Norm>,
+    residual_twice: bool,
+    sum: Option<Norm>,
+}
+
+impl Norms {
+    fn load(spec: &spec::Norms, hidden: usize, loader: &Loader) -> Result<Self> {
+        let load = |norm: &Option<spec::Norm>| norm.as_ref().map(|norm| Norm::load(norm, hidden, loader)).transpose();
+        let (before, after, sum) = (load(&spec.before)?, load(&spec.after)?, load(&spec.sum)?);
+        Ok(Self { before, after, residual_twice: spec.residual_twice, sum })
+    }
+
+    /// See [`spec::Norms`].
+    fn around(&self, x: &Tensor, step: impl FnOnce(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
+        let y = match &self.before {
+            Some(norm) => step(&norm.forward(x)?)?,
+            None => step(x)?,
+        };
+        let y = match &self.after {
+            Some(norm) if self.residual_twice => norm.forward_sum(&y, x)?,
+            Some(norm) => norm.forward(&y)?,
+            None => y,
+        };
+        match &self.sum {
+            Some(norm) => norm.forward_sum(&y, x),
+            None => Ok((x + y)?),
+        }
     }
 }

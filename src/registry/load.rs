@@ -1,13 +1,13 @@
 //! How everything that the configuration names is loaded.
 
 use super::Loaded;
-use super::sources::{default_name, device, in_folder, real_path};
+use super::sources::{default_name, device, dtype, in_folder, real_path};
 use crate::adapters;
 use crate::config::{self, Config, PipelineChoice};
 use crate::error::{Error, Result};
 use crate::folder::Folder;
 use crate::hub::{Hub, Source};
-use crate::model::{Adapter, Device, Model, Modules, Pipeline};
+use crate::model::{Adapter, Body, DType, Device, Model, Modules, Pipeline};
 use crate::telemetry::Progress;
 use crate::text::{self, Capacity, Text, Tokenizers};
 use std::path::{Path, PathBuf};
@@ -41,6 +41,7 @@ struct Loading<'a> {
     config: &'a Config,
     hub: &'a Hub,
     device: Device,
+    dtype: DType,
     tokenizers: Tokenizers,
     pipelines: Vec<Arc<Pipeline>>,
     bases: Vec<Base>,
@@ -56,6 +57,7 @@ impl<'a> Loading<'a> {
             config,
             hub,
             device: device(&config.server)?,
+            dtype: dtype(&config.server)?,
             tokenizers: Tokenizers::default(),
             pipelines: Vec::new(),
             bases: Vec::new(),
@@ -140,11 +142,12 @@ impl<'a> Loading<'a> {
     fn load_base(&mut self, name: String, path: PathBuf, root: &str, folder: &Folder) -> Result<Base> {
         let began = Instant::now();
         let progress = Progress::new(&format!("loading {name}"));
-        let modules = Modules::of(folder)?.map_or_else(|| Modules::bare(folder), Ok)?;
-        let model = Model::load(&modules.transformer, &self.device, &|done, all| progress.at(done, all))?;
+        let modules = Modules::of(folder, &self.device)?.map_or_else(|| Modules::bare(folder), Ok)?;
+        let progress_at = |done, all| progress.at(done, all);
+        let model = Model::load(&modules, &self.device, self.dtype, &progress_at)?;
         progress.end();
         let model = Arc::new(model);
-        let source = text::Source { folder, transformer: &modules.transformer };
+        let source = text::Source { folder, body: &modules.folder, specials: modules.body == Body::Transformer };
         let text = Arc::new(Text::of(source, None, capacity(&model), &mut self.tokenizers)?);
         let pipeline = self.share(modules.pipeline);
         let (mib, ms) = (model.bytes() >> 20, began.elapsed().as_millis() as u64);
@@ -223,9 +226,12 @@ impl<'a> Loading<'a> {
         if choice == PipelineChoice::Base {
             return Ok((base.pipeline.clone(), base.text.clone()));
         }
-        let own = Modules::of(folder)?;
-        let transformer = own.as_ref().map_or(folder, |own| &own.transformer);
-        let source = text::Source { folder, transformer };
+        let own = Modules::of(folder, &self.device)?;
+        if let Some(own) = &own {
+            own.pipeline.check(base.model.spec().hidden)?;
+        }
+        let body = own.as_ref().map_or(folder, |own| &own.folder);
+        let source = text::Source { folder, body, specials: true };
         let text = Text::of(source, Some(&base.text), capacity(&base.model), &mut self.tokenizers)?;
         if own.is_none() && choice == PipelineChoice::SentenceTransformers {
             return Ok((self.share(Pipeline::default()), Arc::new(text.without_prompts())));

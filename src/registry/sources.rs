@@ -4,7 +4,7 @@ use crate::config;
 use crate::error::{Error, Result};
 use crate::folder::Folder;
 use crate::hub::Source;
-use crate::model::Device;
+use crate::model::{DType, Device};
 use std::path::PathBuf;
 
 /// Sub-folders with an adapter_config.json, as adapters under their folders' names.
@@ -42,18 +42,8 @@ pub fn default_name(source: &Source) -> String {
     }
 }
 
-/// The device that the configuration names, and that its arithmetic is supported there.
+/// The device that the configuration names.
 pub fn device(server: &config::Server) -> Result<Device> {
-    match server.dtype.as_str() {
-        "float32" => {}
-        "bfloat16" | "float16" | "int8" => {
-            return Err(Error::Config(format!(
-                "dtype '{}' is not supported on this device; supported: float32",
-                server.dtype
-            )));
-        }
-        other => return Err(Error::Config(format!("dtype '{other}' is not known; supported: float32"))),
-    }
     match server.device.as_str() {
         "auto" | "cpu" => Ok(Device::Cpu),
         cuda if cuda == "cuda" || cuda.starts_with("cuda:") => {
@@ -61,4 +51,15 @@ pub fn device(server: &config::Server) -> Result<Device> {
         }
         other => Err(Error::Config(format!("device '{other}' is not known; expected auto, cpu or cuda[:N]"))),
     }
+}
+
+/// The number format that the configuration names for a base's matrices.
+pub fn dtype(server: &config::Server) -> Result<DType> {
+    const SUPPORTED: [(&str, DType); 3] =
+        [("float32", DType::F32), ("bfloat16", DType::BF16), ("float16", DType::F16)];
+    let named = SUPPORTED.iter().find(|(name, _)| *name == server.dtype);
+    named.map(|(_, dtype)| *dtype).ok_or_else(|| {
+        let names = SUPPORTED.map(|(name, _)| name).join(", ");
+        Error::Config(format!("dtype '{}' is not supported; supported: {names}", server.dtype))
+    })
 }

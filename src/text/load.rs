@@ -15,8 +15,11 @@ use tokenizers::{NormalizerWrapper, Tokenizer};
 pub struct Source<'a> {
     /// The model's or adapter's folder, with its prompts.
     pub folder: &'a Folder,
-    /// The folder of its transformer module, with tokenizer and limits; often the same.
-    pub transformer: &'a Folder,
+    /// The folder of its first module, with tokenizer and limits; often the same.
+    pub body: &'a Folder,
+    /// Whether texts are wrapped in special tokens, as transformers want it. Where not, a tokenizer's own truncation
+    /// counts, and a text may have no tokens.
+    pub specials: bool,
 }
 
 /// What a model can take.
@@ -92,6 +95,10 @@ impl Settings {
                     "modality_config" => {
                         value == json!({"text": {"method": "forward", "method_output_name": "last_hidden_state"}})
                     }
+                    // Arguments for Python's loaders; that of running a model's own code is ours to ignore.
+                    "model_args" | "config_args" | "tokenizer_args" => {
+                        value.as_object().is_some_and(|args| args.keys().all(|key| key == "trust_remote_code"))
+                    }
                     _ => says_nothing(&value),
                 };
                 if !plain {
@@ -108,19 +115,21 @@ impl Settings {
 impl Text {
     /// Reads a folder's tokenizer, limits and prompts; what the folder lacks comes from `base`.
     pub fn of(source: Source, base: Option<&Text>, capacity: Capacity, tokenizers: &mut Tokenizers) -> Result<Self> {
-        let Source { folder, transformer } = source;
-        let settings = Settings::of(transformer)?;
-        let config = transformer.json::<TokenizerConfig>("tokenizer_config.json")?;
-        let own = tokenizers.of(transformer, &settings, config.as_ref(), capacity)?;
-        let tokenizer = match (own, base) {
-            (Some(tokenizer), _) => tokenizer,
-            (None, Some(base)) => base.tokenizer.clone(),
+        let Source { folder, body, specials } = source;
+        let settings = Settings::of(body)?;
+        // Without specials sentence-transformers reads tokenizer.json alone.
+        let config = if specials { body.json::<TokenizerConfig>("tokenizer_config.json")? } else { None };
+        let own = tokenizers.of(body, &settings, config.as_ref(), capacity)?;
+        let (tokenizer, truncation) = match (own, base) {
+            (Some(own), _) => own,
+            (None, Some(base)) => (base.tokenizer.clone(), None),
             (None, None) => {
-                return Err(Error::load(transformer.path().join("tokenizer.json"), "there is no such file"));
+                return Err(Error::load(body.path().join("tokenizer.json"), "there is no such file"));
             }
         };
         let declared = config.as_ref().and_then(|config| config.model_max_length);
         let declared = declared.filter(|max| *max >= 1.0 && *max < 1e9).map(|max| max as usize);
+        let declared = if specials { declared } else { truncation };
         let tokens_max = settings.tokens_max.or(declared).or(base.map(|base| base.tokens_max));
         let tokens_max = tokens_max.unwrap_or(capacity.positions).min(capacity.positions);
         let cut_left = match &config {
@@ -138,26 +147,28 @@ impl Text {
             }
             None => base.map(|base| (base.prompts.clone(), base.default_prompt.clone())).unwrap_or_default(),
         };
-        Ok(Self { tokenizer, tokens_max, cut_left, prompts, default_prompt })
+        Ok(Self { tokenizer, tokens_max, specials, cut_left, prompts, default_prompt })
     }
 }
 
 const PROMPTS: &str = "config_sentence_transformers.json";
 
 impl Tokenizers {
-    /// The folder's own tokenizer; none where it ships none. A file's truncation and padding are its trainer's, not ours.
+    /// The folder's own tokenizer, and the length to which its file cuts; none where it ships none. The tokenizer itself
+    /// neither cuts nor pads.
     fn of(
         &mut self,
         folder: &Folder,
         settings: &Settings,
         config: Option<&TokenizerConfig>,
         capacity: Capacity,
-    ) -> Result<Option<Arc<Tokenizer>>> {
+    ) -> Result<Option<(Arc<Tokenizer>, Option<usize>)>> {
         let Some(mut content) = folder.json::<Value>("tokenizer.json")? else { return Ok(None) };
         let path = folder.path().join("tokenizer.json");
         if !content.is_object() {
             return Err(Error::load(path, "it is no JSON object"));
         }
+        let truncation = content["truncation"]["max_length"].as_u64().map(|max| max as usize);
         content["truncation"] = Value::Null;
         content["padding"] = Value::Null;
         if let Some(config) = config {
@@ -166,7 +177,7 @@ impl Tokenizers {
         let content = content.to_string();
         let key = format!("{} {content}", settings.lower_case);
         if let Some(tokenizer) = self.known.get(&key) {
-            return Ok(Some(tokenizer.clone()));
+            return Ok(Some((tokenizer.clone(), truncation)));
         }
         let fail = |e: tokenizers::Error| Error::load(&path, e.to_string());
         let mut tokenizer = Tokenizer::from_bytes(content).map_err(fail)?;
@@ -185,7 +196,7 @@ impl Tokenizers {
         }
         let tokenizer = Arc::new(tokenizer);
         self.known.insert(key, tokenizer.clone());
-        Ok(Some(tokenizer))
+        Ok(Some((tokenizer, truncation)))
     }
 }
 

@@ -14,6 +14,8 @@ use tokenizers::{Encoding, PostProcessor, Token, Tokenizer, TruncationDirection}
 pub struct Text {
     tokenizer: Arc<Tokenizer>,
     tokens_max: usize,
+    /// Whether texts are wrapped in special tokens where a request does not say; a text without them may be empty.
+    specials: bool,
     /// Which end is cut where a request does not say.
     cut_left: bool,
     prompts: BTreeMap<String, String>,
@@ -25,7 +27,7 @@ pub struct Text {
 pub struct Reading {
     /// Put before the text.
     pub prompt: Prompt,
-    /// Whether `[CLS]`, `</s>` and their like are added; none: to a text yes, to token ids no.
+    /// Whether `[CLS]`, `</s>` and their like are added; none: to a text as the model wants it, to token ids no.
     pub add_special_tokens: Option<bool>,
     /// Cut to so many tokens instead of refusing what is longer.
     pub truncate: Option<Truncation>,
@@ -79,9 +81,9 @@ impl Text {
                 &prompted
             }
         };
-        let special = reading.add_special_tokens.unwrap_or(true);
+        let special = reading.add_special_tokens.unwrap_or(self.specials);
         let encoding = self.tokenizer.encode_fast(text, special).map_err(|e| Error::invalid(param, e.to_string()))?;
-        let Some(limit) = self.limit(encoding.len(), reading)? else { return non_empty(encoding, param) };
+        let Some(limit) = self.limit(encoding.len(), reading)? else { return self.non_empty(encoding, param) };
         let bare = self.tokenizer.encode_fast(text, false).map_err(|e| Error::invalid(param, e.to_string()))?;
         self.cut(bare, limit, special, reading, param)
     }
@@ -124,7 +126,11 @@ impl Text {
         let left = reading.truncate.and_then(|truncation| truncation.left).unwrap_or(self.cut_left);
         bare.truncate(room, 0, if left { TruncationDirection::Left } else { TruncationDirection::Right });
         let whole = self.tokenizer.post_process(bare, None, special);
-        non_empty(whole.map_err(|e| Error::invalid(param, e.to_string()))?, param)
+        self.non_empty(whole.map_err(|e| Error::invalid(param, e.to_string()))?, param)
+    }
+
+    fn non_empty(&self, encoding: Encoding, param: &str) -> Result<Vec<u32>> {
+        if encoding.is_empty() && self.specials { Err(no_tokens(param)) } else { Ok(encoding.get_ids().to_vec()) }
     }
 
     fn added_tokens(&self) -> usize {
@@ -160,10 +166,6 @@ impl Text {
         let known: Vec<&str> = self.prompts.keys().map(String::as_str).collect();
         Error::invalid(param, format!("The model has no prompt '{name}'; it has: {}.", known.join(", ")))
     }
-}
-
-fn non_empty(encoding: Encoding, param: &str) -> Result<Vec<u32>> {
-    if encoding.is_empty() { Err(no_tokens(param)) } else { Ok(encoding.get_ids().to_vec()) }
 }
 
 fn no_tokens(param: &str) -> Error {

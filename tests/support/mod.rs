@@ -179,7 +179,12 @@ impl Door {
 pub const ADAPTERS: [&str; 3] = ["lora-attention", "lora-all", "rslora-patterns"];
 
 /// The families with fixtures.
-pub const FAMILIES: [&str; 7] = ["bert", "roberta", "xlm-roberta", "camembert", "distilbert", "mpnet", "qwen3"];
+pub const FAMILIES: [&str; 32] = [
+    "bert", "roberta", "xlm-roberta", "camembert", "distilbert", "mpnet", "qwen3", "modernbert", "qwen2",
+    "qwen2-bidirectional", "qwen2-sliding", "mistral", "mistral-bidirectional", "llama", "llama-bidirectional",
+    "gemma3", "gemma3-causal", "nomic_bert", "nomic-v1.5", "nomic-v2-moe", "gte", "gte-new", "jina-v2", "jina-v2-code",
+    "jina_embeddings_v3", "jina-v3", "deberta", "deberta-v2", "deberta-v2-unshared", "albert", "t5", "t5-gated",
+];
 
 /// A reply's vectors.
 pub fn embeddings(reply: &Value) -> Vec<Vec<f32>> {

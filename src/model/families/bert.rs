@@ -1,22 +1,22 @@
-//! BERT (arXiv:1810.04805): post-norm encoder with learned positions. RoBERTa and its kin reuse the body.
+//! BERT (arXiv:1810.04805): post-norm encoder with learned positions. RoBERTa and other heirs reuse keys and names.
 
-use super::post_norm::{Names, PostNorm};
+use super::post_norm::{Biases, Names, PostNorm, Sizes, learned};
 use super::{Family, activation};
-use crate::model::spec::{Positions, Spec};
+use crate::model::spec::{Gate, Positions, Spec};
 use serde::Deserialize;
 
 #[derive(Deserialize)]
 pub struct Config {
-    hidden_size: usize,
-    num_hidden_layers: usize,
-    num_attention_heads: usize,
-    intermediate_size: usize,
-    hidden_act: String,
-    max_position_embeddings: usize,
-    type_vocab_size: usize,
-    vocab_size: usize,
+    pub hidden_size: usize,
+    pub num_hidden_layers: usize,
+    pub num_attention_heads: usize,
+    pub intermediate_size: usize,
+    pub hidden_act: String,
+    pub max_position_embeddings: usize,
+    pub type_vocab_size: usize,
+    pub vocab_size: usize,
     #[serde(default = "layer_norm_eps")]
-    layer_norm_eps: f64,
+    pub layer_norm_eps: f64,
     #[serde(default)]
     position_embedding_type: Option<String>,
     #[serde(default)]
@@ -28,6 +28,21 @@ fn layer_norm_eps() -> f64 {
     1e-12
 }
 
+/// BERT's own module names.
+pub const NAMES: Names = Names {
+    embedding_norm: "embeddings.LayerNorm",
+    layers: "encoder.layer",
+    qkv: &["attention.self.query", "attention.self.key", "attention.self.value"],
+    attention_output: "attention.output.dense",
+    attention_norm: "attention.output.LayerNorm",
+    up: &["intermediate.dense"],
+    down: "output.dense",
+    mlp_norm: "output.LayerNorm",
+};
+
+/// What its checkpoints hold beside the body.
+pub const IDLE: [&str; 5] = ["pooler", "embeddings.position_ids", "cls", "lm_head", "classifier"];
+
 impl Family for Config {
     fn spec(self) -> Result<Spec, String> {
         self.spec_of("bert", None)
@@ -35,6 +50,19 @@ impl Family for Config {
 }
 
 impl Config {
+    /// Its numbers.
+    pub fn sizes(&self) -> Result<Sizes, String> {
+        Ok(Sizes {
+            hidden: self.hidden_size,
+            layers: self.num_hidden_layers,
+            heads: self.num_attention_heads,
+            inner: self.intermediate_size,
+            vocabulary: self.vocab_size,
+            activation: activation("hidden_act", &self.hidden_act)?,
+            eps: self.layer_norm_eps,
+        })
+    }
+
     /// The spec of a body nested as `nested_as`, its positions counted from the padding token on where there is one.
     pub fn spec_of(self, nested_as: &'static str, padding: Option<usize>) -> Result<Spec, String> {
         match self.position_embedding_type.as_deref() {
@@ -44,29 +72,18 @@ impl Config {
         if self.is_decoder {
             return Err("is_decoder = true is not supported".into());
         }
+        let (tokens_max, position_table) = learned(self.max_position_embeddings, padding)?;
         PostNorm {
-            hidden: self.hidden_size,
-            heads: self.num_attention_heads,
-            layers: self.num_hidden_layers,
-            inner: self.intermediate_size,
-            vocabulary: self.vocab_size,
-            positions: self.max_position_embeddings,
-            padding,
-            token_types: Some(self.type_vocab_size),
-            activation: activation("hidden_act", &self.hidden_act)?,
-            eps: self.layer_norm_eps,
+            sizes: self.sizes()?,
+            names: NAMES,
+            biases: Biases::all(true),
+            gate: Gate::Absent,
+            tokens_max,
+            position_table,
+            token_types: self.type_vocab_size,
             attention_positions: Positions::Absent,
-            prefix: "encoder.layer",
-            names: Names {
-                qkv: ["attention.self.query", "attention.self.key", "attention.self.value"],
-                attention_output: "attention.output.dense",
-                attention_norm: "attention.output.LayerNorm",
-                up: "intermediate.dense",
-                down: "output.dense",
-                mlp_norm: "output.LayerNorm",
-            },
             nested_as,
-            idle: &["pooler", "embeddings.position_ids", "cls", "lm_head", "classifier"],
+            idle: &IDLE,
         }
         .spec()
     }

@@ -1,8 +1,8 @@
 //! DistilBERT (arXiv:1910.01108): BERT without token types, under names of its own.
 
-use super::post_norm::{Names, PostNorm};
+use super::post_norm::{Biases, Names, PostNorm, Sizes, learned};
 use super::{Family, activation};
-use crate::model::spec::{Positions, Spec};
+use crate::model::spec::{Gate, Positions, Spec};
 use serde::Deserialize;
 
 #[derive(Deserialize)]
@@ -30,27 +30,33 @@ const IDLE: [&str; 6] = [
 
 impl Family for Config {
     fn spec(self) -> Result<Spec, String> {
+        let (tokens_max, position_table) = learned(self.max_position_embeddings, None)?;
         PostNorm {
-            hidden: self.dim,
-            heads: self.n_heads,
-            layers: self.n_layers,
-            inner: self.hidden_dim,
-            vocabulary: self.vocab_size,
-            positions: self.max_position_embeddings,
-            padding: None,
-            token_types: None,
-            activation: activation("activation", &self.activation)?,
-            eps: EPS,
-            attention_positions: Positions::Absent,
-            prefix: "transformer.layer",
+            sizes: Sizes {
+                hidden: self.dim,
+                layers: self.n_layers,
+                heads: self.n_heads,
+                inner: self.hidden_dim,
+                vocabulary: self.vocab_size,
+                activation: activation("activation", &self.activation)?,
+                eps: EPS,
+            },
             names: Names {
-                qkv: ["attention.q_lin", "attention.k_lin", "attention.v_lin"],
+                embedding_norm: "embeddings.LayerNorm",
+                layers: "transformer.layer",
+                qkv: &["attention.q_lin", "attention.k_lin", "attention.v_lin"],
                 attention_output: "attention.out_lin",
                 attention_norm: "sa_layer_norm",
-                up: "ffn.lin1",
+                up: &["ffn.lin1"],
                 down: "ffn.lin2",
                 mlp_norm: "output_layer_norm",
             },
+            biases: Biases::all(true),
+            gate: Gate::Absent,
+            tokens_max,
+            position_table,
+            token_types: 0,
+            attention_positions: Positions::Absent,
             nested_as: "distilbert",
             idle: &IDLE,
         }

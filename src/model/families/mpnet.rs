@@ -1,8 +1,8 @@
 //! MPNet (arXiv:2004.09297): RoBERTa's positions plus a relative bias that all layers share.
 
-use super::post_norm::{Names, PostNorm};
-use super::{Family, activation, table};
-use crate::model::spec::{Positions, Spec};
+use super::post_norm::{Biases, Names, PostNorm, Sizes, learned};
+use super::{Family, activation, bert, table};
+use crate::model::spec::{Gate, Positions, Spec};
 use serde::Deserialize;
 
 #[derive(Deserialize)]
@@ -30,32 +30,34 @@ const DISTANCE_MAX: usize = 128;
 
 impl Family for Config {
     fn spec(self) -> Result<Spec, String> {
+        let (tokens_max, position_table) = learned(self.max_position_embeddings, Some(self.pad_token_id))?;
         PostNorm {
-            hidden: self.hidden_size,
-            heads: self.num_attention_heads,
-            layers: self.num_hidden_layers,
-            inner: self.intermediate_size,
-            vocabulary: self.vocab_size,
-            positions: self.max_position_embeddings,
-            padding: Some(self.pad_token_id),
-            token_types: None,
-            activation: activation("hidden_act", &self.hidden_act)?,
-            eps: self.layer_norm_eps,
+            sizes: Sizes {
+                hidden: self.hidden_size,
+                layers: self.num_hidden_layers,
+                heads: self.num_attention_heads,
+                inner: self.intermediate_size,
+                vocabulary: self.vocab_size,
+                activation: activation("hidden_act", &self.hidden_act)?,
+                eps: self.layer_norm_eps,
+            },
+            names: Names {
+                qkv: &["attention.attn.q", "attention.attn.k", "attention.attn.v"],
+                attention_output: "attention.attn.o",
+                attention_norm: "attention.LayerNorm",
+                ..bert::NAMES
+            },
+            biases: Biases::all(true),
+            gate: Gate::Absent,
+            tokens_max,
+            position_table,
+            token_types: 0,
             attention_positions: Positions::RelativeBias {
                 table: table("encoder.relative_attention_bias", self.relative_attention_num_buckets),
                 distance_max: DISTANCE_MAX,
             },
-            prefix: "encoder.layer",
-            names: Names {
-                qkv: ["attention.attn.q", "attention.attn.k", "attention.attn.v"],
-                attention_output: "attention.attn.o",
-                attention_norm: "attention.LayerNorm",
-                up: "intermediate.dense",
-                down: "output.dense",
-                mlp_norm: "output.LayerNorm",
-            },
             nested_as: "mpnet",
-            idle: &["pooler", "embeddings.position_ids", "lm_head", "classifier"],
+            idle: &bert::IDLE,
         }
         .spec()
     }

@@ -1,98 +1,145 @@
-//! What BERT and its heirs share: an embedding with learned positions, and post-norm blocks with a bias everywhere and
-//! a plain MLP, under each heir's own names.
+//! What BERT and its heirs share: word rows with token types, and post-norm blocks, under each heir's own names.
 
 use super::{layer_norm, table};
 use crate::model::spec::{
-    Activation, Attention, Embedding, Layer, Mlp, Norms, PositionTable, Positions, Projection, Spec,
+    Activation, Attention, Embedding, FeedForward, Gate, Layer, Mlp, Norms, PositionTable, Positions, Projection, Spec,
 };
 
 /// Everything in which they differ.
 pub struct PostNorm {
-    pub hidden: usize,
-    pub layers: usize,
-    pub heads: usize,
-    pub inner: usize,
-    pub activation: Activation,
-    pub eps: f64,
-    pub vocabulary: usize,
-    /// Rows of the position table.
-    pub positions: usize,
-    /// The padding token, where positions are counted from it on.
-    pub padding: Option<usize>,
-    pub token_types: Option<usize>,
-    /// What attention knows of positions beside the learned ones.
-    pub attention_positions: Positions,
-    /// What stands before a layer's number, and before its modules.
-    pub prefix: &'static str,
+    pub sizes: Sizes,
     pub names: Names,
+    /// Whether linear modules have a bias.
+    pub biases: Biases,
+    /// Whether one half of the MLP's way up gates the other.
+    pub gate: Gate,
+    /// Longest sequence, in tokens.
+    pub tokens_max: usize,
+    /// Learned positions.
+    pub position_table: Option<PositionTable>,
+    /// Rows of the token types' table; 0: there is none.
+    pub token_types: usize,
+    /// What attention knows of positions.
+    pub attention_positions: Positions,
+    /// The name under which larger models nest it.
     pub nested_as: &'static str,
+    /// Modules that no forward pass runs.
     pub idle: &'static [&'static str],
 }
 
-/// Modules within a layer.
+/// Its numbers.
+pub struct Sizes {
+    pub hidden: usize,
+    pub layers: usize,
+    pub heads: usize,
+    /// Width between the MLP's two products.
+    pub inner: usize,
+    pub vocabulary: usize,
+    pub activation: Activation,
+    pub eps: f64,
+}
+
+/// Module names; all but the first two stand within a layer.
 pub struct Names {
-    pub qkv: [&'static str; 3],
+    pub embedding_norm: &'static str,
+    /// What stands before a layer's number.
+    pub layers: &'static str,
+    /// Query, key and value, or one for all three.
+    pub qkv: &'static [&'static str],
     pub attention_output: &'static str,
     pub attention_norm: &'static str,
-    pub up: &'static str,
+    /// The way up, or its two halves where it is gated and they are modules of their own.
+    pub up: &'static [&'static str],
     pub down: &'static str,
     pub mlp_norm: &'static str,
+}
+
+/// Which modules have a bias.
+#[derive(Clone, Copy)]
+pub struct Biases {
+    pub qkv: bool,
+    pub attention_output: bool,
+    pub up: bool,
+    pub down: bool,
+}
+
+impl Biases {
+    /// Every one, or none.
+    pub fn all(bias: bool) -> Self {
+        Self { qkv: bias, attention_output: bias, up: bias, down: bias }
+    }
+}
+
+/// A table of `rows` learned positions and the longest sequence that it allows. `padding` is the padding token where
+/// positions are counted from it on.
+pub fn learned(rows: usize, padding: Option<usize>) -> Result<(usize, Option<PositionTable>), String> {
+    let first = padding.map_or(0, |padding| padding + 1);
+    if rows <= first {
+        return Err(format!("max_position_embeddings must be more than {first}"));
+    }
+    let skipped = padding.map(|padding| padding as u32);
+    Ok((rows - first, Some(PositionTable { table: table("embeddings.position_embeddings", rows), first, skipped })))
 }
 
 impl PostNorm {
     /// The whole body.
     pub fn spec(self) -> Result<Spec, String> {
-        let first = self.padding.map_or(0, |padding| padding + 1);
-        if self.positions <= first {
-            return Err(format!("max_position_embeddings must be more than {first}"));
-        }
+        let Sizes { hidden, layers, vocabulary, eps, .. } = self.sizes;
+        let token_type = (self.token_types > 0).then(|| table("embeddings.token_type_embeddings", self.token_types));
         let embedding = Embedding {
-            word: table("embeddings.word_embeddings", self.vocabulary),
-            position: Some(PositionTable {
-                table: table("embeddings.position_embeddings", self.positions),
-                first,
-                skipped: self.padding.map(|padding| padding as u32),
-            }),
-            token_type: self.token_types.map(|rows| table("embeddings.token_type_embeddings", rows)),
-            norm: Some(layer_norm("embeddings.LayerNorm", self.eps)),
+            position: self.position_table.clone(),
+            token_type,
+            norm: Some(layer_norm(self.names.embedding_norm, eps)),
+            ..Embedding::of_words(table("embeddings.word_embeddings", vocabulary), hidden)
         };
         Ok(Spec {
-            hidden: self.hidden,
-            tokens_max: self.positions - first,
+            hidden,
+            tokens_max: self.tokens_max,
             embedding,
-            layers: (0..self.layers).map(|index| self.layer(index)).collect(),
+            layers: (0..layers).map(|index| self.layer(&format!("{}.{index}", self.names.layers))).collect(),
             final_norm: None,
             nested_as: self.nested_as,
             idle: self.idle.iter().map(|module| (*module).to_owned()).collect(),
+            tasks: None,
         })
     }
 
-    fn layer(&self, index: usize) -> Layer {
-        let (hidden, inner, names) = (self.hidden, self.inner, &self.names);
-        let at = |module: &str| format!("{}.{index}.{module}", self.prefix);
-        let projection =
-            |columns: usize, module: &str, rows: usize| Projection::new(columns, true, [(at(module), rows)]);
+    /// The layer at this path.
+    pub fn layer(&self, path: &str) -> Layer {
+        let (Sizes { hidden, heads, inner, activation, eps, .. }, names, biases) =
+            (&self.sizes, &self.names, self.biases);
+        let (hidden, heads, inner) = (*hidden, *heads, *inner);
+        let at = |module: &str| format!("{path}.{module}");
+        // So many rows in equal parts.
+        let stacked = |columns: usize, bias: bool, modules: &[&str], rows: usize| {
+            Projection::new(columns, bias, modules.iter().map(|module| (at(module), rows / modules.len())))
+        };
+        let head_width = hidden.checked_div(heads).unwrap_or_default();
+        let ups = if self.gate == Gate::Absent { 1 } else { 2 };
         Layer {
-            norms: Norms::Post {
-                attention: layer_norm(at(names.attention_norm), self.eps),
-                mlp: layer_norm(at(names.mlp_norm), self.eps),
-            },
+            attention_norms: Norms::post(layer_norm(at(names.attention_norm), *eps)),
             attention: Attention {
-                heads: self.heads,
-                kv_heads: self.heads,
-                head_width: hidden.checked_div(self.heads).unwrap_or_default(),
-                qkv: Projection::new(hidden, true, names.qkv.map(|part| (at(part), hidden))),
-                output: projection(hidden, names.attention_output, hidden),
+                heads,
+                kv_heads: heads,
+                head_width,
+                qkv: stacked(hidden, biases.qkv, names.qkv, 3 * hidden),
+                by_head: false,
+                qv_biases: None,
+                output: stacked(hidden, biases.attention_output, &[names.attention_output], hidden),
                 qk_norms: None,
+                scale: (head_width as f64).sqrt().recip(),
                 causal: false,
+                window: None,
                 positions: self.attention_positions.clone(),
             },
-            mlp: Mlp {
-                up: projection(hidden, names.up, inner),
-                activation: self.activation,
-                gated: false,
-                down: projection(inner, names.down, hidden),
-            },
+            mlp_norms: Norms::post(layer_norm(at(names.mlp_norm), *eps)),
+            mlp: FeedForward::Dense(Mlp {
+                up: stacked(hidden, biases.up, names.up, ups * inner),
+                activation: *activation,
+                gate: self.gate,
+                down: stacked(inner, biases.down, &[names.down], hidden),
+            }),
+            convolution: None,
         }
     }
 }

@@ -1,25 +1,47 @@
 //! Token ids to the first hidden states.
 
-use super::{Loader, Norm};
+use super::{Linear, Loader, Norm};
 use crate::error::Result;
+use crate::model::delta::{Plan, Site};
 use crate::model::spec;
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 
-/// Word rows, plus learned positions and the token type where the model has them, normalized.
+/// Word rows, plus learned positions and the token type where the model has them, normalized and projected.
 pub struct Embedding {
-    word: Tensor,
+    word: Table,
+    scale: Option<f64>,
     position: Option<Position>,
-    /// `[1, hidden]`: a lone text is of type 0 throughout.
-    token_type: Option<Tensor>,
+    /// A lone text is of type 0 throughout.
+    token_type: Option<Table>,
     norm: Option<Norm>,
+    projection: Option<Linear>,
+}
+
+/// An embedding matrix `[rows, width]` and its site.
+struct Table {
+    rows: Tensor,
+    site: Site,
 }
 
 /// Learned positions; see [`spec::PositionTable`].
 struct Position {
-    /// `[rows, hidden]`.
-    table: Tensor,
+    table: Table,
     first: u32,
     skipped: Option<u32>,
+}
+
+impl Table {
+    fn load(spec: &spec::Table, width: usize, loader: &mut Loader) -> Result<Self> {
+        let rows = loader.weight(&spec.path, "weight", &[spec.rows, width])?;
+        Ok(Self { rows, site: loader.sites.add_table(&spec.path, [spec.rows, width]) })
+    }
+
+    /// A row an id, in f32, with the batch's deltas: `[ids, width]`.
+    fn forward(&self, ids: &Tensor, plan: &Plan) -> Result<Tensor> {
+        let rows = self.rows.index_select(ids, 0)?.to_dtype(DType::F32)?;
+        plan.look_up(self.site, ids, &rows)?;
+        Ok(rows)
+    }
 }
 
 impl Position {
@@ -36,34 +58,50 @@ impl Position {
 }
 
 impl Embedding {
-    /// Tables of rows of `hidden`.
-    pub fn load(spec: &spec::Embedding, hidden: usize, loader: &Loader) -> Result<Self> {
-        let table = |table: &spec::Table| loader.tensor(&table.path, "weight", &[table.rows, hidden]);
-        let position = spec.position.as_ref().map(|p| -> Result<Position> {
-            Ok(Position { table: table(&p.table)?, first: p.first as u32, skipped: p.skipped })
-        });
-        let token_type = spec.token_type.as_ref().map(|t| -> Result<Tensor> { Ok(table(t)?.narrow(0, 0, 1)?) });
+    /// To rows of `hidden`.
+    pub fn load(spec: &spec::Embedding, hidden: usize, loader: &mut Loader) -> Result<Self> {
+        let width = spec.width;
+        let word = Table::load(&spec.word, width, loader)?;
+        let position = match &spec.position {
+            Some(spec::PositionTable { table, first, skipped }) => {
+                let table = Table::load(table, width, loader)?;
+                Some(Position { table, first: *first as u32, skipped: *skipped })
+            }
+            None => None,
+        };
         Ok(Self {
-            word: table(&spec.word)?,
-            position: position.transpose()?,
-            token_type: token_type.transpose()?,
-            norm: spec.norm.as_ref().map(|norm| Norm::load(norm, hidden, loader)).transpose()?,
+            word,
+            scale: spec.scale,
+            position,
+            token_type: spec.token_type.as_ref().map(|table| Table::load(table, width, loader)).transpose()?,
+            norm: spec.norm.as_ref().map(|norm| Norm::load(norm, width, loader)).transpose()?,
+            projection: match &spec.projection {
+                Some(projection) => Some(Linear::load(projection, loader)?),
+                None if width == hidden => None,
+                None => return Err(loader.fail(format!("embeddings of {width} do not fit a width of {hidden}"))),
+            },
         })
     }
 
     /// Packed ids and the sequences' offsets -> `[tokens, hidden]`.
-    pub fn forward(&self, ids: &[u32], offsets: &[usize]) -> Result<Tensor> {
-        let device = self.word.device();
-        let mut x = self.word.index_select(&Tensor::new(ids, device)?, 0)?;
+    pub fn forward(&self, ids: &[u32], offsets: &[usize], plan: &Plan) -> Result<Tensor> {
+        let device = self.word.rows.device();
+        let mut x = self.word.forward(&Tensor::new(ids, device)?, plan)?;
+        if let Some(scale) = self.scale {
+            x = (x * scale)?;
+        }
         if let Some(position) = &self.position {
             let rows: Vec<u32> = offsets.windows(2).flat_map(|span| position.rows(&ids[span[0]..span[1]])).collect();
-            x = (x + position.table.index_select(&Tensor::new(rows, device)?, 0)?)?;
+            x = (x + position.table.forward(&Tensor::new(rows, device)?, plan)?)?;
         }
-        if let Some(row) = &self.token_type {
-            x = x.broadcast_add(row)?;
+        if let Some(table) = &self.token_type {
+            x = (x + table.forward(&Tensor::zeros(ids.len(), DType::U32, device)?, plan)?)?;
         }
-        match &self.norm {
-            Some(norm) => norm.forward(&x),
+        if let Some(norm) = &self.norm {
+            x = norm.forward(&x)?;
+        }
+        match &self.projection {
+            Some(projection) => projection.forward(&x, plan),
             None => Ok(x),
         }
     }

@@ -3,13 +3,13 @@
 use super::Loader;
 use crate::error::Result;
 use crate::kernels::product;
-use crate::model::delta::{Plan, Site};
+use crate::model::delta::{Adapter, Plan, Site};
 use crate::model::spec::Projection;
 use candle_core::Tensor;
 
 /// `x W + b`, plus the deltas of the batch's adapters.
 pub struct Linear {
-    /// `[in, out]`.
+    /// `[in, out]`, in the model's number format.
     weight: Tensor,
     /// `[out]`.
     bias: Option<Tensor>,
@@ -22,16 +22,21 @@ impl Linear {
     pub fn load(spec: &Projection, loader: &mut Loader) -> Result<Self> {
         let (mut weights, mut biases, mut sites, mut start) = (Vec::new(), Vec::new(), Vec::new(), 0);
         for part in &spec.parts {
-            weights.push(loader.tensor(&part.path, "weight", &[part.rows, spec.columns])?.t()?);
+            weights.push(loader.weight(&part.path, "weight", &[part.rows, spec.columns])?.t()?);
             if spec.bias {
                 biases.push(loader.tensor(&part.path, "bias", &[part.rows])?);
             }
-            sites.push((loader.sites.add(&part.path, [part.rows, spec.columns]), start, part.rows));
+            sites.push((loader.sites.add_linear(&part.path, [part.rows, spec.columns]), start, part.rows));
             start += part.rows;
         }
         let weight = Tensor::cat(&weights, 1)?.contiguous()?;
         let bias = if spec.bias { Some(Tensor::cat(&biases, 0)?) } else { None };
         Ok(Self { weight, bias, sites })
+    }
+
+    /// Input width.
+    pub fn inputs(&self) -> usize {
+        self.weight.dims()[0]
     }
 
     /// `x [tokens, in]` -> `[tokens, out]`.
@@ -41,5 +46,27 @@ impl Linear {
             plan.apply(*site, x, &y.narrow(1, *start, *columns)?)?;
         }
         Ok(y)
+    }
+
+    /// Some columns of what the base alone makes of `x`: `[tokens, in]` -> `[tokens, columns]`.
+    pub fn base_columns(&self, x: &Tensor, first: usize, columns: usize) -> Result<Tensor> {
+        let weight = self.weight.narrow(1, first, columns)?.contiguous()?;
+        let bias = self.bias.as_ref().map(|bias| bias.narrow(0, first, columns)).transpose()?;
+        Ok(product(x, &weight, bias.as_ref())?)
+    }
+
+    /// Adds to `y [rows, columns]`, made by [`Linear::base_columns`], what one adapter adds there.
+    pub fn add_columns(&self, y: &Tensor, x: &Tensor, first: usize, adapter: &Adapter) -> Result<()> {
+        let end = first + y.dims()[1];
+        for (site, start, columns) in self.sites.iter().filter(|(_, start, _)| (first..end).contains(start)) {
+            adapter.add(*site, x, &y.narrow(1, start - first, *columns)?)?;
+        }
+        Ok(())
+    }
+
+    /// Whether an adapter changes some of those columns.
+    pub fn is_changed_at(&self, first: usize, columns: usize, adapter: &Adapter) -> bool {
+        let mut within = self.sites.iter().filter(|(_, start, _)| (first..first + columns).contains(start));
+        within.any(|(site, ..)| adapter.changes(*site))
     }
 }

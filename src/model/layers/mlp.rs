@@ -2,7 +2,7 @@
 
 use super::{Linear, Loader};
 use crate::error::Result;
-use crate::kernels::{Activation, activate};
+use crate::kernels::{Activation, Gate, activate};
 use crate::model::delta::Plan;
 use crate::model::spec;
 use candle_core::Tensor;
@@ -11,7 +11,7 @@ use candle_core::Tensor;
 pub struct Mlp {
     up: Linear,
     activation: Activation,
-    gated: bool,
+    gate: Gate,
     down: Linear,
 }
 
@@ -19,12 +19,12 @@ impl Mlp {
     /// From its spec.
     pub fn load(spec: &spec::Mlp, loader: &mut Loader) -> Result<Self> {
         let (up, down) = (Linear::load(&spec.up, loader)?, Linear::load(&spec.down, loader)?);
-        Ok(Self { up, activation: spec.activation, gated: spec.gated, down })
+        Ok(Self { up, activation: spec.activation, gate: spec.gate, down })
     }
 
     /// `[tokens, hidden]` -> `[tokens, hidden]`.
     pub fn forward(&self, x: &Tensor, plan: &Plan) -> Result<Tensor> {
-        let inner = activate(&self.up.forward(x, plan)?, self.activation, self.gated)?;
+        let inner = activate(&self.up.forward(x, plan)?, self.activation, self.gate)?;
         self.down.forward(&inner, plan)
     }
 }

@@ -1,21 +1,28 @@
 //! The parts of a transformer: each is made of its spec and a checkpoint, and runs over packed rows.
 
 mod attention;
+mod convolution;
+mod disentangled;
 mod embedding;
+mod experts;
 mod linear;
 mod mlp;
 mod norm;
+mod positions;
 
 pub use attention::Attention;
+pub use convolution::Convolution;
 pub use embedding::Embedding;
+pub use experts::FeedForward;
 pub use linear::Linear;
 pub use mlp::Mlp;
 pub use norm::Norm;
 
 use super::checkpoint::Checkpoint;
 use super::delta::Sites;
-use crate::error::Result;
-use candle_core::{Device, Tensor};
+use crate::error::{Error, Result};
+use crate::kernels::all_finite;
+use candle_core::{DType, Device, Tensor};
 use std::collections::HashMap;
 
 /// What loading passes from part to part: where weights come from, and what parts share.
@@ -24,6 +31,8 @@ pub struct Loader<'a> {
     pub checkpoint: &'a Checkpoint,
     /// Where they go.
     pub device: &'a Device,
+    /// In which number format matrices lie there; all else is f32.
+    pub dtype: DType,
     /// The sites met so far.
     pub sites: Sites,
     /// Longest sequence that position tables must cover, in tokens.
@@ -34,17 +43,44 @@ pub struct Loader<'a> {
 
 impl<'a> Loader<'a> {
     /// A loader at the beginning.
-    pub fn new(checkpoint: &'a Checkpoint, device: &'a Device, tokens_max: usize) -> Self {
-        Self { checkpoint, device, sites: Sites::default(), tokens_max, shared: HashMap::new() }
+    pub fn new(checkpoint: &'a Checkpoint, device: &'a Device, dtype: DType, tokens_max: usize) -> Self {
+        Self { checkpoint, device, dtype, sites: Sites::default(), tokens_max, shared: HashMap::new() }
     }
 
-    /// The tensor `path.name` of this shape.
+    /// The tensor `path.name` of this shape, in f32.
     fn tensor(&self, path: &str, name: &str, shape: &[usize]) -> Result<Tensor> {
-        self.checkpoint.take(&format!("{path}.{name}"), shape, self.device)
+        self.parameter(&format!("{path}.{name}"), shape)
+    }
+
+    /// The tensor of this name and shape, in f32.
+    fn parameter(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        self.checkpoint.take(name, shape, self.device)
+    }
+
+    /// The matrix `path.name` of this shape, in the model's number format.
+    fn weight(&self, path: &str, name: &str, shape: &[usize]) -> Result<Tensor> {
+        self.convert(self.tensor(path, name, shape)?, path)
+    }
+
+    /// A matrix in the model's number format; `path` names its module in errors.
+    fn convert(&self, matrix: Tensor, path: &str) -> Result<Tensor> {
+        if self.dtype == DType::F32 {
+            return Ok(matrix);
+        }
+        let converted = matrix.to_dtype(self.dtype)?;
+        if self.dtype == DType::F16 && !all_finite(&converted.to_dtype(DType::F32)?)? {
+            return Err(self.fail(format!("'{path}' holds numbers that float16 cannot; bfloat16 can")));
+        }
+        Ok(converted)
+    }
+
+    /// An error about the checkpoint.
+    fn fail(&self, reason: String) -> Error {
+        Error::load(self.checkpoint.path(), reason)
     }
 
     /// Tensors under a key, made by the first who asks.
-    fn shared(&mut self, key: String, make: impl FnOnce(&Self) -> Result<Vec<Tensor>>) -> Result<Vec<Tensor>> {
+    fn shared(&mut self, key: String, make: impl FnOnce(&mut Self) -> Result<Vec<Tensor>>) -> Result<Vec<Tensor>> {
         if let Some(tensors) = self.shared.get(&key) {
             return Ok(tensors.clone());
         }

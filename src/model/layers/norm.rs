@@ -18,6 +18,7 @@ impl Norm {
     /// Over rows of `width`.
     pub fn load(spec: &spec::Norm, width: usize, loader: &Loader) -> Result<Self> {
         let weight = loader.tensor(&spec.path, "weight", &[width])?;
+        let weight = if spec.less_one { (weight + 1.0)? } else { weight };
         let bias = if spec.bias { Some(loader.tensor(&spec.path, "bias", &[width])?) } else { None };
         Ok(Self { kind: spec.kind, weight, bias, eps: spec.eps as f32 })
     }

@@ -1,0 +1,80 @@
+//! Gemma 3's text model (arXiv:2503.19786), causal, or looking both ways as EmbeddingGemma does.
+
+use super::rope::{self, Rope};
+use super::{Family, decoder};
+use crate::model::spec::{Rotary, Spec};
+use serde::Deserialize;
+
+#[derive(Deserialize)]
+pub struct Config {
+    #[serde(flatten)]
+    keys: decoder::Keys,
+    query_pre_attn_scalar: f64,
+    sliding_window: Option<usize>,
+    #[serde(default)]
+    use_bidirectional_attention: bool,
+    #[serde(default)]
+    attention_bias: bool,
+    attn_logit_softcapping: Option<f64>,
+    #[serde(default = "sliding_window_pattern", alias = "_sliding_window_pattern")]
+    sliding_window_pattern: usize,
+    rope_theta: Option<f64>,
+    rope_local_base_freq: Option<f64>,
+    rope_parameters: Option<RopeByLayer>,
+    rope_scaling: Option<Rope>,
+}
+
+/// Since transformers 5.
+#[derive(Clone, Default, Deserialize)]
+struct RopeByLayer {
+    #[serde(default)]
+    full_attention: Option<Rope>,
+    #[serde(default)]
+    sliding_attention: Option<Rope>,
+}
+
+/// transformers' default: of so many layers the last sees all.
+fn sliding_window_pattern() -> usize {
+    6
+}
+
+/// transformers' default base of the layers that see all.
+const THETA: f64 = 1_000_000.0;
+
+impl Family for Config {
+    fn spec(self) -> Result<Spec, String> {
+        if self.attn_logit_softcapping.is_some() {
+            return Err("attn_logit_softcapping is not supported".into());
+        }
+        let (full, sliding) = self.rotary()?;
+        let mut decoder = self.keys.decoder()?;
+        decoder.scale = self.query_pre_attn_scalar.sqrt().recip();
+        decoder.causal = !self.use_bidirectional_attention;
+        (decoder.qkv_bias, decoder.output_bias) = (self.attention_bias, self.attention_bias);
+        (decoder.qk_norms, decoder.sandwich) = (true, true);
+        decoder.embedding_scale = Some((decoder.hidden as f64).sqrt());
+        let slides = |index: usize| match &self.keys.layer_types {
+            Some(types) => types.get(index).is_some_and(|kind| kind == "sliding_attention"),
+            None => (index + 1) % self.sliding_window_pattern.max(1) != 0,
+        };
+        let Some(window) = self.sliding_window else { return Err("sliding_window is missing".into()) };
+        // Both ways, the window is what is seen on either side together.
+        decoder.slide(if decoder.causal { window } else { window / 2 }, slides)?;
+        for (index, layer) in decoder.layers.iter_mut().enumerate() {
+            layer.rotary = if slides(index) { sliding.clone() } else { full.clone() };
+        }
+        decoder.spec()
+    }
+}
+
+impl Config {
+    /// Of the layers that see all, and of those that slide.
+    fn rotary(&self) -> Result<(Rotary, Rotary), String> {
+        let by_layer = self.rope_parameters.clone().unwrap_or_default();
+        let positions = self.keys.max_position_embeddings;
+        let full = by_layer.full_attention.or(self.rope_scaling.clone()).unwrap_or_default();
+        let sliding = by_layer.sliding_attention.unwrap_or_default();
+        let full = full.rotary(self.rope_theta.unwrap_or(THETA), positions)?;
+        Ok((full, sliding.rotary(self.rope_local_base_freq.unwrap_or(rope::THETA), positions)?))
+    }
+}

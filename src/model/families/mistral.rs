@@ -1,0 +1,22 @@
+//! Mistral (arXiv:2310.06825): Llama whose every layer may slide.
+
+use super::{Family, decoder};
+use crate::model::spec::Spec;
+use serde::Deserialize;
+
+#[derive(Deserialize)]
+pub struct Config {
+    #[serde(flatten)]
+    keys: decoder::Keys,
+    sliding_window: Option<usize>,
+}
+
+impl Family for Config {
+    fn spec(self) -> Result<Spec, String> {
+        let mut decoder = self.keys.decoder()?;
+        if let Some(window) = self.sliding_window {
+            decoder.slide(window, |_| true)?;
+        }
+        decoder.spec()
+    }
+}

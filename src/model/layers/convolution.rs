@@ -1,0 +1,54 @@
+//! A convolution over the tokens of each sequence (DeBERTa-v2).
+
+use super::{Loader, Norm};
+use crate::error::Result;
+use crate::kernels::{Activation, Gate, activate, product};
+use crate::model::spec;
+use candle_core::Tensor;
+
+/// `norm(x + f(conv(first hidden states)))`.
+pub struct Convolution {
+    kernel: usize,
+    /// `[kernel * hidden, hidden]`: the neighbours' rows side by side times this.
+    weight: Tensor,
+    bias: Tensor,
+    activation: Activation,
+    norm: Norm,
+}
+
+impl Convolution {
+    /// From its spec.
+    pub fn load(spec: &spec::Convolution, hidden: usize, loader: &Loader) -> Result<Self> {
+        // [out, in, kernel], as torch's Conv1d.
+        let weight = loader.tensor(&spec.path, "weight", &[hidden, hidden, spec.kernel])?;
+        let weight = weight.permute((2, 1, 0))?.reshape((spec.kernel * hidden, hidden))?.contiguous()?;
+        Ok(Self {
+            kernel: spec.kernel,
+            weight: loader.convert(weight, &spec.path)?,
+            bias: loader.tensor(&spec.path, "bias", &[hidden])?,
+            activation: spec.activation,
+            norm: Norm::load(&spec.norm, hidden, loader)?,
+        })
+    }
+
+    /// `x` and the model's `first` hidden states, `[tokens, hidden]` -> `[tokens, hidden]`.
+    pub fn forward(&self, x: &Tensor, first: &Tensor, offsets: &[usize]) -> Result<Tensor> {
+        let (tokens, hidden) = first.dims2()?;
+        // One row of zeros stands for what lies beyond a sequence's ends.
+        let rows = first.pad_with_zeros(0, 0, 1)?;
+        let reach = (self.kernel / 2) as isize;
+        let neighbours: Vec<u32> = offsets
+            .windows(2)
+            .flat_map(|span| (span[0]..span[1]).map(move |token| (token, span[0]..span[1])))
+            .flat_map(|(token, sequence)| (-reach..=reach).map(move |step| (token, step, sequence.clone())))
+            .map(|(token, step, sequence)| match token.checked_add_signed(step) {
+                Some(neighbour) if sequence.contains(&neighbour) => neighbour as u32,
+                _ => tokens as u32,
+            })
+            .collect();
+        let neighbours = rows.index_select(&Tensor::new(neighbours, first.device())?, 0)?;
+        let neighbours = neighbours.reshape((tokens, self.kernel * hidden))?;
+        let y = activate(&product(&neighbours, &self.weight, Some(&self.bias))?, self.activation, Gate::Absent)?;
+        self.norm.forward_sum(&y, x)
+    }
+}

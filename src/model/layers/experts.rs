@@ -1,0 +1,108 @@
+//! A mixture of experts: each token's row goes through the few networks that the router scores highest.
+
+use super::{Linear, Loader, Mlp};
+use crate::error::Result;
+use crate::kernels::{Activation, Gate, activate, product};
+use crate::model::delta::Plan;
+use crate::model::spec;
+use candle_core::Tensor;
+
+/// A block's second half.
+pub enum FeedForward {
+    /// One network for every token.
+    Dense(Mlp),
+    /// Several, of which each token takes some.
+    Experts(Experts),
+}
+
+impl FeedForward {
+    /// From its spec.
+    pub fn load(spec: &spec::FeedForward, loader: &mut Loader) -> Result<Self> {
+        match spec {
+            spec::FeedForward::Dense(mlp) => Ok(Self::Dense(Mlp::load(mlp, loader)?)),
+            spec::FeedForward::Experts(experts) => Ok(Self::Experts(Experts::load(experts, loader)?)),
+        }
+    }
+
+    /// `[tokens, hidden]` -> `[tokens, hidden]`.
+    pub fn forward(&self, x: &Tensor, plan: &Plan) -> Result<Tensor> {
+        match self {
+            Self::Dense(mlp) => mlp.forward(x, plan),
+            Self::Experts(experts) => experts.forward(x, plan),
+        }
+    }
+}
+
+/// The router and its experts.
+pub struct Experts {
+    router: Linear,
+    active: usize,
+    /// Each expert's `[hidden, inner]` and `[inner, hidden]`.
+    experts: Vec<(Tensor, Tensor)>,
+    /// `[hidden]`.
+    bias: Tensor,
+    activation: Activation,
+}
+
+impl Experts {
+    fn load(spec: &spec::Experts, loader: &mut Loader) -> Result<Self> {
+        let (count, inner, hidden) = (spec.router.rows(), spec.inner, spec.router.columns);
+        let up = loader.parameter(&spec.up, &[count * inner, hidden])?;
+        let down = loader.parameter(&spec.down, &[count * inner, hidden])?;
+        let experts = (0..count).map(|expert| -> Result<_> {
+            let rows = |t: &Tensor| t.narrow(0, expert * inner, inner);
+            let down = loader.convert(rows(&down)?.contiguous()?, &spec.down)?;
+            Ok((loader.convert(rows(&up)?.t()?.contiguous()?, &spec.up)?, down))
+        });
+        Ok(Self {
+            experts: experts.collect::<Result<_>>()?,
+            router: Linear::load(&spec.router, loader)?,
+            active: spec.active,
+            bias: loader.parameter(&spec.bias, &[hidden])?,
+            activation: spec.activation,
+        })
+    }
+
+    fn forward(&self, x: &Tensor, plan: &Plan) -> Result<Tensor> {
+        let scores = self.router.forward(x, plan)?.to_vec2::<f32>()?;
+        // [tokens, hidden], each row starting at the bias.
+        let mut y = self.bias.expand(x.shape())?.contiguous()?;
+        let mut taken = vec![Vec::new(); self.experts.len()];
+        for (token, scores) in scores.iter().enumerate() {
+            let shares = softmax(scores);
+            best(scores, self.active).for_each(|expert| taken[expert].push((token as u32, shares[expert])));
+        }
+        for (tokens, (up, down)) in taken.iter().zip(&self.experts).filter(|(tokens, _)| !tokens.is_empty()) {
+            let (rows, shares): (Vec<u32>, Vec<f32>) = tokens.iter().copied().unzip();
+            let shares = Tensor::from_vec(shares, (rows.len(), 1), x.device())?;
+            let rows = Tensor::new(rows, x.device())?;
+            let inner = activate(&product(&x.index_select(&rows, 0)?, up, None)?, self.activation, Gate::Absent)?;
+            y = y.index_add(&rows, &product(&inner, down, None)?.broadcast_mul(&shares)?, 0)?;
+        }
+        Ok(y)
+    }
+}
+
+fn softmax(scores: &[f32]) -> Vec<f32> {
+    let highest = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let powers: Vec<f32> = scores.iter().map(|score| (score - highest).exp()).collect();
+    let total: f32 = powers.iter().sum();
+    powers.into_iter().map(|power| power / total).collect()
+}
+
+/// Places of the `count` highest scores; of equal ones the first.
+fn best(scores: &[f32], count: usize) -> impl Iterator<Item = usize> {
+    let mut places: Vec<usize> = (0..scores.len()).collect();
+    places.sort_by(|a, b| scores[*b].total_cmp(&scores[*a]));
+    places.into_iter().take(count)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::best;
+
+    #[test]
+    fn the_highest_are_taken_and_of_equals_the_first() {
+        assert_eq!(best(&[0.1, 0.4, 0.1, 0.4], 3).collect::<Vec<_>>(), [1, 3, 0]);
+    }
+}

@@ -1,0 +1,43 @@
+//! Adapters inside a base's own checkpoint: stacked low-rank updates, see [`spec::Tasks`].
+
+use super::checkpoint::Checkpoint;
+use super::delta::{Adapter, Delta, SiteKind, Sites};
+use super::spec;
+use crate::error::Result;
+use candle_core::Device;
+use std::sync::Arc;
+
+/// One adapter a task, by name; a site without updates in the checkpoint stays as it is.
+pub fn load(
+    spec: &spec::Tasks,
+    sites: &Sites,
+    checkpoint: &Checkpoint,
+    device: &Device,
+) -> Result<Vec<(String, Arc<Adapter>)>> {
+    let (count, rank) = (spec.names.len(), spec.rank);
+    let mut deltas = vec![Vec::new(); count];
+    for (site, path) in sites.iter() {
+        let (a, b) = (format!("{path}.lora_A"), format!("{path}.lora_B"));
+        if checkpoint.shape(&a).is_none() && checkpoint.shape(&b).is_none() {
+            continue;
+        }
+        let [outer, inner] = sites.shape(site);
+        // [tasks, in, rank] and [tasks, rank, out]; of an embedding that is how they lie.
+        let (a, b) = match sites.kind(site) {
+            SiteKind::Linear => {
+                let a = checkpoint.take(&a, &[count, rank, inner], device)?.transpose(1, 2)?;
+                (a, checkpoint.take(&b, &[count, outer, rank], device)?.transpose(1, 2)?)
+            }
+            SiteKind::Table => {
+                let a = checkpoint.take(&a, &[count, outer, rank], device)?;
+                (a, checkpoint.take(&b, &[count, rank, inner], device)?)
+            }
+        };
+        for (task, deltas) in deltas.iter_mut().enumerate() {
+            let b = (b.get(task)?.contiguous()? * spec.scale)?;
+            deltas.push((site, Delta::LowRank { a: a.get(task)?.contiguous()?, b }));
+        }
+    }
+    let adapters = deltas.into_iter().map(|deltas| Arc::new(Adapter::new(deltas)));
+    Ok(spec.names.iter().cloned().zip(adapters).collect())
+}
