@@ -54,17 +54,25 @@
 //! - Only `main.rs` reads the environment and the arguments. `model` never imports `adapters`.
 //!
 //! # How to add a family
-//! Write `model/families/<name>.rs`: a serde `Config` of the keys of config.json that the architecture reads, and
-//! `Family::spec`, which turns them into a [`model::Spec`] with every module's checkpoint path, and says which modules
-//! are idle (in checkpoints, never run). Refuse key values that are not supported. Name it in the table of
-//! `families/mod.rs`. Add it to `tests/fixtures/generate.py` and to `FAMILIES` in `tests/support`: golden, mixed-batch
-//! and adapter tests then cover it. Where the spec lacks something, add a field or one enum arm to `model/spec.rs` and
-//! its meaning to one file of `model/layers`.
+//! 1. Write `model/families/<name>.rs`: a serde `Config` of the keys of config.json that the architecture reads, and
+//!    `Family::spec`, which turns them into a [`model::Spec`] with every module's checkpoint path, and says which
+//!    modules are idle (in checkpoints, never run). Most architectures are a variation of one of two: `PostNorm` in
+//!    `families/post_norm.rs` (BERT and its heirs) and `Decoder` in `families/decoder.rs` (Llama and its heirs, causal
+//!    or not); fill one in and change what differs in the spec that it makes. Rotary settings are `families/rope.rs`.
+//!    Defaults are transformers' own. Refuse key values that are not supported, by the key's name.
+//! 2. Enter it in the table of `families/mod.rs`, by its `model_type`, and in README.md under "What is supported".
+//! 3. Add a row to the table of `tests/fixtures/families.py` and run `generate.py OUT <name>` beside it (its docstring
+//!    says how); name the folder in `FAMILIES` of `tests/support`. Golden, mixed-batch, adapter and half-precision tests
+//!    then cover it: `tests/all --test golden -- --nocapture` prints one line a family.
+//! 4. Where the spec lacks something, add a field or one enum arm in `model/spec`, its meaning in one file of
+//!    `model/layers`, and arithmetic, if it needs any, in one file of `kernels` with a plain twin in its tests.
 //!
 //! # Absent on purpose
 //! - A padded batch, a merged copy of a model, a timer in the batcher, a lock around a model.
-//! - CUDA and half precision (the configuration names them, start-up refuses them), other PEFT types than LoRA, modules
-//!   after pooling other than Normalize, loading adapters while serving: not built yet, and refused by name.
+//! - CUDA and int8 (the configuration names them, start-up refuses them), other PEFT types than LoRA, modules after
+//!   pooling other than Dense and Normalize, loading adapters while serving: not built yet, and refused by name.
+//! - Arithmetic in half precision: `dtype` is how matrices lie in memory; they are widened tile by tile, and hidden
+//!   states, norms and adapters stay f32.
 //! - `folder` is a leaf, not part of `hub`, because models, adapters and tokenizers read folders and know no Hub.
 
 pub mod adapters;

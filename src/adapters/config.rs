@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::folder::{Folder, says_nothing, typed};
+use crate::model::canonical;
 use fancy_regex::Regex;
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -128,29 +129,30 @@ impl Config {
 
     /// Checks `target_modules` against the modules that have tensors: one outside it, or an entry that fits modules of
     /// the base and has tensors for none of them, means that half an adapter is here.
-    pub fn check_targets(&self, trained: &[&str], in_base: &[&str]) -> Result<()> {
+    /// `trained` has each module's canonical name, see [`canonical`], and the trainer's; the others are canonical.
+    pub fn check_targets(&self, trained: &[(&str, &str)], in_base: &[&str], nested_as: &str) -> Result<()> {
         let fail = |reason: String| Err(Error::load(&self.path, reason));
-        let entries: Vec<&str> = match &self.targets {
+        let entries: Vec<String> = match &self.targets {
             None => return Ok(()),
             Some(Targets::One(all)) if all == "all-linear" => return Ok(()),
             Some(Targets::One(pattern)) => {
                 let whole = Regex::new(&format!("^(?:{pattern})$"));
                 let whole = whole.map_err(|e| Error::load(&self.path, format!("target_modules: {e}")))?;
-                return match trained.iter().find(|module| !whole.is_match(module).unwrap_or(false)) {
-                    Some(module) => {
+                return match trained.iter().find(|(_, named)| !whole.is_match(named).unwrap_or(false)) {
+                    Some((_, module)) => {
                         fail(format!("module '{module}' has tensors, but target_modules '{pattern}' excludes it"))
                     }
                     None => Ok(()),
                 };
             }
-            Some(Targets::List(entries)) => entries.iter().map(String::as_str).collect(),
+            Some(Targets::List(entries)) => entries.iter().map(|entry| canonical(entry, nested_as)).collect(),
         };
         let fits = |module: &str, entry: &str| module == entry || module.ends_with(&format!(".{entry}"));
-        if let Some(module) = trained.iter().find(|module| !entries.iter().any(|entry| fits(module, entry))) {
+        if let Some((module, _)) = trained.iter().find(|(module, _)| !entries.iter().any(|entry| fits(module, entry))) {
             return fail(format!("module '{module}' has tensors, but target_modules does not name it"));
         }
         let lost = entries.iter().find(|entry| {
-            in_base.iter().any(|module| fits(module, entry)) && !trained.iter().any(|module| fits(module, entry))
+            in_base.iter().any(|module| fits(module, entry)) && !trained.iter().any(|(module, _)| fits(module, entry))
         });
         match lost {
             Some(entry) => {

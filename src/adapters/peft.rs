@@ -28,13 +28,22 @@ pub fn load(folder: &Folder, config: &Config, model: &Model) -> Result<Adapter> 
         deltas.extend(bound);
     }
     checkpoint.finish()?;
-    let trained: Vec<&str> = pairs.keys().map(String::as_str).collect();
+    let trained: Vec<(&str, &str)> = pairs
+        .iter()
+        .filter_map(|(module, pair)| Some((module.as_str(), trained_name(checkpoint.name_in_file(pair.a.as_ref()?)))))
+        .collect();
     let in_base: Vec<&str> = model.sites().iter().map(|(_, path)| path).collect();
-    config.check_targets(&trained, &in_base)?;
+    config.check_targets(&trained, &in_base, model.spec().nested_as)?;
     if deltas.is_empty() {
         return Err(Error::load(checkpoint.path(), "it changes no module that the forward pass runs"));
     }
     Ok(Adapter::new(deltas))
+}
+
+/// A module's name as the trainer's model had it, for which adapter_config.json's patterns are written.
+fn trained_name(tensor: &str) -> &str {
+    let name = tensor.strip_prefix("base_model.model.").unwrap_or(tensor);
+    name.split_once(".lora_").map_or(name, |(module, _)| module)
 }
 
 /// Tensors by module: `<module>.lora_A.weight` or `<module>.lora_A.<adapter name>.weight`, and the same with `lora_B`.
@@ -84,8 +93,9 @@ fn bind(
         other => Err(fail(format!("tensor '{}' is no matrix: {other:?}", checkpoint.name_in_file(name)))),
     };
     let ([rank, inputs], [outputs, b_rank]) = (shape(a)?, shape(b)?);
-    if rank != b_rank || rank != config.rank(module) {
-        let expected = config.rank(module);
+    let named = trained_name(checkpoint.name_in_file(a));
+    if rank != b_rank || rank != config.rank(named) {
+        let expected = config.rank(named);
         let reason =
             format!("'{module}': lora_A has rank {rank}, lora_B {b_rank}, adapter_config.json says {expected}");
         return Err(fail(reason));
@@ -105,6 +115,6 @@ fn bind(
     }
     let take = |name: &str, shape: [usize; 2]| checkpoint.take(name, &shape, model.device());
     let a = take(a, [rank, inputs])?.t()?.contiguous()?;
-    let b = (take(b, [outputs, rank])?.t()?.contiguous()? * config.scale(module))?;
+    let b = (take(b, [outputs, rank])?.t()?.contiguous()? * config.scale(named))?;
     Ok(Some((site, Delta::LowRank { a, b })))
 }

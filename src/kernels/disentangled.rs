@@ -165,7 +165,14 @@ mod tests {
     }
 
     /// One head of one sequence, score by score from the formula.
-    fn plain(q: &Tensor, k: &Tensor, v: &Tensor, keys: Option<&Tensor>, queries: Option<&Tensor>, scale: f32) -> Tensor {
+    fn plain(
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        keys: Option<&Tensor>,
+        queries: Option<&Tensor>,
+        scale: f32,
+    ) -> Tensor {
         let n = q.dims()[0];
         let place = |i: usize, j: usize| (i as i64 - j as i64).clamp(-SPAN, SPAN - 1) + SPAN;
         let scores = (0..n).map(|i| {

@@ -113,7 +113,8 @@ impl Dense {
             }
         }
         // A dotted path into torch; its last part is the class.
-        let class = config.activation_function.as_deref().map_or("Tanh", |path| path.rsplit('.').next().unwrap_or(path));
+        let class =
+            config.activation_function.as_deref().map_or("Tanh", |path| path.rsplit('.').next().unwrap_or(path));
         let activation = match class {
             "Identity" => None,
             "Tanh" => Some(Activation::Tanh),

@@ -55,8 +55,7 @@ pub fn device(server: &config::Server) -> Result<Device> {
 
 /// The number format that the configuration names for a base's matrices.
 pub fn dtype(server: &config::Server) -> Result<DType> {
-    const SUPPORTED: [(&str, DType); 3] =
-        [("float32", DType::F32), ("bfloat16", DType::BF16), ("float16", DType::F16)];
+    const SUPPORTED: [(&str, DType); 3] = [("float32", DType::F32), ("bfloat16", DType::BF16), ("float16", DType::F16)];
     let named = SUPPORTED.iter().find(|(name, _)| *name == server.dtype);
     named.map(|(_, dtype)| *dtype).ok_or_else(|| {
         let names = SUPPORTED.map(|(name, _)| name).join(", ");

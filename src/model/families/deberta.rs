@@ -2,9 +2,7 @@
 
 use super::post_norm::{Biases, Names, PostNorm, learned};
 use super::{Family, activation, bert, layer_norm, table};
-use crate::model::spec::{
-    Convolution, Disentangled, Gate, PositionProjection, Positions, Projection, Spec,
-};
+use crate::model::spec::{Convolution, Disentangled, Gate, PositionProjection, Positions, Projection, Spec};
 use serde::Deserialize;
 
 /// The keys of both versions.
@@ -120,7 +118,8 @@ impl Family for Deberta {
         let mut spec = self.keys.spec(Names { qkv: &["attention.self.in_proj"], ..bert::NAMES })?;
         for (index, attention) in spec.layers.iter_mut().map(|layer| &mut layer.attention).enumerate() {
             let at = |module: &str| format!("encoder.layer.{index}.attention.self.{module}");
-            let own = |module: &str, bias| PositionProjection::Own(Projection::new(hidden, bias, [(at(module), hidden)]));
+            let own =
+                |module: &str, bias| PositionProjection::Own(Projection::new(hidden, bias, [(at(module), hidden)]));
             attention.qkv.bias = false;
             attention.by_head = true;
             attention.qv_biases = Some((at("q_bias"), at("v_bias")));
@@ -166,7 +165,7 @@ impl Family for DebertaV2 {
             }
         }
         if let (1.., Some(first)) = (self.conv_kernel_size, spec.layers.first_mut()) {
-            if self.conv_groups.is_some_and(|groups| groups != 1) || self.conv_kernel_size % 2 == 0 {
+            if self.conv_groups.is_some_and(|groups| groups != 1) || self.conv_kernel_size.is_multiple_of(2) {
                 return Err("conv_groups other than 1 and an even conv_kernel_size are not supported".into());
             }
             first.convolution = Some(Convolution {

@@ -142,11 +142,8 @@ impl Decoder {
         let (q_width, kv_width) = (self.heads * self.head_width, self.kv_heads * self.head_width);
         let qkv = [("q_proj", q_width), ("k_proj", kv_width), ("v_proj", kv_width)];
         let qkv = qkv.map(|(part, rows)| (at(&format!("self_attn.{part}")), rows));
-        let qk_norms = || QkNorms {
-            q: self.norm(at("self_attn.q_norm")),
-            k: self.norm(at("self_attn.k_norm")),
-            all_heads: false,
-        };
+        let qk_norms =
+            || QkNorms { q: self.norm(at("self_attn.q_norm")), k: self.norm(at("self_attn.k_norm")), all_heads: false };
         let up = [(at("mlp.gate_proj"), inner), (at("mlp.up_proj"), inner)];
         Layer {
             attention_norms,

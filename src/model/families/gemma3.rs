@@ -55,7 +55,7 @@ impl Family for Config {
         decoder.embedding_scale = Some((decoder.hidden as f64).sqrt());
         let slides = |index: usize| match &self.keys.layer_types {
             Some(types) => types.get(index).is_some_and(|kind| kind == "sliding_attention"),
-            None => (index + 1) % self.sliding_window_pattern.max(1) != 0,
+            None => !(index + 1).is_multiple_of(self.sliding_window_pattern.max(1)),
         };
         let Some(window) = self.sliding_window else { return Err("sliding_window is missing".into()) };
         // Both ways, the window is what is seen on either side together.

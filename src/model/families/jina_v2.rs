@@ -17,8 +17,7 @@ pub struct Config {
 #[serde(transparent)]
 pub struct Code(Config);
 
-const NAMES: Names =
-    Names { up: &["mlp.gated_layers"], down: "mlp.wo", mlp_norm: "mlp.layernorm", ..bert::NAMES };
+const NAMES: Names = Names { up: &["mlp.gated_layers"], down: "mlp.wo", mlp_norm: "mlp.layernorm", ..bert::NAMES };
 
 const CODE_NAMES: Names = Names {
     attention_norm: "layer_norm_1",

@@ -56,7 +56,7 @@ impl Family for Config {
         let local = rope.sliding_attention.rotary(self.local_rope_theta.unwrap_or(rope::THETA), positions)?;
         let slides = |index: usize| match &self.layer_types {
             Some(types) => types.get(index).is_some_and(|kind| kind == "sliding_attention"),
-            None => index % self.global_attn_every_n_layers.max(1) != 0,
+            None => !index.is_multiple_of(self.global_attn_every_n_layers.max(1)),
         };
         let layer = |index: usize| {
             let (rotary, window) =

@@ -1,8 +1,8 @@
 //! Qwen2 (arXiv:2407.10671), with biases on queries, keys and values, and Qwen3 (arXiv:2505.09388), which norms queries
 //! and keys instead. The upper layers may slide.
 
-use super::decoder::{self, Decoder};
 use super::Family;
+use super::decoder::{self, Decoder};
 use crate::model::spec::Spec;
 use serde::Deserialize;
 

@@ -2,9 +2,7 @@
 //! that are not scaled.
 
 use super::{Family, activation, rms_norm, table};
-use crate::model::spec::{
-    Attention, Embedding, FeedForward, Gate, Layer, Mlp, Norms, Positions, Projection, Spec,
-};
+use crate::model::spec::{Attention, Embedding, FeedForward, Gate, Layer, Mlp, Norms, Positions, Projection, Spec};
 use serde::Deserialize;
 
 #[derive(Deserialize)]

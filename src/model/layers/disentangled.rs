@@ -99,7 +99,8 @@ fn place(distance: i64, spec: &spec::Disentangled) -> u32 {
     let bucket = match spec.buckets {
         Some(buckets) if distance.unsigned_abs() as usize > buckets / 2 => {
             let middle = (buckets / 2) as f32;
-            let growth = (distance.unsigned_abs() as f32 / middle).ln() / ((spec.distance_max - 1) as f32 / middle).ln();
+            let growth =
+                (distance.unsigned_abs() as f32 / middle).ln() / ((spec.distance_max - 1) as f32 / middle).ln();
             distance.signum() * ((growth * (middle - 1.0)).ceil() + middle) as i64
         }
         _ => distance,
