@@ -5,18 +5,18 @@ mod support;
 use serde_json::{Value, json};
 use std::process::Command;
 use std::sync::OnceLock;
-use support::{Door, embeddings, gap, named, read, rows};
+use support::{Door, cosine, embeddings, gap, named, read, rows};
 
 const ADAPTERS: [&str; 2] = ["minilm-stsb-r8-qv", "minilm-debian-r16-all"];
 
 /// The model, fetched where it is not there yet.
-fn minilm() -> Door {
+fn minilm(dtype: &str) -> Door {
     let root = env!("CARGO_MANIFEST_DIR");
     static FETCHED: OnceLock<bool> = OnceLock::new();
     let fetch = || Command::new(format!("{root}/tests/fetch-model")).status().unwrap().success();
     assert!(*FETCHED.get_or_init(fetch), "tests/fetch-model failed");
     let adapters = ADAPTERS.map(|name| named(name, &format!("minilm/{name}")));
-    Door::open(&[format!("minilm={root}/target/all-MiniLM-L6-v2")], &adapters, &[])
+    Door::open(&[format!("minilm={root}/target/all-MiniLM-L6-v2")], &adapters, &[("dtype", dtype)])
 }
 
 fn reference(name: &str) -> (Vec<String>, Vec<Vec<f32>>) {
@@ -26,7 +26,7 @@ fn reference(name: &str) -> (Vec<String>, Vec<Vec<f32>>) {
 
 #[tokio::test]
 async fn trained_adapters_are_within_1e5_of_the_oracle_alone_and_mixed() {
-    let door = minilm();
+    let door = minilm("float32");
     let (mut inputs, mut adapters, mut expected) = (Vec::new(), Vec::new(), Vec::new());
     for name in ADAPTERS {
         let (texts, oracle) = reference(name);
@@ -51,8 +51,21 @@ async fn trained_adapters_are_within_1e5_of_the_oracle_alone_and_mixed() {
 }
 
 #[tokio::test]
+async fn half_precision_keeps_a_trained_models_direction() {
+    for dtype in ["bfloat16", "float16"] {
+        let door = minilm(dtype);
+        for name in ADAPTERS {
+            let (texts, oracle) = reference(name);
+            let cosine = cosine(&door.vectors(name, &texts).await, &oracle);
+            println!("{name:24} {dtype:10} cosine {cosine:.7}");
+            assert!(cosine >= 0.9999, "{name} {dtype}: {cosine}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn an_adapter_keeps_its_own_length_limit() {
-    let door = minilm();
+    let door = minilm("float32");
     let (_, list) = door.get("/v1/models").await;
     let limit = |name: &str| {
         let found = list["data"].as_array().unwrap().iter().find(|model| model["id"] == name).unwrap();

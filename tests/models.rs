@@ -28,7 +28,7 @@ fn refusal(folder: &TempDir) -> String {
 fn what_a_configuration_says_and_we_do_not_do_is_refused_by_name() {
     for (family, key, value, says) in [
         ("bert", "model_type", json!("gpt9"), "gpt9"),
-        ("bert", "model_type", json!(null), "known: bert, camembert"),
+        ("bert", "model_type", json!(null), "known: albert, bert, camembert"),
         ("bert", "position_embedding_type", json!("relative_key"), "relative_key"),
         ("bert", "is_decoder", json!(true), "is_decoder"),
         ("bert", "hidden_act", json!("mish"), "mish"),
@@ -39,10 +39,29 @@ fn what_a_configuration_says_and_we_do_not_do_is_refused_by_name() {
         ("bert", "num_hidden_layers", json!(1), "encoder.layer.1"),
         ("bert", "num_hidden_layers", json!(3), "encoder.layer.2"),
         ("roberta", "max_position_embeddings", json!(2), "max_position_embeddings"),
-        ("qwen3", "use_sliding_window", json!(true), "sliding-window"),
-        ("qwen3", "rope_parameters", json!({"rope_type": "yarn", "rope_theta": 1e4}), "yarn"),
+        ("qwen2-sliding", "sliding_window", json!(null), "sliding_window"),
+        ("qwen2-sliding", "sliding_window", json!(0), "sliding_window"),
+        ("qwen3", "rope_parameters", json!({"rope_type": "dynamic", "factor": 2.0}), "dynamic"),
+        ("llama", "rope_parameters", json!({"rope_type": "llama3"}), "factor"),
+        ("gte", "rope_parameters", json!({"partial_rotary_factor": 0.5}), "partial_rotary_factor"),
+        ("gte-new", "logn_attention_scale", json!(true), "logn_attention_scale"),
+        ("gte-new", "position_embedding_type", json!("absolute"), "position_embedding_type"),
+        ("nomic-v1.5", "rotary_emb_fraction", json!(0.5), "rotary_emb_fraction"),
+        ("nomic-v1.5", "rotary_scaling_factor", json!(2), "rotary_scaling_factor"),
+        ("nomic-v1.5", "activation_function", json!("glu"), "glu"),
+        ("nomic-v2-moe", "moe_top_k", json!(9), "9 of 8 experts"),
+        ("gemma3", "attn_logit_softcapping", json!(50.0), "attn_logit_softcapping"),
+        ("jina-v2", "feed_forward_type", json!("swiglu"), "swiglu"),
+        ("jina-v3", "lora_rank", json!(0), "lora_rank"),
+        ("jina-v3", "lora_adaptations", json!(["one"]), "lora_A"),
+        ("deberta", "talking_head", json!(true), "talking_head"),
+        ("deberta", "embedding_size", json!(16), "embedding_size"),
+        ("deberta-v2-unshared", "conv_kernel_size", json!(2), "conv_kernel_size"),
+        ("albert", "num_hidden_groups", json!(9), "num_hidden_groups"),
+        ("t5", "dense_act_fn", json!("mish"), "mish"),
         ("qwen3", "num_key_value_heads", json!(3), "3 key heads"),
     ] {
+        println!("{family} {key} {value}");
         let refusal = refusal(&changed(family, "config.json", |config| config[key] = value));
         assert!(refusal.contains(says), "'{says}' is not in: {refusal}");
     }
@@ -50,9 +69,21 @@ fn what_a_configuration_says_and_we_do_not_do_is_refused_by_name() {
 
 #[test]
 fn modules_that_are_not_reproduced_are_refused_by_name() {
-    let dense = json!({"idx": 3, "name": "3", "path": "3_Dense", "type": "sentence_transformers.models.Dense"});
-    let refused = refusal(&changed("bert", "modules.json", |modules| modules.as_array_mut().unwrap().push(dense)));
-    assert!(refused.contains("modules.json") && refused.contains("Dense"), "{refused}");
+    let lstm = json!({"idx": 3, "name": "3", "path": "3_LSTM", "type": "sentence_transformers.models.LSTM"});
+    let refused = refusal(&changed("bert", "modules.json", |modules| modules.as_array_mut().unwrap().push(lstm)));
+    assert!(refused.contains("modules.json") && refused.contains("LSTM"), "{refused}");
+    for (key, value, says) in [
+        ("activation_function", json!("torch.nn.modules.activation.Hardtanh"), "Hardtanh"),
+        ("use_residual", json!(true), "use_residual"),
+        ("module_input_name", json!("token_embeddings"), "token_embeddings"),
+        ("in_features", json!(31), "linear.weight"),
+        ("bias", json!(true), "linear.bias"),
+    ] {
+        let refused = refusal(&changed("gemma3", "2_Dense/config.json", |dense| dense[key] = value));
+        assert!(refused.contains("2_Dense") && refused.contains(says), "'{says}' is not in: {refused}");
+    }
+    let swapped = refusal(&changed("gemma3", "modules.json", |modules| modules.as_array_mut().unwrap().swap(2, 3)));
+    assert!(swapped.contains("it takes 64 numbers, but what stands before it gives 32"), "{swapped}");
     let outside = refusal(&changed("bert", "modules.json", |modules| modules[1]["path"] = json!("../1_Pooling")));
     assert!(outside.contains("leads out"), "{outside}");
     let masked =

@@ -32,6 +32,8 @@ pub struct Names {
     pub model: Option<String>,
     /// An adapter, each with the place that names it; all must agree.
     pub adapters: Vec<(&'static str, String)>,
+    /// What the vectors are for: it chooses among the adapters inside a base's own checkpoint.
+    pub task: Option<String>,
     /// One adapter an input, none for the base.
     pub by_input: Option<Vec<Option<String>>>,
 }
@@ -68,7 +70,7 @@ pub async fn embed(app: &App, serving: &Serving, call: Call) -> Result<Answer> {
         let message = format!("'input' has {} elements; at most {inputs_max} are allowed.", call.inputs.len());
         return Err(Error::invalid("input", message));
     }
-    let model = call.names.model(&serving.registry)?;
+    let model = call.names.for_task(&serving.registry, call.names.model(&serving.registry)?)?;
     let leases = call.names.leases(&serving.registry, &model, call.inputs.len())?;
     check_dimensions(&leases, call.dimensions)?;
     let began = Instant::now();
@@ -104,6 +106,17 @@ impl Names {
             (Some(model), None) => registry.find(model),
             (Some(model), Some((place, adapter))) => combine(registry, &registry.find(model)?, place, adapter),
         }
+    }
+
+    /// What the task makes of the model that is named: a base's own adapter for it.
+    fn for_task(&self, registry: &Registry, model: Lease) -> Result<Lease> {
+        let Some(task) = &self.task else { return Ok(model) };
+        let tasks = model.target.model.tasks();
+        if model.parent.is_some() && model.name != *task && tasks.iter().any(|(name, _)| *name == model.name) {
+            let message = format!("The model is the adapter '{}', but 'task' is '{task}'.", model.name);
+            return Err(Error::invalid("task", message));
+        }
+        Ok(registry.for_task(&model, task).unwrap_or(model))
     }
 
     /// One lease an input.

@@ -151,6 +151,7 @@ impl Body {
             }
             (a, b) => a.or(b),
         };
+        let task = self.input_type.or(self.task);
         let normalize = self.normalize.unwrap_or(true);
         if !normalize && matches!(dtype, Dtype::Int8 | Dtype::Uint8) {
             return Err(Error::invalid(
@@ -159,10 +160,10 @@ impl Body {
             ));
         }
         Ok(Call {
-            names: Names { model: self.model, adapters, by_input: self.adapters },
+            names: Names { model: self.model, adapters, task: task.clone(), by_input: self.adapters },
             inputs,
             reading: Reading {
-                prompt: prompt(self.prompt, self.prompt_name, self.input_type.or(self.task)),
+                prompt: prompt(self.prompt, self.prompt_name, task),
                 add_special_tokens: self.add_special_tokens,
                 truncate: truncation(self.truncate, self.truncate_prompt_tokens, self.truncation_side)?,
             },

@@ -125,16 +125,19 @@ impl<'a> Loading<'a> {
             Some(loaded) => Base { name, ..loaded.clone() },
             None => self.load_base(name, path, root, folder)?,
         };
-        self.loaded.push(Loaded {
-            name: base.name.clone(),
-            parent: None,
-            root: root.to_owned(),
-            created: now(),
-            model: base.model.clone(),
-            adapter: None,
-            pipeline: base.pipeline.clone(),
-            text: base.text.clone(),
-        });
+        let tasks = base.model.tasks().iter().map(|(name, adapter)| (name.clone(), Some(adapter.clone())));
+        for (name, adapter) in std::iter::once((base.name.clone(), None)).chain(tasks) {
+            self.loaded.push(Loaded {
+                parent: adapter.as_ref().map(|_| base.name.clone()),
+                name,
+                root: root.to_owned(),
+                created: now(),
+                model: base.model.clone(),
+                adapter,
+                pipeline: base.pipeline.clone(),
+                text: base.text.clone(),
+            });
+        }
         self.bases.push(base.clone());
         Ok(base)
     }

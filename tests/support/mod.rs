@@ -95,6 +95,13 @@ pub fn gap(a: &[Vec<f32>], b: &[Vec<f32>]) -> f32 {
     a.iter().zip(b).map(of_row).fold(0.0, f32::max)
 }
 
+/// The smallest cosine between rows of `a` and of `b`.
+pub fn cosine(a: &[Vec<f32>], b: &[Vec<f32>]) -> f64 {
+    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
+    let of_rows = |(a, b): (&Vec<f32>, &Vec<f32>)| dot(a, b) / (dot(a, a) * dot(b, b)).sqrt();
+    a.iter().zip(b).map(of_rows).fold(f64::INFINITY, f64::min)
+}
+
 /// What the command line would give: models, adapters, keys.
 pub fn config(models: &[String], adapters: &[String], keys: &[(&str, &str)]) -> Result<Config, Error> {
     let keys = keys.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
