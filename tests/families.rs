@@ -95,7 +95,9 @@ fn coarse(family: &str) -> TempDir {
     let path = folder.path().join("model.safetensors");
     let mut bytes = std::fs::read(&path).unwrap();
     let header = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
-    assert!(SafeTensors::deserialize(&bytes).unwrap().iter().all(|(_, tensor)| tensor.dtype() == safetensors::Dtype::F32));
+    assert!(
+        SafeTensors::deserialize(&bytes).unwrap().iter().all(|(_, tensor)| tensor.dtype() == safetensors::Dtype::F32)
+    );
     bytes[header..].chunks_exact_mut(4).for_each(|number| number[..2].fill(0));
     std::fs::write(path, bytes).unwrap();
     folder

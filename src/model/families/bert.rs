@@ -13,6 +13,7 @@ pub struct Config {
     pub intermediate_size: usize,
     pub hidden_act: String,
     pub max_position_embeddings: usize,
+    #[serde(default = "type_vocab_size")]
     pub type_vocab_size: usize,
     pub vocab_size: usize,
     #[serde(default = "layer_norm_eps")]
@@ -23,7 +24,10 @@ pub struct Config {
     is_decoder: bool,
 }
 
-/// transformers' default.
+/// transformers' defaults.
+fn type_vocab_size() -> usize {
+    2
+}
 fn layer_norm_eps() -> f64 {
     1e-12
 }

@@ -1,31 +1,29 @@
 //! GTE's long-context encoder (arXiv:2407.19669): BERT with rotary positions and a gated MLP. [`Native`] is its form in
 //! transformers 5, [`Remote`] the one of the authors' own code.
 
-use super::post_norm::{Biases, Names, PostNorm};
-use super::{Family, bert, nomic, require, rope};
-use crate::model::spec::{Gate, Positions, Spec};
+use super::post_norm::{Biases, Names};
+use super::rotary_bert::{self, Variant};
+use super::{Family, bert, require, rope};
+use crate::model::spec::{Gate, Spec};
 use serde::Deserialize;
 use serde_json::Value;
 
 #[derive(Deserialize)]
-pub struct Native {
-    #[serde(flatten)]
-    body: bert::Config,
-    #[serde(flatten)]
-    rope: rope::Keys,
-}
+#[serde(transparent)]
+pub struct Native(rotary_bert::Keys);
 
 #[derive(Deserialize)]
 pub struct Remote {
     #[serde(flatten)]
-    like: Native,
+    keys: rotary_bert::Keys,
     #[serde(flatten)]
     rest: serde_json::Map<String, Value>,
 }
 
-/// transformers' default base; the authors'.
+/// transformers' default.
 const THETA: f64 = 160_000.0;
-const REMOTE_THETA: f64 = 10_000.0;
+
+const BIASES: Biases = Biases { qkv: true, attention_output: true, up: false, down: true };
 
 const REMOTE_NAMES: Names = Names {
     qkv: &["attention.qkv_proj"],
@@ -42,7 +40,8 @@ const FIXED: [(&str, Value); 2] = [("logn_attention_scale", Value::Bool(false)),
 
 impl Family for Native {
     fn spec(self) -> Result<Spec, String> {
-        self.body(nomic::NAMES, Gate::First, THETA, "gte")
+        let names = rotary_bert::NAMES;
+        self.0.spec(Variant { names, biases: BIASES, gate: Gate::First, theta: THETA, nested_as: "gte" })
     }
 }
 
@@ -54,26 +53,8 @@ impl Family for Remote {
                 return Err(format!("{key} other than '{expected}' is not supported"));
             }
         }
+        let names = REMOTE_NAMES;
         // The fused way up holds the gate second.
-        self.like.body(REMOTE_NAMES, Gate::Second, REMOTE_THETA, "new")
-    }
-}
-
-impl Native {
-    fn body(self, names: Names, gate: Gate, theta: f64, nested_as: &'static str) -> Result<Spec, String> {
-        let tokens_max = self.body.max_position_embeddings;
-        PostNorm {
-            sizes: self.body.sizes()?,
-            names,
-            biases: Biases { up: false, ..Biases::all(true) },
-            gate,
-            tokens_max,
-            position_table: None,
-            token_types: self.body.type_vocab_size,
-            attention_positions: Positions::Rotary(self.rope.rotary(theta, tokens_max)?),
-            nested_as,
-            idle: &bert::IDLE,
-        }
-        .spec()
+        self.keys.spec(Variant { names, biases: BIASES, gate: Gate::Second, theta: rope::THETA, nested_as: "new" })
     }
 }

@@ -1,23 +1,20 @@
 //! jina-embeddings-v3 (arXiv:2409.10173): XLM-RoBERTa with rotary positions. [`Native`] is its form in transformers 5;
 //! [`Remote`], the one of the authors' own code, holds an adapter a task in the base's checkpoint.
 
-use super::post_norm::{Biases, Names, PostNorm};
-use super::{Family, bert, nomic, rope};
-use crate::model::spec::{Gate, Positions, Rotary, Spec, Tasks};
+use super::Family;
+use super::post_norm::{Biases, Names};
+use super::rotary_bert::{self, Variant};
+use crate::model::spec::{Gate, Spec, Tasks};
 use serde::Deserialize;
 
 #[derive(Deserialize)]
-pub struct Native {
-    #[serde(flatten)]
-    body: bert::Config,
-    #[serde(flatten)]
-    rope: rope::Keys,
-}
+#[serde(transparent)]
+pub struct Native(rotary_bert::Keys);
 
 #[derive(Deserialize)]
 pub struct Remote {
     #[serde(flatten)]
-    body: bert::Config,
+    keys: rotary_bert::Keys,
     #[serde(default = "rotary_emb_base")]
     rotary_emb_base: f64,
     #[serde(default)]
@@ -39,7 +36,10 @@ fn lora_alpha() -> f64 {
     1.0
 }
 
-const NAMES: Names = Names { up: &["mlp.fc1"], down: "mlp.fc2", ..nomic::NAMES };
+/// transformers' default.
+const THETA: f64 = 20_000.0;
+
+const NAMES: Names = Names { up: &["mlp.fc1"], down: "mlp.fc2", ..rotary_bert::NAMES };
 
 const REMOTE_NAMES: Names = Names {
     embedding_norm: "emb_ln",
@@ -47,18 +47,13 @@ const REMOTE_NAMES: Names = Names {
     qkv: &["mixer.Wqkv"],
     attention_output: "mixer.out_proj",
     attention_norm: "norm1",
-    up: &["mlp.fc1"],
-    down: "mlp.fc2",
     mlp_norm: "norm2",
+    ..NAMES
 };
-
-/// transformers' default.
-const THETA: f64 = 20_000.0;
 
 impl Family for Native {
     fn spec(self) -> Result<Spec, String> {
-        let rotary = self.rope.rotary(THETA, self.body.max_position_embeddings)?;
-        body(&self.body, NAMES, rotary)
+        self.0.spec(variant(NAMES, THETA))
     }
 }
 
@@ -70,22 +65,10 @@ impl Family for Remote {
         let scale = self.lora_alpha / self.lora_rank as f64;
         let tasks = Tasks { names: self.lora_adaptations, rank: self.lora_rank, scale };
         let tasks = Some(tasks).filter(|tasks| !tasks.names.is_empty());
-        Ok(Spec { tasks, ..body(&self.body, REMOTE_NAMES, Rotary::new(self.rotary_emb_base))? })
+        Ok(Spec { tasks, ..self.keys.spec(variant(REMOTE_NAMES, self.rotary_emb_base))? })
     }
 }
 
-fn body(body: &bert::Config, names: Names, rotary: Rotary) -> Result<Spec, String> {
-    PostNorm {
-        sizes: body.sizes()?,
-        names,
-        biases: Biases::all(true),
-        gate: Gate::Absent,
-        tokens_max: body.max_position_embeddings,
-        position_table: None,
-        token_types: body.type_vocab_size,
-        attention_positions: Positions::Rotary(rotary),
-        nested_as: "roberta",
-        idle: &bert::IDLE,
-    }
-    .spec()
+fn variant(names: Names, theta: f64) -> Variant {
+    Variant { names, biases: Biases::all(true), gate: Gate::Absent, theta, nested_as: "roberta" }
 }

@@ -18,6 +18,7 @@ mod post_norm;
 mod qwen;
 mod roberta;
 mod rope;
+mod rotary_bert;
 mod t5;
 
 use super::spec::{Activation, Norm, NormKind, Spec, Table};

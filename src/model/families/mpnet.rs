@@ -1,20 +1,14 @@
 //! MPNet (arXiv:2004.09297): RoBERTa's positions plus a relative bias that all layers share.
 
-use super::post_norm::{Biases, Names, PostNorm, Sizes, learned};
-use super::{Family, activation, bert, table};
+use super::post_norm::{Biases, Names, PostNorm, learned};
+use super::{Family, bert, table};
 use crate::model::spec::{Gate, Positions, Spec};
 use serde::Deserialize;
 
 #[derive(Deserialize)]
 pub struct Config {
-    hidden_size: usize,
-    num_hidden_layers: usize,
-    num_attention_heads: usize,
-    intermediate_size: usize,
-    hidden_act: String,
-    max_position_embeddings: usize,
-    vocab_size: usize,
-    layer_norm_eps: f64,
+    #[serde(flatten)]
+    body: bert::Config,
     relative_attention_num_buckets: usize,
     #[serde(default = "pad_token_id")]
     pad_token_id: usize,
@@ -30,17 +24,9 @@ const DISTANCE_MAX: usize = 128;
 
 impl Family for Config {
     fn spec(self) -> Result<Spec, String> {
-        let (tokens_max, position_table) = learned(self.max_position_embeddings, Some(self.pad_token_id))?;
+        let (tokens_max, position_table) = learned(self.body.max_position_embeddings, Some(self.pad_token_id))?;
         PostNorm {
-            sizes: Sizes {
-                hidden: self.hidden_size,
-                layers: self.num_hidden_layers,
-                heads: self.num_attention_heads,
-                inner: self.intermediate_size,
-                vocabulary: self.vocab_size,
-                activation: activation("hidden_act", &self.hidden_act)?,
-                eps: self.layer_norm_eps,
-            },
+            sizes: self.body.sizes()?,
             names: Names {
                 qkv: &["attention.attn.q", "attention.attn.k", "attention.attn.v"],
                 attention_output: "attention.attn.o",

@@ -2,18 +2,15 @@
 //! other layer (arXiv:2502.07972). [`Native`] is its form in transformers 5, [`Remote`] the one of the authors' own code.
 
 use super::post_norm::{Biases, Names, PostNorm, Sizes};
-use super::{Family, bert, require, rope};
+use super::rotary_bert::{self, Variant};
+use super::{Family, bert, require};
 use crate::model::spec::{Activation, Experts, FeedForward, Gate, Positions, Projection, Rotary, Spec};
 use serde::Deserialize;
 use serde_json::Value;
 
 #[derive(Deserialize)]
-pub struct Native {
-    #[serde(flatten)]
-    body: bert::Config,
-    #[serde(flatten)]
-    rope: rope::Keys,
-}
+#[serde(transparent)]
+pub struct Native(rotary_bert::Keys);
 
 #[derive(Deserialize)]
 pub struct Remote {
@@ -53,18 +50,6 @@ fn pad_vocab_size_multiple() -> usize {
     1
 }
 
-/// The module names that transformers 5 gives to BERT-like models with rotary positions.
-pub const NAMES: Names = Names {
-    layers: "layers",
-    qkv: &["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
-    attention_output: "self_attn.o_proj",
-    attention_norm: "post_attention_layernorm",
-    up: &["mlp.gate_proj", "mlp.up_proj"],
-    down: "mlp.down_proj",
-    mlp_norm: "post_mlp_layernorm",
-    ..bert::NAMES
-};
-
 /// The authors'; `fc12` is what gates `fc11`.
 const REMOTE_NAMES: Names = Names {
     embedding_norm: "emb_ln",
@@ -82,20 +67,8 @@ const THETA: f64 = 1000.0;
 
 impl Family for Native {
     fn spec(self) -> Result<Spec, String> {
-        let tokens_max = self.body.max_position_embeddings;
-        PostNorm {
-            sizes: self.body.sizes()?,
-            names: NAMES,
-            biases: Biases::all(false),
-            gate: Gate::First,
-            tokens_max,
-            position_table: None,
-            token_types: self.body.type_vocab_size,
-            attention_positions: Positions::Rotary(self.rope.rotary(THETA, tokens_max)?),
-            nested_as: "nomic_bert",
-            idle: &bert::IDLE,
-        }
-        .spec()
+        let (names, biases) = (rotary_bert::NAMES, Biases::all(false));
+        self.0.spec(Variant { names, biases, gate: Gate::First, theta: THETA, nested_as: "nomic_bert" })
     }
 }
 
