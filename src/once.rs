@@ -27,7 +27,7 @@ pub async fn check(app: Arc<App>) -> anyhow::Result<()> {
     let (before, after) = (vectors(&app, &base, PROBES).await?, vectors(&app, ADAPTER, PROBES).await?);
     let cosine = |(a, b): (&Vec<f32>, &Vec<f32>)| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
     let cosines: Vec<f32> = before.iter().zip(&after).map(cosine).collect();
-    println!("{} of {} sites changed, {} KiB", sites.len(), model.sites().iter().count(), adapter.bytes() >> 10);
+    println!("{} of {} sites changed, {} KiB", sites.len(), model.sites().modules(), adapter.bytes() >> 10);
     println!("cosine to the base on {} probe sentences: {cosines:.4?}", PROBES.len());
     if cosines.iter().all(|cosine| *cosine > 0.999_999) {
         println!("warning: the adapter moves none of them; was it trained?");

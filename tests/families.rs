@@ -4,6 +4,7 @@
 mod support;
 
 use safetensors::SafeTensors;
+use safetensors::tensor::TensorView;
 use serde_json::{Value, json};
 use support::{Door, FAMILIES, copy_of, cosine, embeddings, gap, named, read, refusal, rows};
 use tempfile::TempDir;
@@ -142,4 +143,103 @@ async fn half_precision_keeps_every_familys_direction() {
             }
         }
     }
+}
+
+/// A module of NomicBERT's or GTE's own code as transformers 5 has it; a fused one in its parts.
+fn native(module: &str) -> Vec<String> {
+    let mut name = module.to_owned();
+    for (theirs, native) in [
+        ("encoder.layers.", "layers."),
+        ("new.", ""),
+        ("encoder.layer.", "layers."),
+        ("attn.out_proj", "self_attn.o_proj"),
+        ("attention.o_proj", "self_attn.o_proj"),
+        ("mlp.fc11", "mlp.up_proj"),
+        ("mlp.fc12", "mlp.gate_proj"),
+        ("mlp.fc2", "mlp.down_proj"),
+        ("norm1", "post_attention_layernorm"),
+        ("norm2", "post_mlp_layernorm"),
+        ("emb_ln", "embeddings.LayerNorm"),
+    ] {
+        name = name.replace(theirs, native);
+    }
+    let split = |fused: &str, parts: &[&str]| parts.iter().map(|part| name.replace(fused, part)).collect();
+    match () {
+        () if name.contains("attn.Wqkv") => {
+            split("attn.Wqkv", &["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"])
+        }
+        () if name.contains("attention.qkv_proj") => {
+            split("attention.qkv_proj", &["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"])
+        }
+        () if name.contains("up_gate_proj") => split("up_gate_proj", &["up_proj", "gate_proj"]),
+        () => vec![name],
+    }
+}
+
+/// Rewrites a safetensors file with native names. A fused module's parts share its A and each take their rows of the rest.
+fn rename(path: &std::path::Path) {
+    let bytes = std::fs::read(path).unwrap();
+    let stored = SafeTensors::deserialize(&bytes).unwrap();
+    let mut tensors = Vec::new();
+    for (name, tensor) in stored.iter() {
+        let at = name.find(".lora_").unwrap_or_else(|| name.rfind('.').unwrap());
+        let (module, kind) = name.split_at(at);
+        let modules = native(module);
+        let parts = if kind == ".lora_A.weight" { 1 } else { modules.len() };
+        for (place, module) in modules.iter().enumerate() {
+            let mut shape = tensor.shape().to_vec();
+            shape[0] /= parts;
+            let size = tensor.data().len() / parts;
+            let data = tensor.data()[place % parts * size..][..size].to_vec();
+            tensors.push((format!("{module}{kind}"), TensorView::new(tensor.dtype(), shape, data.leak()).unwrap()));
+        }
+    }
+    std::fs::write(path, safetensors::serialize(tensors, None).unwrap()).unwrap();
+}
+
+fn renamed_adapter(family: &str) -> TempDir {
+    let folder = copy_of(&format!("{family}/lora-all"));
+    rename(&folder.path().join("adapter_model.safetensors"));
+    let path = folder.path().join("adapter_config.json");
+    let mut config: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    config["target_modules"] = Value::Null;
+    std::fs::write(path, config.to_string()).unwrap();
+    folder
+}
+
+#[tokio::test]
+async fn an_adapter_with_the_names_of_the_models_other_form_is_the_same_adapter() {
+    for family in ["nomic-v1.5", "gte-new"] {
+        let golden = read(&format!("{family}/golden.json"));
+        let adapter = renamed_adapter(family);
+        let adapters = [format!("split={}", adapter.path().display())];
+        let door = Door::open(&[named("base", &format!("{family}/base"))], &adapters, &[]);
+        let error = gap(&door.vectors("split", texts(&golden)).await, &rows(&golden["lora-all"]));
+        assert!(error <= 1e-5, "{family}: {error}");
+    }
+    // A fused adapter on a base whose modules are split.
+    let (folder, golden) = (copy_of("nomic-v1.5/base"), read("nomic-v1.5/golden.json"));
+    rename(&folder.path().join("model.safetensors"));
+    let config = json!({"model_type": "nomic_bert", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "intermediate_size": 256, "hidden_act": "silu", "max_position_embeddings": 64, "vocab_size": 384,
+        "type_vocab_size": 2, "layer_norm_eps": 1e-12, "rope_parameters": {"rope_type": "default", "rope_theta": 1e3}});
+    std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+    let base = format!("base={}", folder.path().display());
+    let door = Door::open(&[base], &[named("fused", "nomic-v1.5/lora-all")], &[]);
+    for (name, key) in [("base", "base"), ("fused", "lora-all")] {
+        let error = gap(&door.vectors(name, texts(&golden)).await, &rows(&golden[key]));
+        assert!(error <= 1e-5, "{name}: {error}");
+    }
+}
+
+#[tokio::test]
+async fn nvidias_bidirectional_llama_is_llama_that_looks_both_ways() {
+    let (folder, golden) = (copy_of("llama-bidirectional/base"), read("llama-bidirectional/golden.json"));
+    let path = folder.path().join("config.json");
+    let mut config: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    config["model_type"] = json!("llama_bidirec");
+    config.as_object_mut().unwrap().remove("is_causal");
+    std::fs::write(path, config.to_string()).unwrap();
+    let door = Door::open(&[format!("m={}", folder.path().display())], &[], &[]);
+    assert!(gap(&door.vectors("m", texts(&golden)).await, &rows(&golden["base"])) <= 1e-5);
 }

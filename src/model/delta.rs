@@ -25,11 +25,19 @@ pub enum SiteKind {
 pub struct Sites {
     by_path: HashMap<String, Site>,
     all: Vec<(String, SiteKind, [usize; 2])>,
+    /// How many of them are other names of others.
+    aliases: usize,
 }
 
 impl Sites {
     /// The site of a linear module of this path and shape `[out, in]`; the same one when a module is used twice.
     pub(super) fn add_linear(&mut self, path: &str, shape: [usize; 2]) -> Site {
+        self.add(path, SiteKind::Linear, shape)
+    }
+
+    /// The same of rows that adapters may know as a module of this path.
+    pub(super) fn add_alias(&mut self, path: &str, shape: [usize; 2]) -> Site {
+        self.aliases += usize::from(!self.by_path.contains_key(path));
         self.add(path, SiteKind::Linear, shape)
     }
 
@@ -65,6 +73,11 @@ impl Sites {
     /// Its weight's shape; see [`SiteKind`].
     pub fn shape(&self, site: Site) -> [usize; 2] {
         self.all[site.0].2
+    }
+
+    /// How many modules there are, each counted once.
+    pub fn modules(&self) -> usize {
+        self.all.len() - self.aliases
     }
 
     /// All of them, in the order of the forward pass.

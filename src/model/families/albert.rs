@@ -41,6 +41,7 @@ impl Family for Config {
         let body = PostNorm {
             sizes: body.sizes()?,
             names: NAMES,
+            also: None,
             biases: Biases::all(true),
             gate: Gate::Absent,
             tokens_max,

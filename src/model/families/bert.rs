@@ -80,6 +80,7 @@ impl Config {
         PostNorm {
             sizes: self.sizes()?,
             names: NAMES,
+            also: None,
             biases: Biases::all(true),
             gate: Gate::Absent,
             tokens_max,

@@ -88,6 +88,7 @@ impl Keys {
         let body = PostNorm {
             sizes: self.body.sizes()?,
             names,
+            also: None,
             biases: Biases::all(true),
             gate: Gate::Absent,
             tokens_max,

@@ -51,6 +51,7 @@ impl Family for Config {
                 down: "ffn.lin2",
                 mlp_norm: "output_layer_norm",
             },
+            also: None,
             biases: Biases::all(true),
             gate: Gate::Absent,
             tokens_max,

@@ -38,10 +38,13 @@ const REMOTE_NAMES: Names = Names {
 /// Values of the authors' other keys, as all published models have them.
 const FIXED: [(&str, Value); 2] = [("logn_attention_scale", Value::Bool(false)), ("pack_qkv", Value::Bool(true))];
 
+/// In the order of the fused way up, which holds the gate second.
+const NAMES: Names = Names { up: &["mlp.up_proj", "mlp.gate_proj"], ..rotary_bert::NAMES };
+
 impl Family for Native {
     fn spec(self) -> Result<Spec, String> {
-        let names = rotary_bert::NAMES;
-        self.0.spec(Variant { names, biases: BIASES, gate: Gate::First, theta: THETA, nested_as: "gte" })
+        let (names, also) = (NAMES, REMOTE_NAMES);
+        self.0.spec(Variant { names, also, biases: BIASES, gate: Gate::Second, theta: THETA, nested_as: "gte" })
     }
 }
 
@@ -53,8 +56,7 @@ impl Family for Remote {
                 return Err(format!("{key} other than '{expected}' is not supported"));
             }
         }
-        let names = REMOTE_NAMES;
-        // The fused way up holds the gate second.
-        self.keys.spec(Variant { names, biases: BIASES, gate: Gate::Second, theta: rope::THETA, nested_as: "new" })
+        let (names, also, biases, theta) = (REMOTE_NAMES, NAMES, BIASES, rope::THETA);
+        self.keys.spec(Variant { names, also, biases, gate: Gate::Second, theta, nested_as: "new" })
     }
 }

@@ -59,6 +59,7 @@ impl Config {
         PostNorm {
             sizes,
             names,
+            also: None,
             biases: Biases { up: false, ..Biases::all(true) },
             gate,
             tokens_max: self.body.max_position_embeddings,

@@ -33,6 +33,7 @@ impl Family for Config {
                 attention_norm: "attention.LayerNorm",
                 ..bert::NAMES
             },
+            also: None,
             biases: Biases::all(true),
             gate: Gate::Absent,
             tokens_max,

@@ -67,8 +67,8 @@ const THETA: f64 = 1000.0;
 
 impl Family for Native {
     fn spec(self) -> Result<Spec, String> {
-        let (names, biases) = (rotary_bert::NAMES, Biases::all(false));
-        self.0.spec(Variant { names, biases, gate: Gate::First, theta: THETA, nested_as: "nomic_bert" })
+        let (names, also, biases) = (rotary_bert::NAMES, REMOTE_NAMES, Biases::all(false));
+        self.0.spec(Variant { names, also, biases, gate: Gate::First, theta: THETA, nested_as: "nomic_bert" })
     }
 }
 
@@ -116,6 +116,7 @@ impl Family for Remote {
                 eps: self.layer_norm_epsilon,
             },
             names: if gated { REMOTE_NAMES } else { Names { up: &["mlp.fc1"], ..REMOTE_NAMES } },
+            also: gated.then_some(rotary_bert::NAMES),
             biases: Biases {
                 qkv: self.qkv_proj_bias,
                 attention_output: self.qkv_proj_bias,

@@ -9,6 +9,8 @@ use crate::model::spec::{
 pub struct PostNorm {
     pub sizes: Sizes,
     pub names: Names,
+    /// The names that adapters may have from another form of the same model.
+    pub also: Option<Names>,
     /// Whether linear modules have a bias.
     pub biases: Biases,
     /// Whether one half of the MLP's way up gates the other.
@@ -96,7 +98,7 @@ impl PostNorm {
             hidden,
             tokens_max: self.tokens_max,
             embedding,
-            layers: (0..layers).map(|index| self.layer(&format!("{}.{index}", self.names.layers))).collect(),
+            layers: (0..layers).map(|index| self.numbered(index)).collect(),
             final_norm: None,
             nested_as: self.nested_as,
             idle: self.idle.iter().map(|module| (*module).to_owned()).collect(),
@@ -104,10 +106,28 @@ impl PostNorm {
         })
     }
 
+    /// The layer of this number.
+    fn numbered(&self, index: usize) -> Layer {
+        let of = |names: &Names| self.named(names, &format!("{}.{index}", names.layers));
+        let mut layer = of(&self.names);
+        if let Some(other) = self.also.as_ref().map(of) {
+            layer.attention.qkv.also_as(other.attention.qkv);
+            layer.attention.output.also_as(other.attention.output);
+            if let (FeedForward::Dense(mlp), FeedForward::Dense(other)) = (&mut layer.mlp, other.mlp) {
+                mlp.up.also_as(other.up);
+                mlp.down.also_as(other.down);
+            }
+        }
+        layer
+    }
+
     /// The layer at this path.
     pub fn layer(&self, path: &str) -> Layer {
-        let (Sizes { hidden, heads, inner, activation, eps, .. }, names, biases) =
-            (&self.sizes, &self.names, self.biases);
+        self.named(&self.names, path)
+    }
+
+    fn named(&self, names: &Names, path: &str) -> Layer {
+        let (Sizes { hidden, heads, inner, activation, eps, .. }, biases) = (&self.sizes, self.biases);
         let (hidden, heads, inner) = (*hidden, *heads, *inner);
         let at = |module: &str| format!("{path}.{module}");
         // So many rows in equal parts.

@@ -17,6 +17,8 @@ pub struct Keys {
 /// In what they differ.
 pub struct Variant {
     pub names: Names,
+    /// See [`PostNorm::also`].
+    pub also: Names,
     pub biases: Biases,
     pub gate: Gate,
     /// The rotary base where the keys name none.
@@ -43,6 +45,7 @@ impl Keys {
         PostNorm {
             sizes: self.body.sizes()?,
             names: variant.names,
+            also: Some(variant.also),
             biases: variant.biases,
             gate: variant.gate,
             tokens_max,

@@ -29,6 +29,9 @@ impl Linear {
             sites.push((loader.sites.add_linear(&part.path, [part.rows, spec.columns]), start, part.rows));
             start += part.rows;
         }
+        for span in &spec.also {
+            sites.push((loader.sites.add_alias(&span.path, [span.rows, spec.columns]), span.first, span.rows));
+        }
         let weight = Tensor::cat(&weights, 1)?.contiguous()?;
         let bias = if spec.bias { Some(Tensor::cat(&biases, 0)?) } else { None };
         Ok(Self { weight, bias, sites })

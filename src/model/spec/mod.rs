@@ -133,6 +133,19 @@ pub struct Projection {
     pub columns: usize,
     /// Whether each module has a bias.
     pub bias: bool,
+    /// Rows that adapters know by other names, from a form of the model in which they are fused or split otherwise.
+    pub also: Vec<Span>,
+}
+
+/// Rows of a projection under another module's name.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Span {
+    /// The module's path.
+    pub path: String,
+    /// First row.
+    pub first: usize,
+    /// How many.
+    pub rows: usize,
 }
 
 /// The rows that one checkpoint module contributes.
@@ -199,7 +212,16 @@ impl Projection {
     /// Modules of `rows` outputs each over one input of `columns`.
     pub fn new(columns: usize, bias: bool, parts: impl IntoIterator<Item = (String, usize)>) -> Self {
         let parts = parts.into_iter().map(|(path, rows)| Part { path, rows }).collect();
-        Self { parts, columns, bias }
+        Self { parts, columns, bias, also: Vec::new() }
+    }
+
+    /// Lets adapters know its rows by the modules of another projection of the same rows.
+    pub fn also_as(&mut self, other: Self) {
+        let mut first = 0;
+        for Part { path, rows } in other.parts {
+            self.also.push(Span { path, first, rows });
+            first += rows;
+        }
     }
 
     /// Output width.
