@@ -1,5 +1,5 @@
 //! The operations of a forward pass, one a file: a fast CPU twin, and a plain one in its tests.
-//! They know tensors and packed rows, and nothing of models. Elements are f32.
+//! They know tensors and packed rows, and nothing of models. Elements are f32, but for weights in half precision.
 
 mod activation;
 mod attention;
