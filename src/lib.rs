@@ -54,17 +54,23 @@
 //! - Only `main.rs` reads the environment and the arguments. `model` never imports `adapters`.
 //!
 //! # How to add a family
-//! 1. Write `model/families/<name>.rs`: a serde `Config` of the keys of config.json that the architecture reads, and
-//!    `Family::spec`, which turns them into a [`model::Spec`] with every module's checkpoint path, and says which
-//!    modules are idle (in checkpoints, never run). Most architectures are a variation of one of two: `PostNorm` in
-//!    `families/post_norm.rs` (BERT and its heirs) and `Decoder` in `families/decoder.rs` (Llama and its heirs, causal
-//!    or not); fill one in and change what differs in the spec that it makes. Rotary settings are `families/rope.rs`.
-//!    Defaults are transformers' own. Refuse key values that are not supported, by the key's name.
-//! 2. Enter it in the table of `families/mod.rs`, by its `model_type`, and in README.md under "What is supported".
-//! 3. Add a row to the table of `tests/fixtures/families.py` and run `generate.py OUT <name>` beside it (its docstring
-//!    says how); name the folder in `FAMILIES` of `tests/support`. Golden, mixed-batch, adapter and half-precision tests
-//!    then cover it: `tests/all --test golden -- --nocapture` prints one line a family.
-//! 4. Where the spec lacks something, add a field or one enum arm in `model/spec`, its meaning in one file of
+//! 1. Most architectures are a variation of one of two: `PostNorm` in `families/post_norm.rs` (BERT and its heirs) and
+//!    `Decoder` in `families/decoder.rs` (Llama and its heirs, causal or not). Write `families/<name>.rs`: a serde
+//!    `Config` of the keys of config.json that the architecture reads, and `Family::spec`, which fills one of the two in
+//!    and changes what differs in the [`model::Spec`] that it makes, with every module's checkpoint path. Rotary settings
+//!    are `families/rope.rs`. An architecture that differs in nothing but keys shares a file with its like (as Qwen2 and
+//!    Qwen3 do).
+//! 2. Keys: what transformers' configuration class gives a default may be missing, and then means that default, unless
+//!    every file has it, since transformers writes it. Refuse by name a value that changes vectors and is not supported;
+//!    ignore what only training or other heads read.
+//! 3. Idle modules, in checkpoints but never run: look through the reference's `For...` classes, whose heads are saved
+//!    beside the body. A tensor that is neither read nor idle keeps a checkpoint from loading.
+//! 4. Name it in the table of `families/mod.rs` (in order of `model_type`) and in README.md under "What is supported".
+//! 5. Fixtures: a row in the table of `tests/fixtures/families.py`, and `python generate.py . <folder>` there, which
+//!    writes `<folder>` anew; what no library can load goes to `legacy.py`. Name the folder in `FAMILIES` of
+//!    `tests/support`. `cargo test --test golden -- --nocapture` then prints its line; `queue.rs` and `families.rs` hold
+//!    it to mixed batches and half precision.
+//! 6. Where the spec lacks something, add a field or one enum arm in `model/spec`, its meaning in one file of
 //!    `model/layers`, and arithmetic, if it needs any, in one file of `kernels` with a plain twin in its tests.
 //!
 //! # Absent on purpose

@@ -81,7 +81,7 @@ impl Block {
 struct Norms {
     before: Option<Norm>,
     after: Option<Norm>,
-    residual_twice: bool,
+    after_sum: bool,
     sum: Option<Norm>,
 }
 
@@ -89,7 +89,7 @@ impl Norms {
     fn load(spec: &spec::Norms, hidden: usize, loader: &Loader) -> Result<Self> {
         let load = |norm: &Option<spec::Norm>| norm.as_ref().map(|norm| Norm::load(norm, hidden, loader)).transpose();
         let (before, after, sum) = (load(&spec.before)?, load(&spec.after)?, load(&spec.sum)?);
-        Ok(Self { before, after, residual_twice: spec.residual_twice, sum })
+        Ok(Self { before, after, after_sum: spec.after_sum, sum })
     }
 
     /// See [`spec::Norms`].
@@ -99,7 +99,7 @@ impl Norms {
             None => step(x)?,
         };
         let y = match &self.after {
-            Some(norm) if self.residual_twice => norm.forward_sum(&y, x)?,
+            Some(norm) if self.after_sum => norm.forward_sum(&y, x)?,
             Some(norm) => norm.forward(&y)?,
             None => y,
         };

@@ -185,8 +185,8 @@ impl Door {
 /// The adapters that every family's fixtures have.
 pub const ADAPTERS: [&str; 3] = ["lora-attention", "lora-all", "rslora-patterns"];
 
-/// The families with fixtures.
-pub const FAMILIES: [&str; 32] = [
+/// The folders of tests/fixtures with a base, the three adapters and golden vectors.
+pub const FAMILIES: &[&str] = &[
     "bert",
     "roberta",
     "xlm-roberta",
@@ -202,6 +202,7 @@ pub const FAMILIES: [&str; 32] = [
     "mistral-bidirectional",
     "llama",
     "llama-bidirectional",
+    "eurobert",
     "gemma3",
     "gemma3-causal",
     "nomic_bert",

@@ -40,6 +40,7 @@ pub struct Decoder {
     pub tokens_max: usize,
     pub activation: Activation,
     pub eps: f64,
+    /// As `is_causal` says, which transformers heeds in all of them; true where it says nothing.
     pub causal: bool,
     /// Factor on every score.
     pub scale: f64,
@@ -118,9 +119,16 @@ impl Decoder {
             layers: self.layers.iter().enumerate().map(|(index, sight)| self.layer(index, sight)).collect(),
             final_norm: Some(self.norm("norm")),
             nested_as: "model",
-            idle: vec!["lm_head".into()],
+            idle: self.idle(),
             tasks: None,
         })
+    }
+
+    /// Heads of transformers' classes for other tasks, and rotary tables that old versions saved.
+    fn idle(&self) -> Vec<String> {
+        let heads = ["lm_head", "score", "classifier", "dense", "qa_outputs", "rotary_emb"].map(String::from);
+        let tables = (0..self.layers.len()).map(|index| format!("layers.{index}.self_attn.rotary_emb"));
+        heads.into_iter().chain(tables).collect()
     }
 
     fn norm(&self, path: impl Into<String>) -> Norm {

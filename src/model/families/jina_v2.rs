@@ -41,7 +41,7 @@ impl Family for Code {
             let norm = |name: &str| layer_norm(format!("encoder.layer.{index}.attention.self.{name}"), eps);
             let (q, k) = (norm("layer_norm_q"), norm("layer_norm_k"));
             let own = layer_norm(format!("encoder.layer.{index}.{}", bert::NAMES.attention_norm), eps);
-            (layer.attention_norms.after, layer.attention_norms.residual_twice) = (Some(own), true);
+            (layer.attention_norms.after, layer.attention_norms.after_sum) = (Some(own), true);
             layer.attention.qk_norms = Some(QkNorms { q, k, all_heads: true });
         }
         Ok(spec)

@@ -5,6 +5,7 @@ mod bert;
 mod deberta;
 mod decoder;
 mod distilbert;
+mod eurobert;
 mod gemma3;
 mod gte;
 mod jina_v2;
@@ -49,8 +50,8 @@ const fn marked<F: Family>(model_type: &'static str, marked: fn(&Value) -> bool)
     Entry { model_type, marked, read: read::<F> }
 }
 
-/// All that are known.
-const FAMILIES: [Entry; 26] = [
+/// All that are known, by `model_type`; where several share one, those that are marked come first.
+const FAMILIES: &[Entry] = &[
     entry::<albert::Config>("albert"),
     marked::<jina_v2::Code>("bert", |config| {
         config["position_embedding_type"] == "alibi" && config.to_string().contains("jina-bert-v2-qk-post-norm")
@@ -61,6 +62,7 @@ const FAMILIES: [Entry; 26] = [
     entry::<deberta::Deberta>("deberta"),
     entry::<deberta::DebertaV2>("deberta-v2"),
     entry::<distilbert::Config>("distilbert"),
+    entry::<eurobert::Config>("eurobert"),
     entry::<gemma3::Config>("gemma3_text"),
     marked::<gte::Remote>("gte", |config| config.get("pack_qkv").is_some()),
     entry::<gte::Native>("gte"),

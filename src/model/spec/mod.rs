@@ -104,7 +104,7 @@ pub struct Norms {
     /// Of what comes out of it.
     pub after: Option<Norm>,
     /// Whether `after` is already of the sum with the residual.
-    pub residual_twice: bool,
+    pub after_sum: bool,
     /// Of the sum with the residual.
     pub sum: Option<Norm>,
 }
@@ -175,7 +175,10 @@ impl Layer {
             || heads % kv_heads != 0
             || qkv.rows() != (heads + 2 * kv_heads) * head_width
         {
-            return Err(format!("{heads} heads over {kv_heads} key heads do not divide a width of {hidden}"));
+            return Err(format!(
+                "{heads} heads over {kv_heads} key heads, of width {head_width}, do not fit {} rows over a width of {hidden}",
+                qkv.rows()
+            ));
         }
         if matches!(positions, Positions::Rotary(_)) && head_width % 2 != 0 {
             return Err(format!("heads of width {head_width} cannot be rotated"));
