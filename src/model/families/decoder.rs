@@ -29,6 +29,11 @@ pub struct Keys {
     pub rope: rope::Keys,
 }
 
+/// transformers' default of `sliding_window`; null in config.json means that nothing slides.
+pub fn sliding_window() -> Option<usize> {
+    Some(4096)
+}
+
 /// Everything in which they differ.
 pub struct Decoder {
     pub hidden: usize,

@@ -10,6 +10,7 @@ pub struct Config {
     #[serde(flatten)]
     keys: decoder::Keys,
     query_pre_attn_scalar: f64,
+    #[serde(default = "decoder::sliding_window")]
     sliding_window: Option<usize>,
     #[serde(default)]
     use_bidirectional_attention: bool,

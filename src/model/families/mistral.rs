@@ -8,6 +8,7 @@ use serde::Deserialize;
 pub struct Config {
     #[serde(flatten)]
     keys: decoder::Keys,
+    #[serde(default = "decoder::sliding_window")]
     sliding_window: Option<usize>,
 }
 

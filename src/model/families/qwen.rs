@@ -12,6 +12,7 @@ struct Keys {
     keys: decoder::Keys,
     #[serde(default)]
     use_sliding_window: bool,
+    #[serde(default = "decoder::sliding_window")]
     sliding_window: Option<usize>,
     #[serde(default = "max_window_layers")]
     max_window_layers: usize,
