@@ -70,8 +70,22 @@ async fn a_task_chooses_its_adapter_and_its_prompt() {
     let two = json!({"model": "separation", "input": "a text", "task": "retrieval.query"});
     let error = refusal(door.ask(two).await, 400);
     assert_eq!(error["param"], "task");
-    let unknown = refusal(door.ask(json!({"model": "jina", "input": "a text", "task": "poetry"})).await, 400);
-    assert!(unknown["message"].as_str().unwrap().contains("poetry"), "{unknown}");
+    for unknown in [
+        json!({"task": "poetry"}),
+        json!({"task": "poetry", "prompt": ""}),
+        json!({"input_type": "poetry", "prompt_name": "separation"}),
+        json!({"input_type": "query", "task": "separation"}),
+    ] {
+        let mut body = json!({"model": "jina", "input": "a text"});
+        body.as_object_mut().unwrap().extend(unknown.as_object().unwrap().clone());
+        let error = refusal(door.ask(body).await, 400);
+        assert_eq!(error["param"], "task", "{unknown}: {error}");
+    }
+    assert_eq!(of(json!({"model": "jina", "input": "a text", "input_type": "query"})).await, asked);
+    assert_eq!(
+        of(json!({"model": "jina", "input": "a text", "task": "document"})).await,
+        of(json!({"model": "jina", "input": "a text", "task": "retrieval.passage"})).await
+    );
 }
 
 #[tokio::test]

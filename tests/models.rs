@@ -2,6 +2,7 @@
 
 mod support;
 
+use safetensors::SafeTensors;
 use serde_json::{Value, json};
 use std::fs;
 use support::{Door, config, copy_of, embeddings, fixture, gap, read, rows};
@@ -59,11 +60,123 @@ fn what_a_configuration_says_and_we_do_not_do_is_refused_by_name() {
         ("deberta-v2-unshared", "conv_kernel_size", json!(2), "conv_kernel_size"),
         ("albert", "num_hidden_groups", json!(9), "num_hidden_groups"),
         ("t5", "dense_act_fn", json!("mish"), "mish"),
+        ("t5", "is_decoder", json!(true), "is_decoder"),
+        ("t5", "relative_attention_num_buckets", json!(1), "1 buckets"),
+        ("t5", "relative_attention_max_distance", json!(1), "up to 1 tokens"),
+        ("distilbert", "is_causal", json!(true), "is_causal"),
+        ("eurobert", "is_causal", json!(true), "is_causal"),
+        ("gemma3", "is_causal", json!(false), "is_causal"),
+        ("bert", "quantization_config", json!({"bits": 4}), "quantization_config"),
+        ("bert", "layer_norm_eps", json!(-1.0), "epsilon"),
+        ("bert", "intermediate_size", json!(0), "no width"),
+        ("bert", "max_position_embeddings", json!(u64::MAX), "not supported"),
+        ("llama", "max_position_embeddings", json!(1_000_000_000_000u64), "not supported"),
+        ("roberta", "pad_token_id", json!(u64::MAX), "max_position_embeddings"),
+        ("nomic-v2-moe", "num_experts", json!(1u64 << 62), "experts.mlp.w1"),
+        ("nomic-v1.5", "n_inner", json!(u64::MAX), "fc12"),
+        ("qwen2", "rope_scaling", json!({"rope_type": "linear", "factor": 4.0}), "rope_scaling beside rope_parameters"),
+        ("qwen2", "rope_parameters", json!({"full_attention": {"rope_theta": 1e4}}), "by kind of layer"),
+        ("llama", "rope_parameters", json!({"rope_type": "ntk", "factor": 2.0}), "ntk"),
+        ("gte-new", "rope_scaling", json!({"type": "ntk", "factor": 2.0, "mixed_b": 0.1}), "mixed_b"),
+        ("modernbert", "rope_scaling", json!({"rope_type": "linear", "factor": 8.0}), "rope_scaling"),
+        ("gemma3", "rope_scaling", json!({"rope_type": "linear", "factor": 8.0}), "rope_scaling"),
+        ("modernbert", "layer_types", json!(["full_attention"]), "layer_types names 1 layers, there are 4"),
+        ("qwen2-sliding", "layer_types", json!(["full_attention", "chunked_attention", "full_attention"]), "chunked"),
+        ("deberta", "pos_att_type", json!(["c2p", "p2c", "p2p"]), "pos_att_type"),
         ("qwen3", "num_key_value_heads", json!(3), "3 key heads"),
     ] {
         println!("{family} {key} {value}");
         let refusal = refusal(&changed(family, "config.json", |config| config[key] = value));
         assert!(refusal.contains(says), "'{says}' is not in: {refusal}");
+    }
+}
+
+/// Vectors of a folder's model for the texts of a family, and those of the oracle for the family.
+async fn compared(folder: &TempDir, family: &str) -> f32 {
+    let golden = read(&format!("{family}/golden.json"));
+    let door = Door::open(&[format!("m={}", folder.path().display())], &[], &[]);
+    gap(&door.vectors("m", &golden["texts"]).await, &rows(&golden["base"]))
+}
+
+#[tokio::test]
+async fn older_spellings_and_defaults_mean_the_same() {
+    let llama3 = json!({"rope_type": "llama3", "type": "llama3", "factor": 8.0, "high_freq_factor": 4.0,
+        "low_freq_factor": 1.0, "original_max_position_embeddings": 32});
+    for (family, keys, without) in [
+        ("qwen3", json!({"rope_theta": 1e4, "rope_scaling": {}}), &["rope_parameters"][..]),
+        ("llama", json!({"rope_theta": 1e4, "rope_scaling": llama3}), &["rope_parameters"]),
+        (
+            "modernbert",
+            json!({"global_rope_theta": 1.6e5, "local_rope_theta": 1e4, "global_attn_every_n_layers": 3}),
+            &["rope_parameters", "layer_types"],
+        ),
+        ("modernbert", json!({}), &["rope_parameters", "layer_types"]),
+        ("gemma3", json!({"rope_theta": 1e6, "rope_local_base_freq": 1e4, "hidden_act": "relu"}), &["rope_parameters"]),
+        ("gemma3", json!({}), &["rope_parameters", "hidden_activation"]),
+        ("qwen2", json!({"use_sliding_window": false}), &["layer_types", "sliding_window", "hidden_act"]),
+        ("qwen2-sliding", json!({}), &["layer_types"]),
+        ("deberta-v2", json!({}), &["layer_norm_eps"]),
+        ("jina_embeddings_v3", json!({}), &["layer_norm_eps"]),
+        ("mpnet", json!({"pad_token_id": 3}), &[]),
+        ("t5", json!({}), &["feed_forward_proj", "dense_act_fn", "is_gated_act"]),
+    ] {
+        let folder = changed(family, "config.json", |config| {
+            let config = config.as_object_mut().unwrap();
+            without.iter().for_each(|key| drop(config.remove(*key)));
+            config.extend(keys.as_object().unwrap().clone());
+        });
+        let gap = compared(&folder, family).await;
+        assert!(gap <= 1e-5, "{family} {keys} without {without:?}: {gap}");
+    }
+}
+
+#[tokio::test]
+async fn a_window_that_is_absent_is_the_default_and_null_is_none() {
+    let with = |window: Option<Value>| {
+        changed("mistral", "config.json", |config| {
+            let config = config.as_object_mut().unwrap();
+            config.remove("sliding_window");
+            config.extend(window.map(|window| ("sliding_window".to_owned(), window)));
+        })
+    };
+    let [absent, null, default] = [with(None), with(Some(Value::Null)), with(Some(json!(4096)))];
+    let gaps =
+        [compared(&absent, "mistral").await, compared(&null, "mistral").await, compared(&default, "mistral").await];
+    assert!(gaps[0] > 1e-2 && gaps.iter().all(|gap| *gap == gaps[0]), "{gaps:?}");
+}
+
+/// Rewrites a base's weights under other names.
+fn renamed(family: &str, rename: impl Fn(&str) -> Vec<String>) -> TempDir {
+    let folder = copy_of(&format!("{family}/base"));
+    let path = folder.path().join("model.safetensors");
+    let bytes = fs::read(&path).unwrap();
+    let stored = SafeTensors::deserialize(&bytes).unwrap();
+    let tensors: Vec<_> = stored.iter().collect();
+    let tensors = tensors.iter().flat_map(|(name, tensor)| rename(name).into_iter().map(move |name| (name, tensor)));
+    fs::write(&path, safetensors::serialize(tensors, None).unwrap()).unwrap();
+    folder
+}
+
+#[tokio::test]
+async fn what_other_classes_and_versions_save_beside_the_body_is_no_hindrance() {
+    let own = renamed("t5", |name| vec![name.replace("shared.", "encoder.embed_tokens.")]);
+    let both = renamed("t5", |name| {
+        let tied = name.starts_with("shared.").then(|| "encoder.embed_tokens.weight".to_owned());
+        [name.to_owned()].into_iter().chain(tied).collect()
+    });
+    assert!(compared(&own, "t5").await <= 1e-5 && compared(&both, "t5").await <= 1e-5);
+    for (family, beside) in [
+        ("llama", "model.layers.0.self_attn.rotary_emb.inv_freq"),
+        ("llama", "score.weight"),
+        ("nomic-v1.5", "encoder.layers.0.attn.rotary_emb.inv_freq"),
+        ("bert", "bert.embeddings.position_ids"),
+    ] {
+        let first = std::cell::Cell::new(true);
+        let folder = renamed(family, |name| {
+            let extra = first.replace(false).then(|| beside.to_owned());
+            [name.to_owned()].into_iter().chain(extra).collect()
+        });
+        assert!(!first.get() && compared(&folder, family).await <= 1e-5, "{family} {beside}");
     }
 }
 

@@ -32,8 +32,9 @@ pub struct Names {
     pub model: Option<String>,
     /// An adapter, each with the place that names it; all must agree.
     pub adapters: Vec<(&'static str, String)>,
-    /// What the vectors are for: it chooses among the adapters inside a base's own checkpoint.
-    pub task: Option<String>,
+    /// What the vectors are for, each with the place that says so: it chooses among the adapters inside a base's own
+    /// checkpoint.
+    pub tasks: Vec<(&'static str, String)>,
     /// One adapter an input, none for the base.
     pub by_input: Option<Vec<Option<String>>>,
 }
@@ -108,15 +109,32 @@ impl Names {
         }
     }
 
-    /// What the task makes of the model that is named: a base's own adapter for it.
+    /// What the task makes of the model that is named: a base with an adapter a task is asked for with that adapter.
     fn for_task(&self, registry: &Registry, model: Lease) -> Result<Lease> {
-        let Some(task) = &self.task else { return Ok(model) };
-        let tasks = model.target.model.tasks();
-        if model.parent.is_some() && model.name != *task && tasks.iter().any(|(name, _)| *name == model.name) {
-            let message = format!("The model is the adapter '{}', but 'task' is '{task}'.", model.name);
+        let has: Vec<&str> = model.target.model.tasks().iter().map(|(name, _)| name.as_str()).collect();
+        let Some((place, task)) = self.tasks.first().filter(|_| !has.is_empty()) else { return Ok(model) };
+        let name = |task: &str| match task {
+            "query" | "search_query" => "retrieval.query".to_owned(),
+            "document" | "passage" | "search_document" => "retrieval.passage".to_owned(),
+            other => other.to_owned(),
+        };
+        if let Some((other_place, other)) = self.tasks.iter().find(|(_, other)| name(other) != name(task)) {
+            let message = format!("{place} is '{task}', but {other_place} is '{other}'.");
             return Err(Error::invalid("task", message));
         }
-        Ok(registry.for_task(&model, task).unwrap_or(model))
+        let task = name(task);
+        if !has.contains(&task.as_str()) {
+            let message = format!("The model has no task '{task}'; it has: {}.", has.join(", "));
+            return Err(Error::invalid("task", message));
+        }
+        if model.parent.is_none() {
+            return registry.on(&model.name, &task).ok_or(Error::UnknownModel(task));
+        }
+        if has.contains(&model.name.as_str()) && model.name != task {
+            let message = format!("The model is the adapter '{}', but {place} is '{task}'.", model.name);
+            return Err(Error::invalid("task", message));
+        }
+        Ok(model)
     }
 
     /// One lease an input.

@@ -151,7 +151,8 @@ impl Body {
             }
             (a, b) => a.or(b),
         };
-        let task = self.input_type.or(self.task);
+        let kinds = [("'input_type'", &self.input_type), ("'task'", &self.task)];
+        let tasks = kinds.into_iter().filter_map(|(place, kind)| Some((place, kind.clone()?))).collect();
         let normalize = self.normalize.unwrap_or(true);
         if !normalize && matches!(dtype, Dtype::Int8 | Dtype::Uint8) {
             return Err(Error::invalid(
@@ -160,10 +161,10 @@ impl Body {
             ));
         }
         Ok(Call {
-            names: Names { model: self.model, adapters, task: task.clone(), by_input: self.adapters },
+            names: Names { model: self.model, adapters, tasks, by_input: self.adapters },
             inputs,
             reading: Reading {
-                prompt: prompt(self.prompt, self.prompt_name, task),
+                prompt: prompt(self.prompt, self.prompt_name, self.input_type.or(self.task)),
                 add_special_tokens: self.add_special_tokens,
                 truncate: truncation(self.truncate, self.truncate_prompt_tokens, self.truncation_side)?,
             },

@@ -130,7 +130,7 @@ impl Attention<'_> {
     /// What some queries of a sequence see, as places in the batch.
     fn visible(&self, queries: Range<usize>, sequence: &Range<usize>) -> Range<usize> {
         let window = self.window.unwrap_or(sequence.len());
-        let end = if self.causal { queries.end } else { sequence.end.min(queries.end + window) };
+        let end = if self.causal { queries.end } else { sequence.end.min(queries.end.saturating_add(window)) };
         sequence.start.max(queries.start.saturating_sub(window))..end
     }
 

@@ -126,6 +126,12 @@ impl Checkpoint {
         self.left.borrow_mut().retain(|name| !inside(name));
     }
 
+    /// Sets aside tables that follow from the configuration, which older versions of transformers saved.
+    pub fn leave_computed(&self) {
+        const COMPUTED: [&str; 3] = [".inv_freq", ".original_inv_freq", ".position_ids"];
+        self.left.borrow_mut().retain(|name| !COMPUTED.iter().any(|computed| name.ends_with(computed)));
+    }
+
     /// Fails, naming them, where tensors were neither taken nor left aside.
     pub fn finish(&self) -> Result<()> {
         let left = self.left.borrow();

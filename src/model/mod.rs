@@ -72,6 +72,7 @@ impl Model {
         let sites = loader.sites;
         let tasks = spec.tasks.as_ref().map(|tasks| tasks::load(tasks, &sites, &checkpoint, device)).transpose()?;
         spec.idle.iter().for_each(|module| checkpoint.leave(module));
+        checkpoint.leave_computed();
         checkpoint.finish()?;
         let bytes = checkpoint.bytes_taken();
         Ok(Self { spec, sites, transformer, tasks: tasks.unwrap_or_default(), device: device.clone(), bytes })

@@ -117,12 +117,6 @@ impl Registry {
         self.named(adapter).find(|served| served.parent.as_deref() == Some(base)).cloned()
     }
 
-    /// The adapter inside a base's own checkpoint that is made for a task; none where it has none of this name.
-    pub fn for_task(&self, base: &Lease, task: &str) -> Option<Lease> {
-        let has = base.target.model.tasks().iter().any(|(name, _)| name == task);
-        self.on(&base.name, task).filter(|_| has)
-    }
-
     fn named(&self, name: &str) -> impl Iterator<Item = &Lease> {
         self.by_name.get(name).into_iter().flatten().map(|index| &self.served[*index])
     }

@@ -116,7 +116,7 @@ impl Text {
     /// Reads a folder's tokenizer, limits and prompts; what the folder lacks comes from `base`.
     pub fn of(source: Source, base: Option<&Text>, capacity: Capacity, tokenizers: &mut Tokenizers) -> Result<Self> {
         let Source { folder, body, specials } = source;
-        let settings = Settings::of(body)?;
+        let settings = if specials { Settings::of(body)? } else { Settings::default() };
         // Without specials sentence-transformers reads tokenizer.json alone.
         let config = if specials { body.json::<TokenizerConfig>("tokenizer_config.json")? } else { None };
         let own = tokenizers.of(body, &settings, config.as_ref(), capacity)?;

@@ -144,8 +144,10 @@ impl Text {
             Prompt::Kind(kind) => {
                 let unprompted = self.prompts.values().all(String::is_empty);
                 let (names, needs_none): (&[&str], bool) = match kind.as_str() {
-                    "query" | "search_query" => (&["query"], true),
-                    "document" | "passage" | "search_document" => (&["document", "passage", "corpus"], true),
+                    "query" | "search_query" => (&["query", "retrieval.query"], true),
+                    "document" | "passage" | "search_document" => {
+                        (&["document", "passage", "corpus", "retrieval.passage"], true)
+                    }
                     other => (&[other], unprompted),
                 };
                 let known = names.iter().find_map(|name| self.prompts.get(*name));

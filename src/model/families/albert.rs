@@ -39,7 +39,7 @@ impl Family for Config {
         }
         let (tokens_max, position_table) = learned(body.max_position_embeddings, None)?;
         let body = PostNorm {
-            sizes: body.sizes()?,
+            sizes: body.sizes(bert::EPS)?,
             names: NAMES,
             also: None,
             biases: Biases::all(true),
@@ -49,7 +49,7 @@ impl Family for Config {
             token_types: body.type_vocab_size,
             attention_positions: Positions::Absent,
             nested_as: "albert",
-            idle: &["pooler", "embeddings.position_ids", "predictions", "sop_classifier", "classifier"],
+            idle: &["pooler", "predictions", "sop_classifier", "classifier"],
         };
         let eps = body.sizes.eps;
         // Layer i stands in group floor(i / (layers / groups)), a division of real numbers.

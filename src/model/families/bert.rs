@@ -16,21 +16,18 @@ pub struct Config {
     #[serde(default = "type_vocab_size")]
     pub type_vocab_size: usize,
     pub vocab_size: usize,
-    #[serde(default = "layer_norm_eps")]
-    pub layer_norm_eps: f64,
+    pub layer_norm_eps: Option<f64>,
     #[serde(default)]
     position_embedding_type: Option<String>,
-    #[serde(default)]
-    is_decoder: bool,
 }
 
-/// transformers' defaults.
+/// transformers' default.
 fn type_vocab_size() -> usize {
     2
 }
-fn layer_norm_eps() -> f64 {
-    1e-12
-}
+
+/// transformers' default in most architectures.
+pub const EPS: f64 = 1e-12;
 
 /// BERT's own module names.
 pub const NAMES: Names = Names {
@@ -45,7 +42,7 @@ pub const NAMES: Names = Names {
 };
 
 /// What its checkpoints hold beside the body.
-pub const IDLE: [&str; 5] = ["pooler", "embeddings.position_ids", "cls", "lm_head", "classifier"];
+pub const IDLE: [&str; 4] = ["pooler", "cls", "lm_head", "classifier"];
 
 impl Family for Config {
     fn spec(self) -> Result<Spec, String> {
@@ -54,8 +51,8 @@ impl Family for Config {
 }
 
 impl Config {
-    /// Its numbers.
-    pub fn sizes(&self) -> Result<Sizes, String> {
+    /// Its numbers; `eps` is the default of `layer_norm_eps`.
+    pub fn sizes(&self, eps: f64) -> Result<Sizes, String> {
         Ok(Sizes {
             hidden: self.hidden_size,
             layers: self.num_hidden_layers,
@@ -63,7 +60,7 @@ impl Config {
             inner: self.intermediate_size,
             vocabulary: self.vocab_size,
             activation: activation("hidden_act", &self.hidden_act)?,
-            eps: self.layer_norm_eps,
+            eps: self.layer_norm_eps.unwrap_or(eps),
         })
     }
 
@@ -73,12 +70,9 @@ impl Config {
             None | Some("absolute") => {}
             Some(other) => return Err(format!("position_embedding_type '{other}' is not supported")),
         }
-        if self.is_decoder {
-            return Err("is_decoder = true is not supported".into());
-        }
         let (tokens_max, position_table) = learned(self.max_position_embeddings, padding)?;
         PostNorm {
-            sizes: self.sizes()?,
+            sizes: self.sizes(EPS)?,
             names: NAMES,
             also: None,
             biases: Biases::all(true),

@@ -57,8 +57,10 @@ pub struct DebertaV2 {
     conv_act: Option<String>,
 }
 
-const IDLE: [&str; 6] =
-    ["pooler", "embeddings.position_ids", "cls", "lm_predictions", "mask_predictions", "classifier"];
+/// transformers' default.
+const EPS: f64 = 1e-7;
+
+const IDLE: [&str; 5] = ["pooler", "cls", "lm_predictions", "mask_predictions", "classifier"];
 
 impl Keys {
     /// Whether queries attend to positions of keys, and keys to those of queries.
@@ -69,6 +71,15 @@ impl Keys {
             Some(Directions::List(all)) => all.iter().any(|one| one == name),
         };
         (has("c2p"), has("p2c"))
+    }
+
+    /// How many directions the key names, known or not.
+    fn named_directions(&self) -> usize {
+        match &self.pos_att_type {
+            None => 0,
+            Some(Directions::One(all)) => all.split('|').count(),
+            Some(Directions::List(all)) => all.len(),
+        }
     }
 
     /// How many single distances there are on either side.
@@ -86,7 +97,7 @@ impl Keys {
         }
         let (tokens_max, table) = learned(self.body.max_position_embeddings, None)?;
         let body = PostNorm {
-            sizes: self.body.sizes()?,
+            sizes: self.body.sizes(EPS)?,
             names,
             also: None,
             biases: Biases::all(true),
@@ -115,6 +126,9 @@ impl Family for Deberta {
             return Err("talking_head = true is not supported".into());
         }
         let (keys, queries) = self.keys.directions();
+        if self.keys.named_directions() != usize::from(keys) + usize::from(queries) {
+            return Err("pos_att_type other than c2p and p2c, each once, is not supported".into());
+        }
         let (span, hidden) = (self.keys.span(), self.keys.body.hidden_size);
         let mut spec = self.keys.spec(Names { qkv: &["attention.self.in_proj"], ..bert::NAMES })?;
         for (index, attention) in spec.layers.iter_mut().map(|layer| &mut layer.attention).enumerate() {
@@ -142,7 +156,8 @@ impl Family for Deberta {
 impl Family for DebertaV2 {
     fn spec(self) -> Result<Spec, String> {
         let (keys, queries) = self.keys.directions();
-        let (span, hidden, eps) = (self.keys.span(), self.keys.body.hidden_size, self.keys.body.layer_norm_eps);
+        let (span, hidden, eps) =
+            (self.keys.span(), self.keys.body.hidden_size, self.keys.body.layer_norm_eps.unwrap_or(EPS));
         let buckets = usize::try_from(self.position_buckets).ok().filter(|buckets| *buckets > 0);
         let named = &["attention.self.query_proj", "attention.self.key_proj", "attention.self.value_proj"];
         let mut spec = self.keys.spec(Names { qkv: named, ..bert::NAMES })?;

@@ -18,21 +18,29 @@ pub struct Keys {
     num_key_value_heads: Option<usize>,
     head_dim: Option<usize>,
     intermediate_size: usize,
-    #[serde(alias = "hidden_activation")]
+    #[serde(default = "hidden_act")]
     hidden_act: String,
     pub max_position_embeddings: usize,
     vocab_size: usize,
     rms_norm_eps: f64,
-    is_causal: Option<bool>,
+    pub is_causal: Option<bool>,
     pub layer_types: Option<Vec<String>>,
     #[serde(flatten)]
     pub rope: rope::Keys,
+}
+
+/// transformers' default.
+fn hidden_act() -> String {
+    "silu".into()
 }
 
 /// transformers' default of `sliding_window`; null in config.json means that nothing slides.
 pub fn sliding_window() -> Option<usize> {
     Some(4096)
 }
+
+/// Those of transformers' classes for other tasks.
+const HEADS: [&str; 5] = ["lm_head", "score", "classifier", "dense", "qa_outputs"];
 
 /// Everything in which they differ.
 pub struct Decoder {
@@ -124,16 +132,9 @@ impl Decoder {
             layers: self.layers.iter().enumerate().map(|(index, sight)| self.layer(index, sight)).collect(),
             final_norm: Some(self.norm("norm")),
             nested_as: "model",
-            idle: self.idle(),
+            idle: HEADS.map(String::from).into(),
             tasks: None,
         })
-    }
-
-    /// Heads of transformers' classes for other tasks, and rotary tables that old versions saved.
-    fn idle(&self) -> Vec<String> {
-        let heads = ["lm_head", "score", "classifier", "dense", "qa_outputs", "rotary_emb"].map(String::from);
-        let tables = (0..self.layers.len()).map(|index| format!("layers.{index}.self_attn.rotary_emb"));
-        heads.into_iter().chain(tables).collect()
     }
 
     fn norm(&self, path: impl Into<String>) -> Norm {

@@ -19,14 +19,7 @@ pub struct Config {
 /// Fixed in the reference implementation.
 const EPS: f64 = 1e-12;
 
-const IDLE: [&str; 6] = [
-    "embeddings.position_ids",
-    "vocab_transform",
-    "vocab_layer_norm",
-    "vocab_projector",
-    "pre_classifier",
-    "classifier",
-];
+const IDLE: [&str; 5] = ["vocab_transform", "vocab_layer_norm", "vocab_projector", "pre_classifier", "classifier"];
 
 impl Family for Config {
     fn spec(self) -> Result<Spec, String> {

@@ -44,11 +44,21 @@ const NAMES: Names = Names { up: &["mlp.up_proj", "mlp.gate_proj"], ..rotary_ber
 impl Family for Native {
     fn spec(self) -> Result<Spec, String> {
         let (names, also) = (NAMES, REMOTE_NAMES);
-        self.0.spec(Variant { names, also, biases: BIASES, gate: Gate::Second, theta: THETA, nested_as: "gte" })
+        self.0.spec(Variant {
+            names,
+            also,
+            biases: BIASES,
+            gate: Gate::Second,
+            theta: THETA,
+            eps: bert::EPS,
+            nested_as: "gte",
+        })
     }
 }
 
 impl Family for Remote {
+    const IS_REMOTE: bool = true;
+
     fn spec(self) -> Result<Spec, String> {
         require(&self.rest, &FIXED)?;
         for (key, expected) in [("layer_norm_type", "layer_norm"), ("position_embedding_type", "rope")] {
@@ -57,6 +67,7 @@ impl Family for Remote {
             }
         }
         let (names, also, biases, theta) = (REMOTE_NAMES, NAMES, BIASES, rope::THETA);
-        self.keys.spec(Variant { names, also, biases, gate: Gate::Second, theta, nested_as: "new" })
+        let eps = bert::EPS;
+        self.keys.with_ntk().spec(Variant { names, also, biases, gate: Gate::Second, theta, eps, nested_as: "new" })
     }
 }

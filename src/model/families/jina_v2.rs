@@ -28,14 +28,18 @@ const CODE_NAMES: Names = Names {
 };
 
 impl Family for Config {
+    const IS_REMOTE: bool = true;
+
     fn spec(self) -> Result<Spec, String> {
         self.body(NAMES, Gate::First)
     }
 }
 
 impl Family for Code {
+    const IS_REMOTE: bool = true;
+
     fn spec(self) -> Result<Spec, String> {
-        let eps = self.0.body.layer_norm_eps;
+        let eps = self.0.body.layer_norm_eps.unwrap_or(bert::EPS);
         let mut spec = self.0.body(CODE_NAMES, Gate::Second)?;
         for (index, layer) in spec.layers.iter_mut().enumerate() {
             let norm = |name: &str| layer_norm(format!("encoder.layer.{index}.attention.self.{name}"), eps);
@@ -50,7 +54,7 @@ impl Family for Code {
 
 impl Config {
     fn body(self, names: Names, gate: Gate) -> Result<Spec, String> {
-        let mut sizes = self.body.sizes()?;
+        let mut sizes = self.body.sizes(bert::EPS)?;
         sizes.activation = match self.feed_forward_type.as_str() {
             "geglu" => Activation::Gelu,
             "reglu" => Activation::Relu,

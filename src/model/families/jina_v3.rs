@@ -36,8 +36,9 @@ fn lora_alpha() -> f64 {
     1.0
 }
 
-/// transformers' default.
+/// transformers' defaults.
 const THETA: f64 = 20_000.0;
+const EPS: f64 = 1e-5;
 
 const NAMES: Names = Names { up: &["mlp.fc1"], down: "mlp.fc2", ..rotary_bert::NAMES };
 
@@ -58,6 +59,8 @@ impl Family for Native {
 }
 
 impl Family for Remote {
+    const IS_REMOTE: bool = true;
+
     fn spec(self) -> Result<Spec, String> {
         if self.lora_rank == 0 {
             return Err("lora_rank must not be 0".into());
@@ -70,5 +73,5 @@ impl Family for Remote {
 }
 
 fn variant(names: Names, also: Names, theta: f64) -> Variant {
-    Variant { names, also, biases: Biases::all(true), gate: Gate::Absent, theta, nested_as: "roberta" }
+    Variant { names, also, biases: Biases::all(true), gate: Gate::Absent, theta, eps: EPS, nested_as: "roberta" }
 }

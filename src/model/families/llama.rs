@@ -16,6 +16,8 @@ pub struct Config {
 }
 
 impl Family for Config {
+    const MAY_BE_CAUSAL: bool = true;
+
     fn spec(self) -> Result<Spec, String> {
         let mut decoder = self.keys.decoder()?;
         (decoder.qkv_bias, decoder.output_bias, decoder.mlp_bias) =

@@ -13,6 +13,8 @@ pub struct Config {
 }
 
 impl Family for Config {
+    const MAY_BE_CAUSAL: bool = true;
+
     fn spec(self) -> Result<Spec, String> {
         let mut decoder = self.keys.decoder()?;
         if let Some(window) = self.sliding_window {

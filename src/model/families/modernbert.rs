@@ -2,7 +2,7 @@
 //! a window, and rotary positions of a base each.
 
 use super::rope::{self, Rope};
-use super::{Family, activation, layer_norm, table};
+use super::{Family, activation, layer_norm, sliding, table};
 use crate::model::spec::{
     Attention, Embedding, FeedForward, Gate, Layer, Mlp, Norm, Norms, Positions, Projection, Rotary, Spec,
 };
@@ -32,6 +32,8 @@ pub struct Config {
     local_rope_theta: Option<f64>,
     #[serde(default)]
     rope_parameters: RopeByLayer,
+    #[serde(default, deserialize_with = "rope::filled")]
+    rope_scaling: Option<Rope>,
 }
 
 /// Since transformers 5.
@@ -51,16 +53,18 @@ const GLOBAL_THETA: f64 = 160_000.0;
 
 impl Family for Config {
     fn spec(self) -> Result<Spec, String> {
+        if self.rope_scaling.is_some() {
+            return Err("rope_scaling is not supported here".into());
+        }
         let (rope, positions) = (&self.rope_parameters, self.max_position_embeddings);
         let global = rope.full_attention.rotary(self.global_rope_theta.unwrap_or(GLOBAL_THETA), positions)?;
         let local = rope.sliding_attention.rotary(self.local_rope_theta.unwrap_or(rope::THETA), positions)?;
-        let slides = |index: usize| match &self.layer_types {
-            Some(types) => types.get(index).is_some_and(|kind| kind == "sliding_attention"),
-            None => !index.is_multiple_of(self.global_attn_every_n_layers.max(1)),
-        };
+        let every = self.global_attn_every_n_layers.max(1);
+        let slides = |index: usize| !index.is_multiple_of(every);
+        let slides = sliding(self.layer_types.as_ref(), self.num_hidden_layers, slides)?;
         let layer = |index: usize| {
             let (rotary, window) =
-                if slides(index) { (&local, Some(self.local_attention / 2)) } else { (&global, None) };
+                if slides[index] { (&local, Some(self.local_attention / 2)) } else { (&global, None) };
             self.layer(index, rotary.clone(), window)
         };
         Ok(Spec {

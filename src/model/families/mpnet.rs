@@ -10,23 +10,17 @@ pub struct Config {
     #[serde(flatten)]
     body: bert::Config,
     relative_attention_num_buckets: usize,
-    #[serde(default = "pad_token_id")]
-    pad_token_id: usize,
-}
-
-/// transformers' default.
-fn pad_token_id() -> usize {
-    1
 }
 
 /// Fixed in the reference implementation.
 const DISTANCE_MAX: usize = 128;
+const PADDING: usize = 1;
 
 impl Family for Config {
     fn spec(self) -> Result<Spec, String> {
-        let (tokens_max, position_table) = learned(self.body.max_position_embeddings, Some(self.pad_token_id))?;
+        let (tokens_max, position_table) = learned(self.body.max_position_embeddings, Some(PADDING))?;
         PostNorm {
-            sizes: self.body.sizes()?,
+            sizes: self.body.sizes(bert::EPS)?,
             names: Names {
                 qkv: &["attention.attn.q", "attention.attn.k", "attention.attn.v"],
                 attention_output: "attention.attn.o",

@@ -68,7 +68,15 @@ const THETA: f64 = 1000.0;
 impl Family for Native {
     fn spec(self) -> Result<Spec, String> {
         let (names, also, biases) = (rotary_bert::NAMES, REMOTE_NAMES, Biases::all(false));
-        self.0.spec(Variant { names, also, biases, gate: Gate::First, theta: THETA, nested_as: "nomic_bert" })
+        self.0.spec(Variant {
+            names,
+            also,
+            biases,
+            gate: Gate::First,
+            theta: THETA,
+            eps: bert::EPS,
+            nested_as: "nomic_bert",
+        })
     }
 }
 
@@ -87,6 +95,8 @@ const FIXED: [(&str, Value); 10] = [
 ];
 
 impl Family for Remote {
+    const IS_REMOTE: bool = true;
+
     fn spec(self) -> Result<Spec, String> {
         require(&self.rest, &FIXED)?;
         let numbers = [("rotary_emb_fraction", 1.0), ("num_shared_experts", 0.0), ("ffn_div", 1.0)];

@@ -1,8 +1,8 @@
 //! Qwen2 (arXiv:2407.10671), with biases on queries, keys and values, and Qwen3 (arXiv:2505.09388), which norms queries
 //! and keys instead. The upper layers may slide.
 
-use super::Family;
 use super::decoder::{self, Decoder};
+use super::{Family, sliding};
 use crate::model::spec::Spec;
 use serde::Deserialize;
 
@@ -36,12 +36,16 @@ pub struct Qwen3 {
 }
 
 impl Family for Qwen2 {
+    const MAY_BE_CAUSAL: bool = true;
+
     fn spec(self) -> Result<Spec, String> {
         Decoder { qkv_bias: true, ..self.0.decoder()? }.spec()
     }
 }
 
 impl Family for Qwen3 {
+    const MAY_BE_CAUSAL: bool = true;
+
     fn spec(self) -> Result<Spec, String> {
         let bias = self.attention_bias;
         Decoder { qk_norms: true, qkv_bias: bias, output_bias: bias, ..self.keys.decoder()? }.spec()
@@ -52,13 +56,11 @@ impl Keys {
     fn decoder(self) -> Result<Decoder, String> {
         let mut decoder = self.keys.decoder()?;
         let window = self.sliding_window.filter(|_| self.use_sliding_window);
-        let slides = |index: usize| match &self.keys.layer_types {
-            Some(types) => types.get(index).is_some_and(|kind| kind == "sliding_attention"),
-            None => window.is_some() && index >= self.max_window_layers,
-        };
+        let upper = |index: usize| window.is_some() && index >= self.max_window_layers;
+        let slides = sliding(self.keys.layer_types.as_ref(), decoder.layers.len(), upper)?;
         match window {
-            Some(window) => decoder.slide(window, slides)?,
-            None if (0..decoder.layers.len()).any(slides) => return Err("sliding_window is missing".into()),
+            Some(window) => decoder.slide(window, |index| slides[index])?,
+            None if slides.contains(&true) => return Err("sliding_window is missing".into()),
             None => {}
         }
         Ok(decoder)

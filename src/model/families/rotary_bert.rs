@@ -23,6 +23,8 @@ pub struct Variant {
     pub gate: Gate,
     /// The rotary base where the keys name none.
     pub theta: f64,
+    /// The norms' epsilon where the keys name none.
+    pub eps: f64,
     pub nested_as: &'static str,
 }
 
@@ -39,11 +41,17 @@ pub const NAMES: Names = Names {
 };
 
 impl Keys {
+    /// The same with GTE's own kind of rotary scaling allowed.
+    pub fn with_ntk(mut self) -> Self {
+        self.rope.ntk = true;
+        self
+    }
+
     /// The whole body.
     pub fn spec(self, variant: Variant) -> Result<Spec, String> {
         let tokens_max = self.body.max_position_embeddings;
         PostNorm {
-            sizes: self.body.sizes()?,
+            sizes: self.body.sizes(variant.eps)?,
             names: variant.names,
             also: Some(variant.also),
             biases: variant.biases,

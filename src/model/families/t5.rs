@@ -17,12 +17,16 @@ pub struct Config {
     #[serde(default = "relative_attention_max_distance")]
     relative_attention_max_distance: usize,
     layer_norm_epsilon: f64,
+    #[serde(default = "feed_forward_proj")]
     feed_forward_proj: String,
     dense_act_fn: Option<String>,
     is_gated_act: Option<bool>,
 }
 
-/// transformers' default.
+/// transformers' defaults.
+fn feed_forward_proj() -> String {
+    "relu".into()
+}
 fn relative_attention_max_distance() -> usize {
     128
 }
@@ -35,12 +39,15 @@ impl Family for Config {
         Ok(Spec {
             hidden: self.d_model,
             tokens_max: TOKENS_MAX,
-            embedding: Embedding::of_words(table("shared", self.vocab_size), self.d_model),
+            embedding: Embedding {
+                // Where a file holds both, transformers runs the encoder's own.
+                word_first: Some("embed_tokens".into()),
+                ..Embedding::of_words(table("shared", self.vocab_size), self.d_model)
+            },
             layers: (0..self.num_layers).map(|index| self.layer(index)).collect::<Result<_, _>>()?,
             final_norm: Some(rms_norm("final_layer_norm", self.layer_norm_epsilon)),
             nested_as: "encoder",
-            // The embedding once more, under another name.
-            idle: ["embed_tokens", "decoder", "lm_head"].map(String::from).into(),
+            idle: ["shared", "decoder", "lm_head"].map(String::from).into(),
             tasks: None,
         })
     }

@@ -61,7 +61,11 @@ impl Embedding {
     /// To rows of `hidden`.
     pub fn load(spec: &spec::Embedding, hidden: usize, loader: &mut Loader) -> Result<Self> {
         let width = spec.width;
-        let word = Table::load(&spec.word, width, loader)?;
+        let is_there = |path: &&String| loader.checkpoint.shape(&format!("{path}.weight")).is_some();
+        let word = match spec.word_first.as_ref().filter(is_there) {
+            Some(path) => Table::load(&spec::Table { path: path.clone(), ..spec.word }, width, loader)?,
+            None => Table::load(&spec.word, width, loader)?,
+        };
         let position = match &spec.position {
             Some(spec::PositionTable { table, first, skipped }) => {
                 let table = Table::load(table, width, loader)?;

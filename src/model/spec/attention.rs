@@ -140,6 +140,39 @@ pub enum PositionProjection {
     Own(Projection),
 }
 
+impl Attention {
+    /// Whether its sizes fit each other and a model of width `hidden`; the reason where they do not.
+    pub(super) fn check(&self, hidden: usize) -> Result<(), String> {
+        let Self { heads, kv_heads, head_width, qkv, .. } = self;
+        let (rows, expected) = (qkv.rows(), heads.saturating_add(2 * kv_heads).saturating_mul(*head_width));
+        if *kv_heads == 0 || *head_width == 0 || heads % kv_heads != 0 || rows != expected {
+            return Err(format!(
+                "{heads} heads over {kv_heads} key heads, of width {head_width}, do not fit {rows} rows over a width of \
+                 {hidden}"
+            ));
+        }
+        match &self.positions {
+            Positions::Rotary(_) if head_width % 2 != 0 => {
+                Err(format!("heads of width {head_width} cannot be rotated"))
+            }
+            // Half of the buckets look ahead, and half of these count single steps.
+            Positions::RelativeBias { table, distance_max }
+                if table.rows < 4 || table.rows % 4 != 0 || *distance_max <= table.rows / 4 =>
+            {
+                let buckets = table.rows;
+                Err(format!("{buckets} buckets of relative positions up to {distance_max} tokens are not supported"))
+            }
+            Positions::Disentangled(relative)
+                if relative.table.rows < 2
+                    || relative.buckets.is_some_and(|b| b < 4 || relative.distance_max <= b / 2 + 1) =>
+            {
+                Err("so few relative positions are not supported".into())
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
 impl Rotary {
     /// Unstretched.
     pub fn new(theta: f64) -> Self {

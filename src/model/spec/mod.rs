@@ -48,6 +48,8 @@ pub struct Embedding {
     pub width: usize,
     /// One row a token of the vocabulary.
     pub word: Table,
+    /// Another path under which a checkpoint may hold these rows; it goes first.
+    pub word_first: Option<String>,
     /// Factor on the word's row.
     pub scale: Option<f64>,
     /// One row a position, where positions are learned.
@@ -157,33 +159,40 @@ pub struct Part {
     pub rows: usize,
 }
 
+/// Longest sequence for which tables of positions are made.
+const TOKENS_MAX: usize = 1 << 22;
+
 impl Spec {
     /// Whether the sizes fit each other; the reason where they do not.
     pub fn check(&self) -> Result<(), String> {
         if self.tokens_max == 0 || self.embedding.word.rows == 0 || self.hidden == 0 || self.embedding.width == 0 {
             return Err("a size is 0".into());
         }
+        if self.tokens_max > TOKENS_MAX {
+            return Err(format!("sequences of {} tokens are not supported, of {TOKENS_MAX} are", self.tokens_max));
+        }
+        let norms = self.layers.iter().flat_map(Layer::norms).chain(&self.embedding.norm).chain(&self.final_norm);
+        if let Some(norm) = norms.into_iter().find(|norm| norm.eps.is_nan() || norm.eps < 0.0) {
+            return Err(format!("the epsilon {} of '{}' is not a positive number", norm.eps, norm.path));
+        }
         self.layers.iter().try_for_each(|layer| layer.check(self.hidden))
     }
 }
 
 impl Layer {
+    /// The norms around its two steps.
+    fn norms(&self) -> impl Iterator<Item = &Norm> {
+        let norms = [&self.attention_norms, &self.mlp_norms].into_iter();
+        norms.flat_map(|norms| [&norms.before, &norms.after, &norms.sum]).flatten()
+    }
+
     fn check(&self, hidden: usize) -> Result<(), String> {
-        let Attention { heads, kv_heads, head_width, qkv, positions, .. } = &self.attention;
-        if *kv_heads == 0
-            || *head_width == 0
-            || heads % kv_heads != 0
-            || qkv.rows() != (heads + 2 * kv_heads) * head_width
-        {
-            return Err(format!(
-                "{heads} heads over {kv_heads} key heads, of width {head_width}, do not fit {} rows over a width of {hidden}",
-                qkv.rows()
-            ));
-        }
-        if matches!(positions, Positions::Rotary(_)) && head_width % 2 != 0 {
-            return Err(format!("heads of width {head_width} cannot be rotated"));
-        }
+        self.attention.check(hidden)?;
         match &self.mlp {
+            FeedForward::Dense(mlp) if mlp.down.columns == 0 || mlp.up.rows() == 0 => {
+                Err("the feed-forward network has no width".into())
+            }
+            FeedForward::Experts(experts) if experts.inner == 0 => Err("the experts have no width".into()),
             FeedForward::Experts(experts) if experts.active == 0 || experts.active > experts.router.rows() => {
                 Err(format!("a token cannot take {} of {} experts", experts.active, experts.router.rows()))
             }
@@ -207,7 +216,16 @@ impl Norms {
 impl Embedding {
     /// Word rows and nothing more.
     pub fn of_words(word: Table, width: usize) -> Self {
-        Self { width, word, scale: None, position: None, token_type: None, norm: None, projection: None }
+        Self {
+            width,
+            word,
+            word_first: None,
+            scale: None,
+            position: None,
+            token_type: None,
+            norm: None,
+            projection: None,
+        }
     }
 }
 
