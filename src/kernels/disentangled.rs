@@ -2,8 +2,8 @@
 //! to content, queries attend to where a key stands and keys to where a query stands, by relative position. Memory grows
 //! with the length times the number of relative positions, never with the length's square.
 
-use super::attention::{Heads, softmax};
-use super::math::vectorized;
+use super::attention::Heads;
+use super::math::{exp, maximum, sum, vectorized};
 use super::product::multiply;
 use super::view::{Matrix, MatrixMut, Rows, with_dense};
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
@@ -120,9 +120,19 @@ impl Disentangled<'_> {
                     || softmax(scores),
                 );
             }
-            heads.weigh(&mut y[block.start * width..block.end * width], width, &scores, head, sequence.clone());
+            let y = &mut y[block.start * width..block.end * width];
+            heads.weigh((y, width), false, &scores, head, sequence.clone());
         }
     }
+}
+
+/// Scores to attention weights, in place.
+#[inline(always)]
+fn softmax(scores: &mut [f32]) {
+    let highest = maximum(scores);
+    scores.iter_mut().for_each(|s| *s = exp(*s - highest));
+    let total = sum(scores, |s| s);
+    scores.iter_mut().for_each(|s| *s /= total);
 }
 
 /// One head's vectors of some relative positions.
