@@ -20,6 +20,8 @@ pub struct Config {
     rank: usize,
     alpha: f64,
     rslora: bool,
+    /// `lora_bias`: whether the second half of each update has a bias.
+    pub has_bias: bool,
     rank_pattern: Vec<(Regex, f64)>,
     alpha_pattern: Vec<(Regex, f64)>,
     targets: Option<Targets>,
@@ -64,6 +66,8 @@ struct File {
     #[serde(default)]
     use_rslora: bool,
     #[serde(default)]
+    lora_bias: bool,
+    #[serde(default)]
     rank_pattern: Option<Map<String, Value>>,
     #[serde(default)]
     alpha_pattern: Option<Map<String, Value>>,
@@ -103,6 +107,7 @@ impl Config {
             rank: file.r,
             alpha: file.lora_alpha,
             rslora: file.use_rslora,
+            has_bias: file.lora_bias,
             rank_pattern: patterns("rank_pattern", file.rank_pattern).map_err(fail)?,
             alpha_pattern: patterns("alpha_pattern", file.alpha_pattern).map_err(fail)?,
             targets: file.target_modules,

@@ -3,14 +3,16 @@
 use super::Config;
 use crate::error::{Error, Result};
 use crate::folder::Folder;
-use crate::model::{Adapter, Checkpoint, Delta, Model, SiteKind};
+use crate::model::{Adapter, Checkpoint, DType, Delta, Model, SiteKind};
 use std::collections::BTreeMap;
 
 /// The two halves of one module's update, as canonical tensor names.
-#[derive(Default)]
 struct Pair {
+    kind: SiteKind,
     a: Option<String>,
     b: Option<String>,
+    /// Of the second half.
+    bias: Option<String>,
 }
 
 /// Lays the folder's checkpoint on a model.
@@ -27,6 +29,7 @@ pub fn load(folder: &Folder, config: &Config, model: &Model) -> Result<Adapter> 
         let bound = bind(module, pair, &checkpoint, config, model)?;
         deltas.extend(bound);
     }
+    base_layers(&checkpoint, model)?;
     checkpoint.finish()?;
     let trained: Vec<(&str, &str)> = pairs
         .iter()
@@ -46,27 +49,65 @@ fn trained_name(tensor: &str) -> &str {
     name.split_once(".lora_").map_or(name, |(module, _)| module)
 }
 
-/// Tensors by module: `<module>.lora_A.weight` or `<module>.lora_A.<adapter name>.weight`, and the same with `lora_B`.
+/// Tensors by module: `<module>.lora_A.weight` or `<module>.lora_A.<adapter name>.weight`, of an embedding
+/// `<module>.lora_embedding_A` or `<module>.lora_embedding_A.<adapter name>`, and the same with B.
 fn pairs(checkpoint: &Checkpoint) -> Result<BTreeMap<String, Pair>> {
     let mut pairs: BTreeMap<String, Pair> = BTreeMap::new();
     for name in checkpoint.names() {
         let fail = |reason: &str| {
             Err(Error::load(checkpoint.path(), format!("tensor '{}' {reason}", checkpoint.name_in_file(name))))
         };
+        if name.ends_with(BASE_LAYER) {
+            continue;
+        }
         let Some((module, half)) = name.split_once(".lora_") else { return fail("is not part of a LoRA update") };
         let (half, rest) = half.split_once('.').unwrap_or((half, ""));
         let is_weight = rest == "weight" || rest.strip_suffix(".weight").is_some_and(|infix| !infix.contains('.'));
-        if !is_weight || !["A", "B"].contains(&half) {
-            return fail("is not supported; supported: lora_A.weight, lora_B.weight");
+        let is_bias = rest == "bias" || rest.strip_suffix(".bias").is_some_and(|infix| !infix.contains('.'));
+        let kind = match half {
+            "A" | "B" if is_weight => SiteKind::Linear,
+            "B" if is_bias => SiteKind::Linear,
+            "embedding_A" | "embedding_B" if !rest.contains('.') => SiteKind::Table,
+            _ => {
+                return fail(
+                    "is not supported; supported: lora_A.weight, lora_B.weight, lora_B.bias, lora_embedding_A, lora_embedding_B",
+                );
+            }
+        };
+        let pair = pairs.entry(module.to_owned()).or_insert(Pair { kind, a: None, b: None, bias: None });
+        if pair.kind != kind {
+            return fail("belongs to a module that is a linear one by another tensor, and an embedding by this one");
         }
-        let pair = pairs.entry(module.to_owned()).or_default();
-        let place = if half == "A" { &mut pair.a } else { &mut pair.b };
+        let place = match half {
+            "B" if is_bias => &mut pair.bias,
+            half if half.ends_with('A') => &mut pair.a,
+            _ => &mut pair.b,
+        };
         if let Some(other) = place.replace(name.to_owned()) {
             let reason = format!("and '{}' belong to two adapters in one file", checkpoint.name_in_file(&other));
             return fail(&reason);
         }
     }
     Ok(pairs)
+}
+
+/// What PEFT calls the base's own weight under an update.
+const BASE_LAYER: &str = ".base_layer.weight";
+
+/// PEFT saves the whole embedding beside an update of it; it must be the base's.
+fn base_layers(checkpoint: &Checkpoint, model: &Model) -> Result<()> {
+    for name in checkpoint.names().filter(|name| name.ends_with(BASE_LAYER)) {
+        let module = name.strip_suffix(BASE_LAYER).unwrap_or(name);
+        let site = model.sites().find(module, SiteKind::Table);
+        let Some(rows) = site.and_then(|site| model.sites().table(site)) else { continue };
+        let stored = checkpoint.take(name, rows.dims(), model.device())?.to_dtype(rows.dtype())?;
+        let (stored, rows) = (stored.to_dtype(DType::F32)?, rows.to_dtype(DType::F32)?);
+        if (stored - rows)?.abs()?.max_all()?.to_scalar::<f32>()? != 0.0 {
+            let reason = format!("tensor '{}' is another embedding than the base's", checkpoint.name_in_file(name));
+            return Err(Error::load(checkpoint.path(), format!("{reason}, which is not supported")));
+        }
+    }
+    Ok(())
 }
 
 /// One module's delta; none where the module is one that no forward pass runs.
@@ -104,17 +145,29 @@ fn bind(
         checkpoint.leave(module);
         return Ok(None);
     }
-    let Some(site) = model.sites().find(module, SiteKind::Linear) else {
-        return Err(fail(format!("tensor '{}': the base has no linear module '{module}'", checkpoint.name_in_file(a))));
+    let (what, found) = match pair.kind {
+        SiteKind::Linear => ("linear module", [outputs, inputs]),
+        SiteKind::Table => ("embedding", [inputs, outputs]),
+    };
+    let Some(site) = model.sites().find(module, pair.kind) else {
+        return Err(fail(format!("tensor '{}': the base has no {what} '{module}'", checkpoint.name_in_file(a))));
     };
     let expected = model.sites().shape(site);
-    if expected != [outputs, inputs] {
-        let reason =
-            format!("does not fit the base: it changes a [{outputs}, {inputs}] matrix, '{module}' is {expected:?}");
+    if expected != found {
+        let reason = format!("does not fit the base: it changes a {found:?} matrix, '{module}' is {expected:?}");
         return Err(fail(format!("tensor '{}' {reason}", checkpoint.name_in_file(a))));
     }
     let take = |name: &str, shape: [usize; 2]| checkpoint.take(name, &shape, model.device());
     let a = take(a, [rank, inputs])?.t()?.contiguous()?;
     let b = (take(b, [outputs, rank])?.t()?.contiguous()? * config.scale(named))?;
-    Ok(Some((site, Delta::LowRank { a, b })))
+    if pair.bias.is_some() != (config.has_bias && pair.kind == SiteKind::Linear) {
+        let says = config.has_bias;
+        return Err(fail(format!(
+            "'{module}': adapter_config.json says lora_bias = {says}, the tensors say otherwise"
+        )));
+    }
+    let bias = pair.bias.as_ref().map(|bias| -> Result<_> {
+        Ok((checkpoint.take(bias, &[outputs], model.device())?.reshape((1, outputs))? * config.scale(named))?)
+    });
+    Ok(Some((site, Delta::LowRank { a, b, bias: bias.transpose()? })))
 }

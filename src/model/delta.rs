@@ -27,6 +27,8 @@ pub struct Sites {
     all: Vec<(String, SiteKind, [usize; 2])>,
     /// How many of them are other names of others.
     aliases: usize,
+    /// The base's rows of its embeddings, in its number format.
+    tables: HashMap<Site, Tensor>,
 }
 
 impl Sites {
@@ -42,8 +44,15 @@ impl Sites {
     }
 
     /// The site of an embedding of this path and shape `[rows, width]`.
-    pub(super) fn add_table(&mut self, path: &str, shape: [usize; 2]) -> Site {
-        self.add(path, SiteKind::Table, shape)
+    pub(super) fn add_table(&mut self, path: &str, shape: [usize; 2], rows: &Tensor) -> Site {
+        let site = self.add(path, SiteKind::Table, shape);
+        self.tables.insert(site, rows.clone());
+        site
+    }
+
+    /// The base's rows of an embedding, in its number format.
+    pub fn table(&self, site: Site) -> Option<&Tensor> {
+        self.tables.get(&site)
     }
 
     fn add(&mut self, path: &str, kind: SiteKind, shape: [usize; 2]) -> Site {
@@ -89,12 +98,14 @@ impl Sites {
 /// How an adapter changes the output of one site.
 #[derive(Clone, Debug)]
 pub enum Delta {
-    /// `y += (x a) b`, the scale already in `b`; of an embedding, where `x` picks rows of `a`, the same.
+    /// `y += (x a) b + bias`, the scale already in `b` and `bias`; of an embedding, where `x` picks rows of `a`, the same.
     LowRank {
         /// `[in, rank]`, or `[rows, rank]`.
         a: Tensor,
         /// `[rank, out]`, or `[rank, width]`.
         b: Tensor,
+        /// `[1, out]`.
+        bias: Option<Tensor>,
     },
 }
 
@@ -102,14 +113,20 @@ impl Delta {
     /// Adds what the rows `x [rows, in]` get to `y [rows, out]`, a window, in place.
     fn add(&self, x: &Tensor, y: &Tensor) -> Result<()> {
         match self {
-            Self::LowRank { a, b } => Ok(add_product(y, &product(x, a, None)?, b)?),
+            Self::LowRank { a, b, bias } => {
+                add_product(y, &product(x, a, None)?, b)?;
+                if let Some(bias) = bias {
+                    add_product(y, &Tensor::ones((x.dims()[0], 1), bias.dtype(), x.device())?, bias)?;
+                }
+                Ok(())
+            }
         }
     }
 
     /// Adds what the embedding's rows `ids` get to `y [ids, width]`, in place.
     fn look_up(&self, ids: &Tensor, y: &Tensor) -> Result<()> {
         match self {
-            Self::LowRank { a, b } => Ok(add_product(y, &a.index_select(ids, 0)?, b)?),
+            Self::LowRank { a, b, .. } => Ok(add_product(y, &a.index_select(ids, 0)?, b)?),
         }
     }
 
@@ -123,7 +140,9 @@ impl Delta {
     /// Bytes it occupies.
     pub fn bytes(&self) -> usize {
         match self {
-            Self::LowRank { a, b } => [a, b].iter().map(|t| t.elem_count() * t.dtype().size_in_bytes()).sum(),
+            Self::LowRank { a, b, bias } => {
+                [a, b].into_iter().chain(bias).map(|t| t.elem_count() * t.dtype().size_in_bytes()).sum()
+            }
         }
     }
 }

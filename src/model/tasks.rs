@@ -35,7 +35,7 @@ pub fn load(
         };
         for (task, deltas) in deltas.iter_mut().enumerate() {
             let b = (b.get(task)?.contiguous()? * spec.scale)?;
-            deltas.push((site, Delta::LowRank { a: a.get(task)?.contiguous()?, b }));
+            deltas.push((site, Delta::LowRank { a: a.get(task)?.contiguous()?, b, bias: None }));
         }
     }
     let adapters = deltas.into_iter().map(|deltas| Arc::new(Adapter::new(deltas)));

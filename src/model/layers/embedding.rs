@@ -33,7 +33,8 @@ struct Position {
 impl Table {
     fn load(spec: &spec::Table, width: usize, loader: &mut Loader) -> Result<Self> {
         let rows = loader.weight(&spec.path, "weight", &[spec.rows, width])?;
-        Ok(Self { rows, site: loader.sites.add_table(&spec.path, [spec.rows, width]) })
+        let site = loader.sites.add_table(&spec.path, [spec.rows, width], &rows);
+        Ok(Self { rows, site })
     }
 
     /// A row an id, in f32, with the batch's deltas: `[ids, width]`.

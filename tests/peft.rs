@@ -1,0 +1,51 @@
+//! What PEFT can say beyond LoRA on linear modules, against vectors of sentence-transformers + PEFT
+//! (tests/fixtures/peft_types.py).
+
+mod support;
+
+use safetensors::SafeTensors;
+use serde_json::json;
+use support::{Door, config, copy_of, embeddings, gap, named, read, rows};
+
+/// Base folder and kind of adapter.
+const ROWS: [(&str, &str); 4] =
+    [("bert", "lora-embedding"), ("bert", "lora-bias"), ("qwen2", "lora-bias"), ("gemma3", "lora-embedding")];
+
+#[tokio::test]
+async fn every_kind_is_within_1e5_of_the_oracle_alone_and_mixed() {
+    for (family, kind) in ROWS {
+        let golden = read(&format!("peft/{family}/golden.json"));
+        let texts: Vec<String> = serde_json::from_value(golden["texts"].clone()).unwrap();
+        let adapters = [named(kind, &format!("peft/{family}/{kind}")), named("other", &format!("{family}/lora-all"))];
+        let door = Door::open(&[named("base", &format!("{family}/base"))], &adapters, &[]);
+        let (oracle, base) = (rows(&golden[kind]), rows(&golden["base"]));
+        let ours = door.vectors(kind, &texts).await;
+        let (error, effect) = (gap(&ours, &oracle), gap(&ours, &base));
+        println!("{family:10} {kind:16} max|diff| {error:.1e}  |adapter - base| {effect:.2}");
+        assert!(error <= 1e-5 && effect > 1e-2, "{family} {kind}: {error}, {effect}");
+        assert!(gap(&door.vectors("base", &texts).await, &base) <= 1e-5, "{family}: the base changed");
+        let inputs: Vec<&String> = texts.iter().flat_map(|text| [text; 3]).collect();
+        let names: Vec<_> = texts.iter().flat_map(|_| [Some(kind), None, Some("other")]).collect();
+        let body = json!({"model": "base", "adapters": names, "input": inputs, "normalize": false, "truncate": true});
+        let (status, reply) = door.ask(body).await;
+        assert_eq!(status, 200, "{reply}");
+        let mixed: Vec<Vec<f32>> = embeddings(&reply).into_iter().step_by(3).collect();
+        assert!(gap(&mixed, &ours) <= 1e-6, "{family} {kind}: mixed is not alone");
+    }
+}
+
+#[test]
+fn an_embedding_that_is_not_the_bases_is_refused() {
+    let folder = copy_of("peft/gemma3/lora-embedding");
+    let path = folder.path().join("adapter_model.safetensors");
+    let mut bytes = std::fs::read(&path).unwrap();
+    let whole = SafeTensors::deserialize(&bytes).unwrap();
+    let whole = whole.tensor("base_model.model.embed_tokens.base_layer.weight").unwrap();
+    let place = whole.data().as_ptr() as usize - bytes.as_ptr() as usize;
+    bytes[place..place + 4].copy_from_slice(&7f32.to_le_bytes());
+    std::fs::write(&path, bytes).unwrap();
+    let adapter = format!("a={}", folder.path().display());
+    let refused = Door::with(config(&[named("base", "gemma3/base")], &[adapter], &[]).unwrap());
+    let refused = refused.err().expect("it must not load").to_string();
+    assert!(refused.contains("embed_tokens.base_layer.weight") && refused.contains("another embedding"), "{refused}");
+}
