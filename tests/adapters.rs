@@ -117,7 +117,7 @@ fn any_tensor_that_is_lost_renamed_or_reshaped_is_named() {
 #[test]
 fn a_stray_tensor_is_refused_and_named() {
     for (name, cause) in [
-        ("base_model.model.encoder.layer.0.attention.self.query.lora_magnitude_vector", "not supported"),
+        ("base_model.model.encoder.layer.0.attention.self.query.lora_magnitude_vector", "use_dora = false"),
         ("base_model.model.encoder.layer.9.attention.self.query.lora_A.weight", "lora_B"),
         ("base_model.model.classifier_of_mine.weight", "not part of a LoRA"),
     ] {

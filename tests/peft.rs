@@ -8,8 +8,14 @@ use serde_json::json;
 use support::{Door, config, copy_of, embeddings, gap, named, read, rows};
 
 /// Base folder and kind of adapter.
-const ROWS: [(&str, &str); 4] =
-    [("bert", "lora-embedding"), ("bert", "lora-bias"), ("qwen2", "lora-bias"), ("gemma3", "lora-embedding")];
+const ROWS: [(&str, &str); 6] = [
+    ("bert", "lora-embedding"),
+    ("bert", "lora-bias"),
+    ("bert", "dora"),
+    ("qwen2", "lora-bias"),
+    ("qwen2", "dora"),
+    ("gemma3", "lora-embedding"),
+];
 
 #[tokio::test]
 async fn every_kind_is_within_1e5_of_the_oracle_alone_and_mixed() {

@@ -22,6 +22,8 @@ pub struct Config {
     rslora: bool,
     /// `lora_bias`: whether the second half of each update has a bias.
     pub has_bias: bool,
+    /// `use_dora`: whether each update has lengths of its own.
+    pub is_dora: bool,
     rank_pattern: Vec<(Regex, f64)>,
     alpha_pattern: Vec<(Regex, f64)>,
     targets: Option<Targets>,
@@ -68,6 +70,8 @@ struct File {
     #[serde(default)]
     lora_bias: bool,
     #[serde(default)]
+    use_dora: bool,
+    #[serde(default)]
     rank_pattern: Option<Map<String, Value>>,
     #[serde(default)]
     alpha_pattern: Option<Map<String, Value>>,
@@ -99,6 +103,9 @@ impl Config {
         }
         let file: File = typed(content).map_err(fail)?;
         refuse_unknown(&file).map_err(fail)?;
+        if file.lora_bias && file.use_dora {
+            return Err(fail("lora_bias with use_dora is not supported".into()));
+        }
         if file.r == 0 {
             return Err(fail("r must be at least 1".into()));
         }
@@ -108,6 +115,7 @@ impl Config {
             alpha: file.lora_alpha,
             rslora: file.use_rslora,
             has_bias: file.lora_bias,
+            is_dora: file.use_dora,
             rank_pattern: patterns("rank_pattern", file.rank_pattern).map_err(fail)?,
             alpha_pattern: patterns("alpha_pattern", file.alpha_pattern).map_err(fail)?,
             targets: file.target_modules,

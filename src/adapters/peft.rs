@@ -3,7 +3,7 @@
 use super::Config;
 use crate::error::{Error, Result};
 use crate::folder::Folder;
-use crate::model::{Adapter, Checkpoint, DType, Delta, Model, SiteKind};
+use crate::model::{Adapter, Checkpoint, DType, Delta, Magnitude, Model, SiteKind};
 use std::collections::BTreeMap;
 
 /// The two halves of one module's update, as canonical tensor names.
@@ -13,6 +13,8 @@ struct Pair {
     b: Option<String>,
     /// Of the second half.
     bias: Option<String>,
+    /// DoRA's lengths.
+    magnitude: Option<String>,
 }
 
 /// Lays the folder's checkpoint on a model.
@@ -67,19 +69,23 @@ fn pairs(checkpoint: &Checkpoint) -> Result<BTreeMap<String, Pair>> {
         let kind = match half {
             "A" | "B" if is_weight => SiteKind::Linear,
             "B" if is_bias => SiteKind::Linear,
+            "magnitude_vector" if is_weight || !rest.contains('.') => SiteKind::Linear,
             "embedding_A" | "embedding_B" if !rest.contains('.') => SiteKind::Table,
             _ => {
                 return fail(
-                    "is not supported; supported: lora_A.weight, lora_B.weight, lora_B.bias, lora_embedding_A, lora_embedding_B",
+                    "is not supported; supported: lora_A.weight, lora_B.weight, lora_B.bias, lora_magnitude_vector, lora_embedding_A, \
+                              lora_embedding_B",
                 );
             }
         };
-        let pair = pairs.entry(module.to_owned()).or_insert(Pair { kind, a: None, b: None, bias: None });
+        let pair =
+            pairs.entry(module.to_owned()).or_insert(Pair { kind, a: None, b: None, bias: None, magnitude: None });
         if pair.kind != kind {
             return fail("belongs to a module that is a linear one by another tensor, and an embedding by this one");
         }
         let place = match half {
             "B" if is_bias => &mut pair.bias,
+            "magnitude_vector" => &mut pair.magnitude,
             half if half.ends_with('A') => &mut pair.a,
             _ => &mut pair.b,
         };
@@ -110,6 +116,20 @@ fn base_layers(checkpoint: &Checkpoint, model: &Model) -> Result<()> {
     Ok(())
 }
 
+/// Both halves of an update; none where only what goes with them is there, which then nothing reads.
+fn halves<'a>(pair: &'a Pair, checkpoint: &Checkpoint) -> Result<Option<(&'a String, &'a String)>> {
+    let alone = |name: &str, other: &str| {
+        let name = checkpoint.name_in_file(name);
+        Err(Error::load(checkpoint.path(), format!("tensor '{name}' has no {other} beside it")))
+    };
+    match (&pair.a, &pair.b) {
+        (Some(a), Some(b)) => Ok(Some((a, b))),
+        (Some(a), None) => alone(a, "lora_B"),
+        (None, Some(b)) => alone(b, "lora_A"),
+        (None, None) => Ok(None),
+    }
+}
+
 /// One module's delta; none where the module is one that no forward pass runs.
 fn bind(
     module: &str,
@@ -119,16 +139,7 @@ fn bind(
     model: &Model,
 ) -> Result<Option<(crate::model::Site, Delta)>> {
     let fail = |reason: String| Error::load(checkpoint.path(), reason);
-    let (a, b) = match (&pair.a, &pair.b) {
-        (Some(a), Some(b)) => (a, b),
-        (Some(a), None) => {
-            return Err(fail(format!("tensor '{}' has no lora_B beside it", checkpoint.name_in_file(a))));
-        }
-        (None, Some(b)) => {
-            return Err(fail(format!("tensor '{}' has no lora_A beside it", checkpoint.name_in_file(b))));
-        }
-        (None, None) => return Ok(None),
-    };
+    let Some((a, b)) = halves(pair, checkpoint)? else { return Ok(None) };
     let shape = |name: &str| match checkpoint.shape(name).as_deref() {
         Some(&[rows, columns]) => Ok([rows, columns]),
         other => Err(fail(format!("tensor '{}' is no matrix: {other:?}", checkpoint.name_in_file(name)))),
@@ -160,14 +171,28 @@ fn bind(
     let take = |name: &str, shape: [usize; 2]| checkpoint.take(name, &shape, model.device());
     let a = take(a, [rank, inputs])?.t()?.contiguous()?;
     let b = (take(b, [outputs, rank])?.t()?.contiguous()? * config.scale(named))?;
-    if pair.bias.is_some() != (config.has_bias && pair.kind == SiteKind::Linear) {
-        let says = config.has_bias;
-        return Err(fail(format!(
-            "'{module}': adapter_config.json says lora_bias = {says}, the tensors say otherwise"
-        )));
-    }
+    let agrees = |found: &Option<String>, says: bool, key: &str, tensor: &str| match found {
+        Some(name) if !says => {
+            let name = checkpoint.name_in_file(name);
+            Err(fail(format!("tensor '{name}' is there, but adapter_config.json says {key} = false")))
+        }
+        None if says => Err(fail(format!("'{module}' has no {tensor}, but adapter_config.json says {key} = true"))),
+        _ => Ok(()),
+    };
+    agrees(&pair.bias, config.has_bias && pair.kind == SiteKind::Linear, "lora_bias", "lora_B.bias")?;
+    agrees(&pair.magnitude, config.is_dora, "use_dora", "lora_magnitude_vector")?;
     let bias = pair.bias.as_ref().map(|bias| -> Result<_> {
         Ok((checkpoint.take(bias, &[outputs], model.device())?.reshape((1, outputs))? * config.scale(named))?)
     });
-    Ok(Some((site, Delta::LowRank { a, b, bias: bias.transpose()? })))
+    let magnitude = match (&pair.magnitude, model.sites().weight(site)) {
+        (None, _) => None,
+        (Some(name), Some(base)) => {
+            let m = checkpoint.take(name, &[outputs], model.device())?;
+            Some(Magnitude::new(&m, &a, &b, base)?)
+        }
+        (Some(name), None) => {
+            return Err(fail(format!("tensor '{name}': DoRA of an embedding is not supported")));
+        }
+    };
+    Ok(Some((site, Delta::LowRank { a, b, bias: bias.transpose()?, magnitude })))
 }

@@ -3,6 +3,7 @@
 
 mod activation;
 mod attention;
+mod columns;
 mod disentangled;
 mod finite;
 mod math;
@@ -14,6 +15,7 @@ mod view;
 
 pub use activation::{Activation, Gate, activate};
 pub use attention::{Attention, attention};
+pub use columns::scale_columns;
 pub use disentangled::{Disentangled, disentangled};
 pub use finite::all_finite;
 pub use norm::{NormKind, norm};

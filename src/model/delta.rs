@@ -1,99 +1,12 @@
-//! What adapters change: sites of a model, deltas by site, and which rows of a batch they touch.
+//! What adapters change: deltas by site, and which rows of a batch they touch.
 
+use super::sites::{Site, Weight};
 use crate::error::Result;
-use crate::kernels::{add_product, product};
-use candle_core::Tensor;
+use crate::kernels::{add_product, product, scale_columns};
+use candle_core::{DType, Tensor};
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
-
-/// A module that an adapter can change, as its place in the model's [`Sites`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Site(usize);
-
-/// What a site is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SiteKind {
-    /// A linear module; its shape is `[out, in]`.
-    Linear,
-    /// An embedding; its shape is `[rows, width]`.
-    Table,
-}
-
-/// Every site of a model, by checkpoint path.
-#[derive(Debug, Default)]
-pub struct Sites {
-    by_path: HashMap<String, Site>,
-    all: Vec<(String, SiteKind, [usize; 2])>,
-    /// How many of them are other names of others.
-    aliases: usize,
-    /// The base's rows of its embeddings, in its number format.
-    tables: HashMap<Site, Tensor>,
-}
-
-impl Sites {
-    /// The site of a linear module of this path and shape `[out, in]`; the same one when a module is used twice.
-    pub(super) fn add_linear(&mut self, path: &str, shape: [usize; 2]) -> Site {
-        self.add(path, SiteKind::Linear, shape)
-    }
-
-    /// The same of rows that adapters may know as a module of this path.
-    pub(super) fn add_alias(&mut self, path: &str, shape: [usize; 2]) -> Site {
-        self.aliases += usize::from(!self.by_path.contains_key(path));
-        self.add(path, SiteKind::Linear, shape)
-    }
-
-    /// The site of an embedding of this path and shape `[rows, width]`.
-    pub(super) fn add_table(&mut self, path: &str, shape: [usize; 2], rows: &Tensor) -> Site {
-        let site = self.add(path, SiteKind::Table, shape);
-        self.tables.insert(site, rows.clone());
-        site
-    }
-
-    /// The base's rows of an embedding, in its number format.
-    pub fn table(&self, site: Site) -> Option<&Tensor> {
-        self.tables.get(&site)
-    }
-
-    fn add(&mut self, path: &str, kind: SiteKind, shape: [usize; 2]) -> Site {
-        let next = Site(self.all.len());
-        let site = *self.by_path.entry(path.to_owned()).or_insert(next);
-        if site == next {
-            self.all.push((path.to_owned(), kind, shape));
-        }
-        site
-    }
-
-    /// The site of this kind at a checkpoint path.
-    pub fn find(&self, path: &str, kind: SiteKind) -> Option<Site> {
-        self.by_path.get(path).copied().filter(|site| self.kind(*site) == kind)
-    }
-
-    /// What it is.
-    pub fn kind(&self, site: Site) -> SiteKind {
-        self.all[site.0].1
-    }
-
-    /// Its checkpoint path.
-    pub fn path(&self, site: Site) -> &str {
-        &self.all[site.0].0
-    }
-
-    /// Its weight's shape; see [`SiteKind`].
-    pub fn shape(&self, site: Site) -> [usize; 2] {
-        self.all[site.0].2
-    }
-
-    /// How many modules there are, each counted once.
-    pub fn modules(&self) -> usize {
-        self.all.len() - self.aliases
-    }
-
-    /// All of them, in the order of the forward pass.
-    pub fn iter(&self) -> impl Iterator<Item = (Site, &str)> {
-        self.all.iter().enumerate().map(|(i, (path, ..))| (Site(i), path.as_str()))
-    }
-}
 
 /// How an adapter changes the output of one site.
 #[derive(Clone, Debug)]
@@ -106,15 +19,43 @@ pub enum Delta {
         b: Tensor,
         /// `[1, out]`.
         bias: Option<Tensor>,
+        /// DoRA's, where there is one.
+        magnitude: Option<Magnitude>,
     },
+}
+
+/// New lengths of a linear module's rows (DoRA, arXiv:2402.09353): `y = (W x + s B A x) m / n + bias`, with `n` the
+/// lengths of the rows of `W + s B A`.
+#[derive(Clone, Debug)]
+pub struct Magnitude {
+    /// `m / n`, `[out]`.
+    factor: Tensor,
+    /// What gives the bias back its own length, `[out]`.
+    shift: Tensor,
+}
+
+impl Magnitude {
+    /// From `m [out]`, and the update's `a [in, rank]` and `b [rank, out]` on a linear site.
+    pub fn new(m: &Tensor, a: &Tensor, b: &Tensor, base: &Weight) -> Result<Self> {
+        let whole = (base.weight.to_dtype(DType::F32)? + a.matmul(b)?)?;
+        let factor = (m / whole.sqr()?.sum(0)?.sqrt()?)?;
+        let shift = match &base.bias {
+            Some(bias) => (bias - (bias * &factor)?)?,
+            None => factor.zeros_like()?,
+        };
+        Ok(Self { factor, shift })
+    }
 }
 
 impl Delta {
     /// Adds what the rows `x [rows, in]` get to `y [rows, out]`, a window, in place.
     fn add(&self, x: &Tensor, y: &Tensor) -> Result<()> {
         match self {
-            Self::LowRank { a, b, bias } => {
+            Self::LowRank { a, b, bias, magnitude } => {
                 add_product(y, &product(x, a, None)?, b)?;
+                if let Some(Magnitude { factor, shift }) = magnitude {
+                    scale_columns(y, factor, shift)?;
+                }
                 if let Some(bias) = bias {
                     add_product(y, &Tensor::ones((x.dims()[0], 1), bias.dtype(), x.device())?, bias)?;
                 }
@@ -140,8 +81,14 @@ impl Delta {
     /// Bytes it occupies.
     pub fn bytes(&self) -> usize {
         match self {
-            Self::LowRank { a, b, bias } => {
-                [a, b].into_iter().chain(bias).map(|t| t.elem_count() * t.dtype().size_in_bytes()).sum()
+            Self::LowRank { a, b, bias, magnitude } => {
+                let magnitude = magnitude.iter().flat_map(|magnitude| [&magnitude.factor, &magnitude.shift]);
+                [a, b]
+                    .into_iter()
+                    .chain(bias)
+                    .chain(magnitude)
+                    .map(|t| t.elem_count() * t.dtype().size_in_bytes())
+                    .sum()
             }
         }
     }

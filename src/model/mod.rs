@@ -6,15 +6,17 @@ mod families;
 mod layers;
 mod modules;
 mod pipeline;
+mod sites;
 mod spec;
 mod static_embedding;
 mod tasks;
 mod transformer;
 
 pub use checkpoint::{Checkpoint, canonical};
-pub use delta::{Adapter, Delta, Plan, Site, SiteKind, Sites};
+pub use delta::{Adapter, Delta, Magnitude, Plan};
 pub use modules::{Body, Modules};
 pub use pipeline::Pipeline;
+pub use sites::{Site, SiteKind, Sites};
 pub use spec::Spec;
 
 use crate::error::{Error, Result};

@@ -1,7 +1,8 @@
 //! Adapters inside a base's own checkpoint: stacked low-rank updates, see [`spec::Tasks`].
 
 use super::checkpoint::Checkpoint;
-use super::delta::{Adapter, Delta, SiteKind, Sites};
+use super::delta::{Adapter, Delta};
+use super::sites::{SiteKind, Sites};
 use super::spec;
 use crate::error::Result;
 use candle_core::Device;
@@ -35,7 +36,7 @@ pub fn load(
         };
         for (task, deltas) in deltas.iter_mut().enumerate() {
             let b = (b.get(task)?.contiguous()? * spec.scale)?;
-            deltas.push((site, Delta::LowRank { a: a.get(task)?.contiguous()?, b, bias: None }));
+            deltas.push((site, Delta::LowRank { a: a.get(task)?.contiguous()?, b, bias: None, magnitude: None }));
         }
     }
     let adapters = deltas.into_iter().map(|deltas| Arc::new(Adapter::new(deltas)));

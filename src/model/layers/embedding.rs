@@ -2,7 +2,8 @@
 
 use super::{Linear, Loader, Norm};
 use crate::error::Result;
-use crate::model::delta::{Plan, Site};
+use crate::model::delta::Plan;
+use crate::model::sites::Site;
 use crate::model::spec;
 use candle_core::{DType, Tensor};
 

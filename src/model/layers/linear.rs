@@ -3,7 +3,8 @@
 use super::Loader;
 use crate::error::Result;
 use crate::kernels::product;
-use crate::model::delta::{Adapter, Plan, Site};
+use crate::model::delta::{Adapter, Plan};
+use crate::model::sites::Site;
 use crate::model::spec::Projection;
 use candle_core::Tensor;
 
@@ -34,6 +35,9 @@ impl Linear {
         }
         let weight = Tensor::cat(&weights, 1)?.contiguous()?;
         let bias = if spec.bias { Some(Tensor::cat(&biases, 0)?) } else { None };
+        for site in &sites {
+            loader.sites.hold(*site, &weight, bias.as_ref())?;
+        }
         Ok(Self { weight, bias, sites })
     }
 

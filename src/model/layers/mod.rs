@@ -19,7 +19,7 @@ pub use mlp::Mlp;
 pub use norm::Norm;
 
 use super::checkpoint::Checkpoint;
-use super::delta::Sites;
+use super::sites::Sites;
 use crate::error::{Error, Result};
 use crate::kernels::all_finite;
 use candle_core::{DType, Device, Tensor};
