@@ -1,8 +1,8 @@
 //! ALBERT (arXiv:1909.11942): BERT with narrow embeddings and with groups of layers that share their weights.
 
-use super::post_norm::{Biases, Names, PostNorm, learned};
+use super::post_norm::{Names, PostNorm};
 use super::{Family, bert, layer_norm};
-use crate::model::spec::{Gate, Positions, Projection, Spec};
+use crate::model::spec::{Projection, Spec};
 use serde::Deserialize;
 
 #[derive(Deserialize)]
@@ -30,6 +30,8 @@ const NAMES: Names = Names {
     ..bert::NAMES
 };
 
+const IDLE: [&str; 4] = ["pooler", "predictions", "sop_classifier", "classifier"];
+
 impl Family for Config {
     fn spec(self) -> Result<Spec, String> {
         let Self { body, embedding_size: width, num_hidden_groups: groups, inner_group_num } = self;
@@ -37,27 +39,16 @@ impl Family for Config {
         if groups == 0 || groups > count {
             return Err(format!("num_hidden_groups must be between 1 and {count}"));
         }
-        let (tokens_max, position_table) = learned(body.max_position_embeddings, None)?;
-        let body = PostNorm {
-            sizes: body.sizes(bert::EPS)?,
-            names: NAMES,
-            also: None,
-            biases: Biases::all(true),
-            gate: Gate::Absent,
-            tokens_max,
-            position_table,
-            token_types: body.type_vocab_size,
-            attention_positions: Positions::Absent,
-            nested_as: "albert",
-            idle: &["pooler", "predictions", "sop_classifier", "classifier"],
-        };
+        let token_types = body.type_vocab_size;
+        let body = PostNorm::learned(body.sizes(bert::EPS)?, NAMES, body.max_position_embeddings, None)?;
+        let body = PostNorm { token_types, nested_as: "albert", idle: &IDLE, ..body };
         let eps = body.sizes.eps;
         // Layer i stands in group floor(i / (layers / groups)), a division of real numbers.
         let group = |index: usize| (index as f64 / (count as f64 / groups as f64)) as usize;
         let path = |group, inner| format!("encoder.albert_layer_groups.{group}.albert_layers.{inner}");
         let paths = (0..count).flat_map(|index| (0..inner_group_num).map(move |inner| path(group(index), inner)));
         let layers = paths.map(|path| body.layer(&path)).collect();
-        let mut spec = Spec { layers, ..body.spec()? };
+        let mut spec = body.with_layers(layers);
         spec.embedding.width = width;
         spec.embedding.norm = Some(layer_norm(bert::NAMES.embedding_norm, eps));
         let inwards = ("encoder.embedding_hidden_mapping_in".to_owned(), hidden);

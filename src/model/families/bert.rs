@@ -1,8 +1,8 @@
 //! BERT (arXiv:1810.04805): post-norm encoder with learned positions. RoBERTa and other heirs reuse keys and names.
 
-use super::post_norm::{Biases, Names, PostNorm, Sizes, learned};
+use super::post_norm::{Names, PostNorm, Sizes};
 use super::{Family, activation};
-use crate::model::spec::{Gate, Positions, Spec};
+use crate::model::spec::Spec;
 use serde::Deserialize;
 
 #[derive(Deserialize)]
@@ -70,20 +70,7 @@ impl Config {
             None | Some("absolute") => {}
             Some(other) => return Err(format!("position_embedding_type '{other}' is not supported")),
         }
-        let (tokens_max, position_table) = learned(self.max_position_embeddings, padding)?;
-        PostNorm {
-            sizes: self.sizes(EPS)?,
-            names: NAMES,
-            also: None,
-            biases: Biases::all(true),
-            gate: Gate::Absent,
-            tokens_max,
-            position_table,
-            token_types: self.type_vocab_size,
-            attention_positions: Positions::Absent,
-            nested_as,
-            idle: &IDLE,
-        }
-        .spec()
+        let body = PostNorm::learned(self.sizes(EPS)?, NAMES, self.max_position_embeddings, padding)?;
+        Ok(PostNorm { token_types: self.type_vocab_size, nested_as, ..body }.spec())
     }
 }

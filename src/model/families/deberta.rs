@@ -1,8 +1,8 @@
 //! DeBERTa (arXiv:2006.03654) and its versions 2 and 3 (arXiv:2111.09543): BERT with disentangled attention.
 
-use super::post_norm::{Biases, Names, PostNorm, learned};
+use super::post_norm::{Names, PostNorm};
 use super::{Family, activation, bert, layer_norm, table};
-use crate::model::spec::{Convolution, Disentangled, Gate, PositionProjection, Positions, Projection, Spec};
+use crate::model::spec::{Convolution, Disentangled, PositionProjection, Positions, Projection, Spec};
 use serde::Deserialize;
 
 /// The keys of both versions.
@@ -95,21 +95,10 @@ impl Keys {
         if self.embedding_size.is_some_and(|width| width != self.body.hidden_size) {
             return Err("embedding_size other than hidden_size is not supported".into());
         }
-        let (tokens_max, table) = learned(self.body.max_position_embeddings, None)?;
-        let body = PostNorm {
-            sizes: self.body.sizes(EPS)?,
-            names,
-            also: None,
-            biases: Biases::all(true),
-            gate: Gate::Absent,
-            tokens_max,
-            position_table: table.filter(|_| self.position_biased_input),
-            token_types: self.body.type_vocab_size,
-            attention_positions: Positions::Absent,
-            nested_as: "deberta",
-            idle: &IDLE,
-        };
-        let mut spec = body.spec()?;
+        let body = PostNorm::learned(self.body.sizes(EPS)?, names, self.body.max_position_embeddings, None)?;
+        let position_table = body.position_table.clone().filter(|_| self.position_biased_input);
+        let token_types = self.body.type_vocab_size;
+        let mut spec = PostNorm { position_table, token_types, nested_as: "deberta", idle: &IDLE, ..body }.spec();
         if !self.position_biased_input {
             spec.idle.push("embeddings.position_embeddings".into());
         }

@@ -60,7 +60,7 @@ impl Config {
             "reglu" => Activation::Relu,
             other => return Err(format!("feed_forward_type '{other}' is not supported")),
         };
-        PostNorm {
+        Ok(PostNorm {
             sizes,
             names,
             also: None,
@@ -73,6 +73,6 @@ impl Config {
             nested_as: "bert",
             idle: &bert::IDLE,
         }
-        .spec()
+        .spec())
     }
 }

@@ -141,7 +141,7 @@ impl Family for Remote {
             nested_as: "bert",
             idle: &bert::IDLE,
         };
-        let mut spec = body.spec()?;
+        let mut spec = body.spec();
         for (index, layer) in spec.layers.iter_mut().enumerate().filter(|(index, _)| every > 0 && index % every == 1) {
             let at = |module: &str| format!("{}.{index}.mlp.{module}", REMOTE_NAMES.layers);
             layer.mlp = FeedForward::Experts(Experts {

@@ -1,6 +1,6 @@
 //! What BERT and its heirs share: word rows with token types, and post-norm blocks, under each heir's own names.
 
-use super::{layer_norm, table};
+use super::{bert, layer_norm, table};
 use crate::model::spec::{
     Activation, Attention, Embedding, FeedForward, Gate, Layer, Mlp, Norms, PositionTable, Positions, Projection, Spec,
 };
@@ -72,21 +72,40 @@ impl Biases {
     }
 }
 
-/// A table of `rows` learned positions and the longest sequence that it allows. `padding` is the padding token where
-/// positions are counted from it on.
-pub fn learned(rows: usize, padding: Option<usize>) -> Result<(usize, Option<PositionTable>), String> {
-    let first = padding.map_or(0, |padding| padding + 1);
-    if rows <= first {
-        return Err(format!("max_position_embeddings must be more than {first}"));
-    }
-    let skipped = padding.map(|padding| padding as u32);
-    Ok((rows - first, Some(PositionTable { table: table("embeddings.position_embeddings", rows), first, skipped })))
-}
-
 impl PostNorm {
+    /// A body with `rows` learned positions, as BERT's: biases everywhere, a plain MLP, no token types. `padding` is the
+    /// padding token where positions are counted from it on.
+    pub fn learned(sizes: Sizes, names: Names, rows: usize, padding: Option<usize>) -> Result<Self, String> {
+        let first = padding.map_or(0, |padding| padding + 1);
+        if rows <= first {
+            return Err(format!("max_position_embeddings must be more than {first}"));
+        }
+        let skipped = padding.map(|padding| padding as u32);
+        let table = table("embeddings.position_embeddings", rows);
+        Ok(Self {
+            sizes,
+            names,
+            also: None,
+            biases: Biases::all(true),
+            gate: Gate::Absent,
+            tokens_max: rows - first,
+            position_table: Some(PositionTable { table, first, skipped }),
+            token_types: 0,
+            attention_positions: Positions::Absent,
+            nested_as: "bert",
+            idle: &bert::IDLE,
+        })
+    }
+
     /// The whole body.
-    pub fn spec(self) -> Result<Spec, String> {
-        let Sizes { hidden, layers, vocabulary, eps, .. } = self.sizes;
+    pub fn spec(self) -> Spec {
+        let layers = (0..self.sizes.layers).map(|index| self.numbered(index)).collect();
+        self.with_layers(layers)
+    }
+
+    /// The body around these layers.
+    pub fn with_layers(self, layers: Vec<Layer>) -> Spec {
+        let Sizes { hidden, vocabulary, eps, .. } = self.sizes;
         let token_type = (self.token_types > 0).then(|| table("embeddings.token_type_embeddings", self.token_types));
         let embedding = Embedding {
             position: self.position_table.clone(),
@@ -94,16 +113,16 @@ impl PostNorm {
             norm: Some(layer_norm(self.names.embedding_norm, eps)),
             ..Embedding::of_words(table("embeddings.word_embeddings", vocabulary), hidden)
         };
-        Ok(Spec {
+        Spec {
             hidden,
             tokens_max: self.tokens_max,
             embedding,
-            layers: (0..layers).map(|index| self.numbered(index)).collect(),
+            layers,
             final_norm: None,
             nested_as: self.nested_as,
             idle: self.idle.iter().map(|module| (*module).to_owned()).collect(),
             tasks: None,
-        })
+        }
     }
 
     /// The layer of this number.

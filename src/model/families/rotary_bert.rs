@@ -50,7 +50,7 @@ impl Keys {
     /// The whole body.
     pub fn spec(self, variant: Variant) -> Result<Spec, String> {
         let tokens_max = self.body.max_position_embeddings;
-        PostNorm {
+        Ok(PostNorm {
             sizes: self.body.sizes(variant.eps)?,
             names: variant.names,
             also: Some(variant.also),
@@ -63,6 +63,6 @@ impl Keys {
             nested_as: variant.nested_as,
             idle: &bert::IDLE,
         }
-        .spec()
+        .spec())
     }
 }
