@@ -6,7 +6,7 @@ use crate::engine::{self, Sequence};
 use crate::error::{Error, Result};
 use crate::registry::{Lease, Registry};
 use crate::telemetry;
-use crate::text::Reading;
+use crate::text::{Reading, names_of};
 use futures_util::future::try_join_all;
 use std::sync::Arc;
 use std::time::Instant;
@@ -113,24 +113,24 @@ impl Names {
     fn for_task(&self, registry: &Registry, model: Lease) -> Result<Lease> {
         let has: Vec<&str> = model.target.model.tasks().iter().map(|(name, _)| name.as_str()).collect();
         let Some((place, task)) = self.tasks.first().filter(|_| !has.is_empty()) else { return Ok(model) };
-        let name = |task: &str| match task {
-            "query" | "search_query" => "retrieval.query".to_owned(),
-            "document" | "passage" | "search_document" => "retrieval.passage".to_owned(),
-            other => other.to_owned(),
+        let find = |task: &str| {
+            let known = names_of(task).unwrap_or(&[]).iter().copied().chain([task]).find(|name| has.contains(name));
+            known.map(str::to_owned).ok_or_else(|| {
+                let message = format!("The model has no task '{task}'; it has: {}.", has.join(", "));
+                Error::invalid("task", message)
+            })
         };
-        if let Some((other_place, other)) = self.tasks.iter().find(|(_, other)| name(other) != name(task)) {
-            let message = format!("{place} is '{task}', but {other_place} is '{other}'.");
-            return Err(Error::invalid("task", message));
-        }
-        let task = name(task);
-        if !has.contains(&task.as_str()) {
-            let message = format!("The model has no task '{task}'; it has: {}.", has.join(", "));
-            return Err(Error::invalid("task", message));
+        let name = find(task)?;
+        for (other_place, other) in &self.tasks {
+            if find(other)? != name {
+                let message = format!("{place} is '{task}', but {other_place} is '{other}'.");
+                return Err(Error::invalid("task", message));
+            }
         }
         if model.parent.is_none() {
-            return registry.on(&model.name, &task).ok_or(Error::UnknownModel(task));
+            return registry.on(&model.name, &name).ok_or(Error::UnknownModel(name));
         }
-        if has.contains(&model.name.as_str()) && model.name != task {
+        if has.contains(&model.name.as_str()) && model.name != name {
             let message = format!("The model is the adapter '{}', but {place} is '{task}'.", model.name);
             return Err(Error::invalid("task", message));
         }

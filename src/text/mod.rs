@@ -143,12 +143,9 @@ impl Text {
             Prompt::Text(text) => Ok(text),
             Prompt::Kind(kind) => {
                 let unprompted = self.prompts.values().all(String::is_empty);
-                let (names, needs_none): (&[&str], bool) = match kind.as_str() {
-                    "query" | "search_query" => (&["query", "retrieval.query"], true),
-                    "document" | "passage" | "search_document" => {
-                        (&["document", "passage", "corpus", "retrieval.passage"], true)
-                    }
-                    other => (&[other], unprompted),
+                let (names, needs_none) = match names_of(kind) {
+                    Some(names) => (names, true),
+                    None => (&[kind.as_str()][..], unprompted),
                 };
                 let known = names.iter().find_map(|name| self.prompts.get(*name));
                 match known.or(self.default_prompt.as_ref().filter(|_| needs_none)) {
@@ -167,6 +164,16 @@ impl Text {
     fn no_prompt(&self, param: &str, name: &str) -> Error {
         let known: Vec<&str> = self.prompts.keys().map(String::as_str).collect();
         Error::invalid(param, format!("The model has no prompt '{name}'; it has: {}.", known.join(", ")))
+    }
+}
+
+/// The names under which models have what is for a query or for a document, a prompt or an adapter; none for a kind of
+/// text of the model's own.
+pub fn names_of(kind: &str) -> Option<&'static [&'static str]> {
+    match kind {
+        "query" | "search_query" => Some(&["query", "retrieval.query"]),
+        "document" | "passage" | "search_document" => Some(&["document", "passage", "corpus", "retrieval.passage"]),
+        _ => None,
     }
 }
 
