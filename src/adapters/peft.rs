@@ -3,7 +3,7 @@
 use super::Config;
 use crate::error::{Error, Result};
 use crate::folder::Folder;
-use crate::model::{Adapter, Checkpoint, DType, Delta, Magnitude, Model, SiteKind};
+use crate::model::{Adapter, Checkpoint, DType, Delta, Magnitude, Model, SiteKind, Weight};
 use std::collections::BTreeMap;
 
 /// The two halves of one module's update, as canonical tensor names.
@@ -16,6 +16,16 @@ struct Pair {
     /// DoRA's lengths.
     magnitude: Option<String>,
 }
+
+impl Pair {
+    fn new(kind: SiteKind) -> Self {
+        Self { kind, a: None, b: None, bias: None, magnitude: None }
+    }
+}
+
+/// Ends of tensor names that are understood.
+const SUPPORTED: &str =
+    "lora_A.weight, lora_B.weight, lora_B.bias, lora_magnitude_vector, lora_embedding_A, lora_embedding_B";
 
 /// Lays the folder's checkpoint on a model.
 pub fn load(folder: &Folder, config: &Config, model: &Model) -> Result<Adapter> {
@@ -64,32 +74,24 @@ fn pairs(checkpoint: &Checkpoint) -> Result<BTreeMap<String, Pair>> {
         }
         let Some((module, half)) = name.split_once(".lora_") else { return fail("is not part of a LoRA update") };
         let (half, rest) = half.split_once('.').unwrap_or((half, ""));
-        let is_weight = rest == "weight" || rest.strip_suffix(".weight").is_some_and(|infix| !infix.contains('.'));
-        let is_bias = rest == "bias" || rest.strip_suffix(".bias").is_some_and(|infix| !infix.contains('.'));
-        let kind = match half {
-            "A" | "B" if is_weight => SiteKind::Linear,
-            "B" if is_bias => SiteKind::Linear,
-            "magnitude_vector" if is_weight || !rest.contains('.') => SiteKind::Linear,
-            "embedding_A" | "embedding_B" if !rest.contains('.') => SiteKind::Table,
-            _ => {
-                return fail(
-                    "is not supported; supported: lora_A.weight, lora_B.weight, lora_B.bias, lora_magnitude_vector, lora_embedding_A, \
-                              lora_embedding_B",
-                );
-            }
+        // With or without the adapter's name between.
+        let infix = |last: &str| rest.strip_suffix(last)?.strip_suffix('.');
+        let ends = |last: &str| rest == last || infix(last).is_some_and(|infix| !infix.contains('.'));
+        let bare = !rest.contains('.');
+        let (kind, place): (SiteKind, fn(&mut Pair) -> &mut Option<String>) = match half {
+            "A" if ends("weight") => (SiteKind::Linear, |pair| &mut pair.a),
+            "B" if ends("weight") => (SiteKind::Linear, |pair| &mut pair.b),
+            "B" if ends("bias") => (SiteKind::Linear, |pair| &mut pair.bias),
+            "magnitude_vector" if bare || ends("weight") => (SiteKind::Linear, |pair| &mut pair.magnitude),
+            "embedding_A" if bare => (SiteKind::Table, |pair| &mut pair.a),
+            "embedding_B" if bare => (SiteKind::Table, |pair| &mut pair.b),
+            _ => return fail(&format!("is not supported; supported: {SUPPORTED}")),
         };
-        let pair =
-            pairs.entry(module.to_owned()).or_insert(Pair { kind, a: None, b: None, bias: None, magnitude: None });
+        let pair = pairs.entry(module.to_owned()).or_insert_with(|| Pair::new(kind));
         if pair.kind != kind {
             return fail("belongs to a module that is a linear one by another tensor, and an embedding by this one");
         }
-        let place = match half {
-            "B" if is_bias => &mut pair.bias,
-            "magnitude_vector" => &mut pair.magnitude,
-            half if half.ends_with('A') => &mut pair.a,
-            _ => &mut pair.b,
-        };
-        if let Some(other) = place.replace(name.to_owned()) {
+        if let Some(other) = place(pair).replace(name.to_owned()) {
             let reason = format!("and '{}' belong to two adapters in one file", checkpoint.name_in_file(&other));
             return fail(&reason);
         }
@@ -105,7 +107,7 @@ fn base_layers(checkpoint: &Checkpoint, model: &Model) -> Result<()> {
     for name in checkpoint.names().filter(|name| name.ends_with(BASE_LAYER)) {
         let module = name.strip_suffix(BASE_LAYER).unwrap_or(name);
         let site = model.sites().find(module, SiteKind::Table);
-        let Some(rows) = site.and_then(|site| model.sites().table(site)) else { continue };
+        let Some(Weight { weight: rows, .. }) = site.and_then(|site| model.sites().weight(site)) else { continue };
         let stored = checkpoint.take(name, rows.dims(), model.device())?.to_dtype(rows.dtype())?;
         let (stored, rows) = (stored.to_dtype(DType::F32)?, rows.to_dtype(DType::F32)?);
         if (stored - rows)?.abs()?.max_all()?.to_scalar::<f32>()? != 0.0 {

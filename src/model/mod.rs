@@ -16,7 +16,7 @@ pub use checkpoint::{Checkpoint, canonical};
 pub use delta::{Adapter, Delta, Magnitude, Plan};
 pub use modules::{Body, Modules};
 pub use pipeline::Pipeline;
-pub use sites::{Site, SiteKind, Sites};
+pub use sites::{Site, SiteKind, Sites, Weight};
 pub use spec::Spec;
 
 use crate::error::{Error, Result};

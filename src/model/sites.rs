@@ -24,19 +24,16 @@ pub struct Sites {
     all: Vec<(String, SiteKind, [usize; 2])>,
     /// How many of them are other names of others.
     aliases: usize,
-    /// The base's rows of its embeddings, in its number format.
-    tables: HashMap<Site, Tensor>,
-    /// The base's weights of its linear modules, likewise.
     weights: HashMap<Site, Weight>,
 }
 
-/// The base's own part of a linear site, a window of a stacked projection.
+/// What the base has at a site.
 #[derive(Clone, Debug)]
 pub struct Weight {
-    /// `[in, out]`, in its number format.
-    pub(super) weight: Tensor,
-    /// `[out]`.
-    pub(super) bias: Option<Tensor>,
+    /// `[in, out]`, a window of a stacked projection, or an embedding's `[rows, width]`; in the base's number format.
+    pub weight: Tensor,
+    /// A linear module's, `[out]`.
+    pub bias: Option<Tensor>,
 }
 
 impl Sites {
@@ -63,7 +60,7 @@ impl Sites {
         Ok(())
     }
 
-    /// The base's own part of a linear site.
+    /// What the base has there.
     pub fn weight(&self, site: Site) -> Option<&Weight> {
         self.weights.get(&site)
     }
@@ -71,13 +68,8 @@ impl Sites {
     /// The site of an embedding of this path and shape `[rows, width]`.
     pub(super) fn add_table(&mut self, path: &str, shape: [usize; 2], rows: &Tensor) -> Site {
         let site = self.add(path, SiteKind::Table, shape);
-        self.tables.insert(site, rows.clone());
+        self.weights.insert(site, Weight { weight: rows.clone(), bias: None });
         site
-    }
-
-    /// The base's rows of an embedding, in its number format.
-    pub fn table(&self, site: Site) -> Option<&Tensor> {
-        self.tables.get(&site)
     }
 
     fn add(&mut self, path: &str, kind: SiteKind, shape: [usize; 2]) -> Site {
