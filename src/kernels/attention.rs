@@ -54,7 +54,9 @@ impl CustomOp3 for Attention<'_> {
         let mut y = vec![0f32; q_l.dims()[0] * width];
         with_dense(self.bias, |bias| {
             let tasks = tasks(&mut y, width, self.offsets);
-            tasks.into_par_iter().for_each_init(Vec::new, |scores, task| self.attend(scores, task, heads, bias));
+            tasks
+                .into_par_iter()
+                .for_each_init(Scratch::default, |scratch, task| self.attend(scratch, task, heads, bias));
             Ok(())
         })?;
         Ok((CpuStorage::F32(y), Shape::from((q_l.dims()[0], width))))
@@ -140,13 +142,14 @@ impl Attention<'_> {
 
     /// Softmax in one pass over tiles of keys (arXiv:2205.14135): each query keeps its highest score so far and the sum
     /// of its powers, and what it has gathered shrinks when a higher score comes.
-    fn attend(&self, scores: &mut Vec<f32>, task: Task, heads: Heads, bias: Option<&[f32]>) {
+    fn attend(&self, Scratch { scores, rows }: &mut Scratch, task: Task, heads: Heads, bias: Option<&[f32]>) {
         let keys = self.visible(task.queries.clone(), &task.sequence);
         let (width, stride) = (heads.q.width, heads.count * heads.q.width);
         for head in 0..heads.count {
             let bias = bias.map(|all| &all[head * all.len() / heads.count..(head + 1) * all.len() / heads.count]);
             let y = &mut task.y[head * width..];
-            let mut rows = vec![Row { highest: f32::NEG_INFINITY, total: 0.0 }; task.queries.len()];
+            rows.clear();
+            rows.resize(task.queries.len(), Row { highest: f32::NEG_INFINITY, total: 0.0 });
             for start in keys.clone().step_by(TILE) {
                 let tile = start..(start + TILE).min(keys.end);
                 heads.scores(scores, head, task.queries.clone(), tile.clone());
@@ -169,6 +172,13 @@ impl Attention<'_> {
             }
         }
     }
+}
+
+/// Memory that the tasks of a thread use in turn.
+#[derive(Default)]
+struct Scratch {
+    scores: Vec<f32>,
+    rows: Vec<Row>,
 }
 
 /// What a query has seen of its keys.

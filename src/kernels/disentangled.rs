@@ -54,12 +54,23 @@ impl CustomOp3 for Disentangled<'_> {
         with_dense(self.keys, |keys| {
             with_dense(self.queries, |queries| {
                 let tasks = tasks(&mut y, heads.count, width, self.offsets);
-                tasks.into_par_iter().for_each(|task| self.sequence(task, heads, keys, queries));
+                tasks.into_par_iter().for_each_init(Scratch::default, |scratch, task| {
+                    self.sequence(scratch, task, heads, keys, queries)
+                });
                 Ok(())
             })
         })?;
         Ok((CpuStorage::F32(y), Shape::from((heads.count, tokens, width))))
     }
+}
+
+/// Memory that the tasks of a thread use in turn.
+#[derive(Default)]
+struct Scratch {
+    scores: Vec<f32>,
+    /// Each query with every place, and each key.
+    by_query: Vec<f32>,
+    by_key: Vec<f32>,
 }
 
 /// One head of one sequence, and its rows of the result.
@@ -82,7 +93,14 @@ fn tasks<'a>(mut y: &'a mut [f32], heads: usize, width: usize, offsets: &[usize]
 }
 
 impl Disentangled<'_> {
-    fn sequence(&self, task: Task, heads: Heads, keys: Option<&[f32]>, queries: Option<&[f32]>) {
+    fn sequence(
+        &self,
+        Scratch { scores, by_query, by_key }: &mut Scratch,
+        task: Task,
+        heads: Heads,
+        keys: Option<&[f32]>,
+        queries: Option<&[f32]>,
+    ) {
         let Task { y, head, sequence } = task;
         let (length, width, middle) = (sequence.len(), heads.q.width, self.places.len() / 2);
         if length == 0 {
@@ -91,22 +109,21 @@ impl Disentangled<'_> {
         // The places that this length can meet lie side by side.
         let places = &self.places[middle + 1 - length..middle + length];
         let (first, last) = (places[0] as usize, places[places.len() - 1] as usize);
-        let (mut by_query, mut by_key) = (Vec::new(), Vec::new());
         let met = |positions: &[f32]| positions.len() / (heads.count * width);
         let table = |positions| Table { positions, head, heads: heads.count, width, places: first..last + 1 };
         if let Some(keys) = keys {
             debug_assert!(last < met(keys));
-            table(keys).times(&mut by_query, heads.q, sequence.clone());
+            table(keys).times(by_query, heads.q, sequence.clone());
         }
         if let Some(queries) = queries {
             debug_assert!(last < met(queries));
-            table(queries).times(&mut by_key, heads.k, sequence.clone());
+            table(queries).times(by_key, heads.k, sequence.clone());
         }
-        let (columns, mut scores) = (last + 1 - first, Vec::new());
+        let columns = last + 1 - first;
         for start in (0..length).step_by(BLOCK) {
             let block = start..(start + BLOCK).min(length);
             let rows = sequence.start + block.start..sequence.start + block.end;
-            heads.scores(&mut scores, head, rows, sequence.clone());
+            heads.scores(scores, head, rows, sequence.clone());
             for (query, scores) in block.clone().zip(scores.chunks_exact_mut(length)) {
                 // Keys from first to last are passed with falling distance.
                 let places = places[query..query + length].iter().rev().map(|place| *place as usize - first);
@@ -121,7 +138,7 @@ impl Disentangled<'_> {
                 );
             }
             let y = &mut y[block.start * width..block.end * width];
-            heads.weigh((y, width), false, &scores, head, sequence.clone());
+            heads.weigh((y, width), false, scores, head, sequence.clone());
         }
     }
 }

@@ -100,8 +100,9 @@ impl Embedding {
             let rows: Vec<u32> = offsets.windows(2).flat_map(|span| position.rows(&ids[span[0]..span[1]])).collect();
             x = (x + position.table.forward(&Tensor::new(rows, device)?, plan)?)?;
         }
-        if let Some(table) = &self.token_type {
-            x = (x + table.forward(&Tensor::zeros(ids.len(), DType::U32, device)?, plan)?)?;
+        if let Some(Table { rows, site }) = &self.token_type {
+            x = x.broadcast_add(&rows.narrow(0, 0, 1)?.to_dtype(DType::F32)?)?;
+            plan.look_up(*site, &Tensor::zeros(ids.len(), DType::U32, device)?, &x)?;
         }
         if let Some(norm) = &self.norm {
             x = norm.forward(&x)?;
