@@ -6,14 +6,10 @@ mod support;
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
 use serde_json::{Value, json};
-use support::{Door, FAMILIES, copy_of, cosine, embeddings, gap, named, read, refusal, rows};
+use support::{Door, FAMILIES, copy_of, cosine, edit_json, embeddings, gap, named, read, refusal, rows, texts};
 use tempfile::TempDir;
 
 const TASKS: [&str; 5] = ["retrieval.query", "retrieval.passage", "separation", "classification", "text-matching"];
-
-fn texts(golden: &Value) -> Vec<String> {
-    serde_json::from_value(golden["texts"].clone()).unwrap()
-}
 
 fn jina() -> (Door, Value) {
     (Door::open(&[named("jina", "jina-v3/base")], &[], &[]), read("jina-v3/golden.json"))
@@ -214,10 +210,7 @@ fn rename(path: &std::path::Path) {
 fn renamed_adapter(family: &str) -> TempDir {
     let folder = copy_of(&format!("{family}/lora-all"));
     rename(&folder.path().join("adapter_model.safetensors"));
-    let path = folder.path().join("adapter_config.json");
-    let mut config: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
-    config["target_modules"] = Value::Null;
-    std::fs::write(path, config.to_string()).unwrap();
+    edit_json(&folder.path().join("adapter_config.json"), |config| config["target_modules"] = Value::Null);
     folder
 }
 
@@ -249,11 +242,10 @@ async fn an_adapter_with_the_names_of_the_models_other_form_is_the_same_adapter(
 #[tokio::test]
 async fn nvidias_bidirectional_llama_is_llama_that_looks_both_ways() {
     let (folder, golden) = (copy_of("llama-bidirectional/base"), read("llama-bidirectional/golden.json"));
-    let path = folder.path().join("config.json");
-    let mut config: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
-    config["model_type"] = json!("llama_bidirec");
-    config.as_object_mut().unwrap().remove("is_causal");
-    std::fs::write(path, config.to_string()).unwrap();
+    edit_json(&folder.path().join("config.json"), |config| {
+        config["model_type"] = json!("llama_bidirec");
+        config.as_object_mut().unwrap().remove("is_causal");
+    });
     let door = Door::open(&[format!("m={}", folder.path().display())], &[], &[]);
     assert!(gap(&door.vectors("m", texts(&golden)).await, &rows(&golden["base"])) <= 1e-5);
 }

@@ -3,11 +3,7 @@
 mod support;
 
 use serde_json::{Value, json};
-use support::{ADAPTERS, Door, FAMILIES, embeddings, fixture, gap, named, read, rows};
-
-fn texts(golden: &Value) -> Vec<String> {
-    serde_json::from_value(golden["texts"].clone()).unwrap()
-}
+use support::{ADAPTERS, Door, FAMILIES, embeddings, fixture, gap, named, read, rows, texts};
 
 /// One line a family: the largest difference to the oracle for the base and for each adapter, how far the adapters move
 /// vectors at least, and the largest difference between a text alone and in a mixed batch.

@@ -3,7 +3,7 @@
 mod support;
 
 use serde_json::json;
-use support::{Door, copy_of};
+use support::{Door, copy_of, edit_json};
 
 /// The process's highest resident memory so far, in MiB.
 fn peak_mib() -> usize {
@@ -16,10 +16,7 @@ fn peak_mib() -> usize {
 async fn embed(family: &str, tokens: usize) -> usize {
     let folder = copy_of(&format!("{family}/base"));
     for (file, key) in [("config.json", "max_position_embeddings"), ("tokenizer_config.json", "model_max_length")] {
-        let path = folder.path().join(file);
-        let mut content: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
-        content[key] = json!(tokens);
-        std::fs::write(path, content.to_string()).unwrap();
+        edit_json(&folder.path().join(file), |content| content[key] = json!(tokens));
     }
     let door = Door::open(&[format!("m={}", folder.path().display())], &[], &[("max_batch_tokens", "65536")]);
     let before = peak_mib();

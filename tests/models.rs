@@ -5,16 +5,13 @@ mod support;
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
 use std::fs;
-use support::{Door, config, copy_of, embeddings, fixture, gap, read, rows};
+use support::{Door, config, copy_of, edit_json, embeddings, fixture, gap, read, rows};
 use tempfile::TempDir;
 
 /// A copy of a fixture model with a JSON file changed.
 fn changed(family: &str, file: &str, change: impl FnOnce(&mut Value)) -> TempDir {
     let folder = copy_of(&format!("{family}/base"));
-    let path = folder.path().join(file);
-    let mut value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
-    change(&mut value);
-    fs::write(path, value.to_string()).unwrap();
+    edit_json(&folder.path().join(file), change);
     folder
 }
 

@@ -5,7 +5,7 @@ mod support;
 
 use safetensors::SafeTensors;
 use serde_json::json;
-use support::{Door, config, copy_of, embeddings, gap, named, read, rows};
+use support::{Door, config, copy_of, embeddings, gap, named, read, rows, texts};
 
 /// Base folder and kind of adapter.
 const ROWS: [(&str, &str); 6] = [
@@ -21,7 +21,7 @@ const ROWS: [(&str, &str); 6] = [
 async fn every_kind_is_within_1e5_of_the_oracle_alone_and_mixed() {
     for (family, kind) in ROWS {
         let golden = read(&format!("peft/{family}/golden.json"));
-        let texts: Vec<String> = serde_json::from_value(golden["texts"].clone()).unwrap();
+        let texts = texts(&golden);
         let adapters = [named(kind, &format!("peft/{family}/{kind}")), named("other", &format!("{family}/lora-all"))];
         let door = Door::open(&[named("base", &format!("{family}/base"))], &adapters, &[]);
         let (oracle, base) = (rows(&golden[kind]), rows(&golden["base"]));

@@ -80,6 +80,18 @@ pub fn read(name: &str) -> Value {
     serde_json::from_slice(&std::fs::read(fixture(name)).unwrap()).unwrap()
 }
 
+/// The texts of a golden.json.
+pub fn texts(golden: &Value) -> Vec<String> {
+    serde_json::from_value(golden["texts"].clone()).unwrap()
+}
+
+/// Changes a JSON file.
+pub fn edit_json(path: &Path, change: impl FnOnce(&mut Value)) {
+    let mut content = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    change(&mut content);
+    std::fs::write(path, content.to_string()).unwrap();
+}
+
 /// Rows of numbers from JSON.
 pub fn rows(value: &Value) -> Vec<Vec<f32>> {
     serde_json::from_value(value.clone()).unwrap()
