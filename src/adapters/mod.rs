@@ -1,7 +1,11 @@
 //! Adapter files to deltas.
 
 mod config;
+mod keys;
+mod methods;
+mod modules;
 mod peft;
+mod targets;
 
 pub use config::Config;
 pub use peft::load;

@@ -1,200 +1,189 @@
 //! A PEFT checkpoint's tensors to the deltas of one model. Everything binds, or the load fails and names what did not.
 
 use super::Config;
+use super::config::Biases;
+use super::keys::Reading;
+use super::modules::{BIAS, Module, Modules, TOKENS, WEIGHT};
 use crate::error::{Error, Result};
 use crate::folder::Folder;
-use crate::model::{Adapter, Checkpoint, DType, Delta, Magnitude, Model, SiteKind, Weight};
-use std::collections::BTreeMap;
-
-/// The two halves of one module's update, as canonical tensor names.
-struct Pair {
-    kind: SiteKind,
-    a: Option<String>,
-    b: Option<String>,
-    /// Of the second half.
-    bias: Option<String>,
-    /// DoRA's lengths.
-    magnitude: Option<String>,
-}
-
-impl Pair {
-    fn new(kind: SiteKind) -> Self {
-        Self { kind, a: None, b: None, bias: None, magnitude: None }
-    }
-}
-
-/// Ends of tensor names that are understood.
-const SUPPORTED: &str =
-    "lora_A.weight, lora_B.weight, lora_B.bias, lora_magnitude_vector, lora_embedding_A, lora_embedding_B";
+use crate::model::{
+    Adapter, Checkpoint, DType, Delta, LinearDelta, Model, NormDelta, OwnRows, Site, SiteKind, TableDelta, Weight,
+};
 
 /// Lays the folder's checkpoint on a model.
 pub fn load(folder: &Folder, config: &Config, model: &Model) -> Result<Adapter> {
-    let Some(file) = folder.file("adapter_model.safetensors")? else {
-        let found = folder.file("adapter_model.bin")?.is_some();
-        let hint = if found { "; adapter_model.bin is not read, convert it to safetensors" } else { "" };
-        return Err(Error::load(folder.path().join("adapter_model.safetensors"), format!("no such file{hint}")));
-    };
-    let checkpoint = Checkpoint::open(&[file], model.spec().nested_as)?;
-    let pairs = pairs(&checkpoint)?;
-    let mut deltas = Vec::with_capacity(pairs.len());
-    for (module, pair) in &pairs {
-        let bound = bind(module, pair, &checkpoint, config, model)?;
-        deltas.extend(bound);
+    let checkpoint = open(folder, model.spec().nested_as)?;
+    let modules = Modules::of(&checkpoint, &*config.method, config.kind)?;
+    let (mut deltas, mut changed, mut held, mut tokens) = (Vec::new(), Vec::new(), Vec::new(), 0);
+    let mut is_sum = config.method.is_sum();
+    for module in modules.iter(model) {
+        let module = module?;
+        refuse_unsaid(&module, config, &checkpoint)?;
+        if module.is_unknown() {
+            module.leave();
+            continue;
+        }
+        let delta = bind(&module, config)?;
+        let Some(site) = module.site else { continue };
+        if module.is_changed() {
+            changed.push(site);
+        }
+        tokens += usize::from(module.has(TOKENS));
+        is_sum &= ![WEIGHT, BIAS, TOKENS].iter().any(|part| module.has(part));
+        held.push((site, module.has(BIAS)));
+        deltas.extend(delta.map(|delta| (site, delta)));
     }
-    base_layers(&checkpoint, model)?;
     checkpoint.finish()?;
-    let trained: Vec<(&str, &str)> = pairs
-        .iter()
-        .filter_map(|(module, pair)| Some((module.as_str(), trained_name(checkpoint.name_in_file(pair.a.as_ref()?)))))
-        .collect();
-    let in_base: Vec<&str> = model.sites().iter().map(|(_, path)| path).collect();
-    config.check_targets(&trained, &in_base, model.spec().nested_as)?;
+    complete(model, config, &changed, &held).map_err(|reason| Error::load(config.path(), reason))?;
+    if tokens != config.tokens.len() {
+        let reason =
+            format!("trainable_token_indices is for {} embeddings, the checkpoint has {tokens}", config.tokens.len());
+        return Err(Error::load(config.path(), reason));
+    }
     if deltas.is_empty() {
         return Err(Error::load(checkpoint.path(), "it changes no module that the forward pass runs"));
     }
-    Ok(Adapter::new(deltas))
+    Ok(Adapter::new(deltas, is_sum))
 }
 
-/// A module's name as the trainer's model had it, for which adapter_config.json's patterns are written.
-fn trained_name(tensor: &str) -> &str {
-    let name = tensor.strip_prefix("base_model.model.").unwrap_or(tensor);
-    name.split_once(".lora_").map_or(name, |(module, _)| module)
-}
-
-/// Tensors by module: `<module>.lora_A.weight` or `<module>.lora_A.<adapter name>.weight`, of an embedding
-/// `<module>.lora_embedding_A` or `<module>.lora_embedding_A.<adapter name>`, and the same with B.
-fn pairs(checkpoint: &Checkpoint) -> Result<BTreeMap<String, Pair>> {
-    let mut pairs: BTreeMap<String, Pair> = BTreeMap::new();
-    for name in checkpoint.names() {
-        let fail = |reason: &str| {
-            Err(Error::load(checkpoint.path(), format!("tensor '{}' {reason}", checkpoint.name_in_file(name))))
-        };
-        if name.ends_with(BASE_LAYER) {
-            continue;
-        }
-        let Some((module, half)) = name.split_once(".lora_") else { return fail("is not part of a LoRA update") };
-        let (half, rest) = half.split_once('.').unwrap_or((half, ""));
-        // With or without the adapter's name between.
-        let infix = |last: &str| rest.strip_suffix(last)?.strip_suffix('.');
-        let ends = |last: &str| rest == last || infix(last).is_some_and(|infix| !infix.contains('.'));
-        let bare = !rest.contains('.');
-        let (kind, place): (SiteKind, fn(&mut Pair) -> &mut Option<String>) = match half {
-            "A" if ends("weight") => (SiteKind::Linear, |pair| &mut pair.a),
-            "B" if ends("weight") => (SiteKind::Linear, |pair| &mut pair.b),
-            "B" if ends("bias") => (SiteKind::Linear, |pair| &mut pair.bias),
-            "magnitude_vector" if bare || ends("weight") => (SiteKind::Linear, |pair| &mut pair.magnitude),
-            "embedding_A" if bare => (SiteKind::Table, |pair| &mut pair.a),
-            "embedding_B" if bare => (SiteKind::Table, |pair| &mut pair.b),
-            _ => return fail(&format!("is not supported; supported: {SUPPORTED}")),
-        };
-        let pair = pairs.entry(module.to_owned()).or_insert_with(|| Pair::new(kind));
-        if pair.kind != kind {
-            return fail("belongs to a module that is a linear one by another tensor, and an embedding by this one");
-        }
-        if let Some(other) = place(pair).replace(name.to_owned()) {
-            let reason = format!("and '{}' belong to two adapters in one file", checkpoint.name_in_file(&other));
-            return fail(&reason);
-        }
+/// `adapter_model.safetensors`, or the older `adapter_model.bin`.
+fn open(folder: &Folder, nested_as: &str) -> Result<Checkpoint> {
+    if let Some(file) = folder.file("adapter_model.safetensors")? {
+        return Checkpoint::open(&[file], nested_as);
     }
-    Ok(pairs)
+    match folder.file("adapter_model.bin")? {
+        Some(file) => Checkpoint::of_pickle(file, nested_as),
+        None => Err(Error::load(folder.path().join("adapter_model.safetensors"), "no such file")),
+    }
 }
 
-/// What PEFT calls the base's own weight under an update.
-const BASE_LAYER: &str = ".base_layer.weight";
+/// A tensor that adapter_config.json says nothing of.
+fn refuse_unsaid(module: &Module, config: &Config, checkpoint: &Checkpoint) -> Result<()> {
+    let unsaid = |part: &'static str, reason: &str| {
+        let name = checkpoint.name_in_file(module.tensor(part));
+        Err(Error::load(checkpoint.path(), format!("tensor '{name}' is there, but adapter_config.json: {reason}")))
+    };
+    let saved = config.targets.saves(module.path, &module.name);
+    // PEFT saves whole embeddings of its own accord, with an update of them or where the vocabulary has grown.
+    if module.has(WEIGHT) && !saved && module.kind != SiteKind::Table {
+        return unsaid(WEIGHT, "modules_to_save does not name it");
+    }
+    let biased = match config.biases {
+        Biases::None => false,
+        Biases::Changed => module.is_changed(),
+        Biases::All => true,
+    };
+    if module.has(BIAS) && !saved && !biased {
+        return unsaid(BIAS, "neither bias nor modules_to_save names it");
+    }
+    if module.has(TOKENS) && config.tokens.is_empty() {
+        return unsaid(TOKENS, "trainable_token_indices is missing");
+    }
+    match config.targets.refuse(module.path, &module.name) {
+        Some(reason) if module.is_changed() => {
+            Err(Error::load(config.path(), format!("module '{}' has tensors, but {reason}", module.path)))
+        }
+        _ => Ok(()),
+    }
+}
 
-/// PEFT saves the whole embedding beside an update of it; it must be the base's.
-fn base_layers(checkpoint: &Checkpoint, model: &Model) -> Result<()> {
-    for name in checkpoint.names().filter(|name| name.ends_with(BASE_LAYER)) {
-        let module = name.strip_suffix(BASE_LAYER).unwrap_or(name);
-        let site = model.sites().find(module, SiteKind::Table);
-        let Some(Weight { weight: rows, .. }) = site.and_then(|site| model.sites().weight(site)) else { continue };
-        let stored = checkpoint.take(name, rows.dims(), model.device())?.to_dtype(rows.dtype())?;
-        let (stored, rows) = (stored.to_dtype(DType::F32)?, rows.to_dtype(DType::F32)?);
-        if (stored - rows)?.abs()?.max_all()?.to_scalar::<f32>()? != 0.0 {
-            let reason = format!("tensor '{}' is another embedding than the base's", checkpoint.name_in_file(name));
-            return Err(Error::load(checkpoint.path(), format!("{reason}, which is not supported")));
+/// What is named, but has no tensor: half an adapter.
+fn complete(model: &Model, config: &Config, changed: &[Site], held: &[(Site, bool)]) -> Reading<()> {
+    let sites = model.sites();
+    let known = |list: &[Site], site: Site| list.iter().any(|other| *other == site || sites.overlap(*other, site));
+    let whole: Vec<Site> = held.iter().map(|(site, _)| *site).collect();
+    let biased: Vec<Site> = held.iter().filter(|(_, bias)| *bias).map(|(site, _)| *site).collect();
+    for (site, path) in sites.iter() {
+        let lost = |key: &str, tensor: &str| Err(format!("{key} names '{path}', but '{path}.{tensor}' is missing"));
+        if config.targets.need(path) && !known(changed, site) && config.method.changes(sites.kind(site)) {
+            return lost("target_modules", config.method.parts()[0]);
+        }
+        if config.targets.saves(path, path) && !known(&whole, site) {
+            return lost("modules_to_save", WEIGHT);
+        }
+        let needs_bias = match config.biases {
+            Biases::None => false,
+            Biases::Changed => known(changed, site),
+            Biases::All => true,
+        };
+        if needs_bias && sites.has_bias(site) && !known(&biased, site) {
+            return lost("bias", BIAS);
         }
     }
     Ok(())
 }
 
-/// Both halves of an update; none where only what goes with them is there, which then nothing reads.
-fn halves<'a>(pair: &'a Pair, checkpoint: &Checkpoint) -> Result<Option<(&'a String, &'a String)>> {
-    let alone = |name: &str, other: &str| {
-        let name = checkpoint.name_in_file(name);
-        Err(Error::load(checkpoint.path(), format!("tensor '{name}' has no {other} beside it")))
-    };
-    match (&pair.a, &pair.b) {
-        (Some(a), Some(b)) => Ok(Some((a, b))),
-        (Some(a), None) => alone(a, "lora_B"),
-        (None, Some(b)) => alone(b, "lora_A"),
-        (None, None) => Ok(None),
+/// One module's delta; none where the adapter holds of it what the base has.
+fn bind(module: &Module, config: &Config) -> Result<Option<Delta>> {
+    match module.kind {
+        SiteKind::Linear => linear(module, config).map(|delta| Some(Delta::Linear(delta))),
+        SiteKind::Table => table(module, config),
+        SiteKind::Norm if module.is_changed() => config.method.delta(module).map(Some),
+        SiteKind::Norm => {
+            let width = [module.shape[1]];
+            let own = |part: &str| module.has(part).then(|| module.take(part, &width)).transpose();
+            Ok(Some(Delta::Norm(NormDelta { weight: own(WEIGHT)?, bias: own(BIAS)? })))
+        }
     }
 }
 
-/// One module's delta; none where the module is one that no forward pass runs.
-fn bind(
-    module: &str,
-    pair: &Pair,
-    checkpoint: &Checkpoint,
-    config: &Config,
-    model: &Model,
-) -> Result<Option<(crate::model::Site, Delta)>> {
-    let fail = |reason: String| Error::load(checkpoint.path(), reason);
-    let Some((a, b)) = halves(pair, checkpoint)? else { return Ok(None) };
-    let shape = |name: &str| match checkpoint.shape(name).as_deref() {
-        Some(&[rows, columns]) => Ok([rows, columns]),
-        other => Err(fail(format!("tensor '{}' is no matrix: {other:?}", checkpoint.name_in_file(name)))),
-    };
-    let ([rank, inputs], [outputs, b_rank]) = (shape(a)?, shape(b)?);
-    let named = trained_name(checkpoint.name_in_file(a));
-    if rank != b_rank || rank != config.rank(named) {
-        let expected = config.rank(named);
-        let reason =
-            format!("'{module}': lora_A has rank {rank}, lora_B {b_rank}, adapter_config.json says {expected}");
-        return Err(fail(reason));
-    }
-    if model.is_idle(module) {
-        checkpoint.leave(module);
-        return Ok(None);
-    }
-    let (what, found) = match pair.kind {
-        SiteKind::Linear => ("linear module", [outputs, inputs]),
-        SiteKind::Table => ("embedding", [inputs, outputs]),
-    };
-    let Some(site) = model.sites().find(module, pair.kind) else {
-        return Err(fail(format!("tensor '{}': the base has no {what} '{module}'", checkpoint.name_in_file(a))));
-    };
-    let expected = model.sites().shape(site);
-    if expected != found {
-        let reason = format!("does not fit the base: it changes a {found:?} matrix, '{module}' is {expected:?}");
-        return Err(fail(format!("tensor '{}' {reason}", checkpoint.name_in_file(a))));
-    }
-    let take = |name: &str, shape: [usize; 2]| checkpoint.take(name, &shape, model.device());
-    let a = take(a, [rank, inputs])?.t()?.contiguous()?;
-    let b = (take(b, [outputs, rank])?.t()?.contiguous()? * config.scale(named))?;
-    let agrees = |found: &Option<String>, says: bool, key: &str, tensor: &str| match found {
-        Some(name) if !says => {
-            let name = checkpoint.name_in_file(name);
-            Err(fail(format!("tensor '{name}' is there, but adapter_config.json says {key} = false")))
+fn linear(module: &Module, config: &Config) -> Result<LinearDelta> {
+    let base = module.base()?;
+    let bias = module.has(BIAS).then(|| module.take(BIAS, &[module.outputs()])).transpose()?;
+    if module.has(WEIGHT) {
+        if module.is_changed() {
+            return Err(module.fail("it has a whole weight and an update"));
         }
-        None if says => Err(fail(format!("'{module}' has no {tensor}, but adapter_config.json says {key} = true"))),
-        _ => Ok(()),
-    };
-    agrees(&pair.bias, config.has_bias && pair.kind == SiteKind::Linear, "lora_bias", "lora_B.bias")?;
-    agrees(&pair.magnitude, config.is_dora, "use_dora", "lora_magnitude_vector")?;
-    let bias = pair.bias.as_ref().map(|bias| -> Result<_> {
-        Ok((checkpoint.take(bias, &[outputs], model.device())?.reshape((1, outputs))? * config.scale(named))?)
-    });
-    let magnitude = match (&pair.magnitude, model.sites().weight(site)) {
-        (None, _) => None,
-        (Some(name), Some(base)) => {
-            let m = checkpoint.take(name, &[outputs], model.device())?;
-            Some(Magnitude::new(&m, &a, &b, base)?)
+        let weight = module.take(WEIGHT, &module.shape)?.t()?.contiguous()?;
+        if base.bias.is_some() && bias.is_none() {
+            return Err(module.fail("it has a whole weight, but no bias"));
         }
-        (Some(name), None) => {
-            return Err(fail(format!("tensor '{name}': DoRA of an embedding is not supported")));
-        }
+        return LinearDelta::own(Weight { weight, bias });
+    }
+    let delta = match module.is_changed() {
+        true => match config.method.delta(module)? {
+            Delta::Linear(delta) => delta,
+            _ => return Err(module.fail("its tensors are not those of a linear module")),
+        },
+        false => LinearDelta::default(),
     };
-    Ok(Some((site, Delta::LowRank { a, b, bias: bias.transpose()?, magnitude })))
+    match (bias, base.bias) {
+        (None, _) => Ok(delta),
+        (Some(own), Some(base)) => delta.shifted(&(own - base)?),
+        (Some(_), None) if module.site.is_none() => Ok(delta),
+        (Some(_), None) => Err(module.fail("it has a bias, but the base has none there")),
+    }
+}
+
+fn table(module: &Module, config: &Config) -> Result<Option<Delta>> {
+    let Weight { weight: base, .. } = module.base()?;
+    let mut delta = TableDelta::default();
+    if module.has(WEIGHT) {
+        let own = module.take(WEIGHT, &module.shape)?;
+        let (stored, base) = (own.to_dtype(base.dtype())?.to_dtype(DType::F32)?, base.to_dtype(DType::F32)?);
+        let same = stored.dims() == base.dims() && (stored - base)?.abs()?.max_all()?.to_scalar::<f32>()? == 0.0;
+        delta.own = (!same).then_some(own);
+    }
+    if module.is_changed() {
+        delta = match config.method.delta(module)? {
+            Delta::Table(update) if delta.own.is_some() && update.magnitude.is_some() => {
+                return Err(module.fail("DoRA on an embedding other than the base's is not supported"));
+            }
+            Delta::Table(update) => TableDelta { own: delta.own, ..update },
+            _ => return Err(module.fail("its tensors are not those of an embedding")),
+        };
+    }
+    if module.has(TOKENS) {
+        let named = |(name, _): &&(Option<String>, Vec<u32>)| {
+            name.as_ref().is_none_or(|name| module.path == name || module.path.ends_with(&format!(".{name}")))
+        };
+        let ids = config.tokens.iter().find(named).map(|(_, ids)| ids.as_slice()).unwrap_or_default();
+        let rows = module.shape[0];
+        if let Some(id) = ids.iter().find(|id| **id as usize >= rows) {
+            return Err(module.fail(&format!("trainable_token_indices names row {id} of {rows}")));
+        }
+        delta.rows = Some(OwnRows::new(ids, module.take(TOKENS, &[ids.len(), module.shape[1]])?));
+    }
+    let changes = delta.own.is_some() || delta.rows.is_some() || module.is_changed();
+    Ok(changes.then_some(Delta::Table(delta)))
 }

@@ -192,7 +192,7 @@ async fn tokenize(app: &App, inputs: Vec<Input>, leases: &[Lease], reading: Read
                 match input {
                     Input::Text(text) => lease.text.encode(&text, &reading, &param),
                     Input::Tokens(ids) => {
-                        let vocabulary = lease.target.model.spec().embedding.word.rows;
+                        let vocabulary = lease.target.model.vocabulary(lease.target.adapter.as_deref());
                         lease.text.check(ids, vocabulary, &reading, &param)
                     }
                 }

@@ -1,4 +1,4 @@
-//! Columns of a matrix scaled and shifted in place, each by its own numbers.
+//! Columns of a matrix scaled and shifted in place, each by its own numbers; and differences added in place.
 
 use super::math::vectorized;
 use super::view::dense;
@@ -8,6 +8,52 @@ use candle_core::{CpuStorage, InplaceOp3, Layout, Result, Tensor, bail};
 /// are `[columns]`.
 pub fn scale_columns(y: &Tensor, factor: &Tensor, shift: &Tensor) -> Result<()> {
     y.inplace_op3(factor, shift, &ScaleColumns)
+}
+
+/// `y += weight * (after - before)` in place; `y [rows, columns]` may be a window of a larger tensor, the others are dense.
+pub fn add_difference(y: &Tensor, after: &Tensor, before: &Tensor, weight: f32) -> Result<()> {
+    y.inplace_op3(after, before, &AddDifference { weight })
+}
+
+struct AddDifference {
+    weight: f32,
+}
+
+impl InplaceOp3 for AddDifference {
+    fn name(&self) -> &'static str {
+        "add_difference"
+    }
+
+    fn cpu_fwd(
+        &self,
+        y: &mut CpuStorage,
+        y_l: &Layout,
+        after: &CpuStorage,
+        after_l: &Layout,
+        before: &CpuStorage,
+        before_l: &Layout,
+    ) -> Result<()> {
+        let (after, before) = (dense(after, after_l)?, dense(before, before_l)?);
+        for_each_row(y, y_l, |row, y| {
+            let (after, before) = (&after[row * y.len()..], &before[row * y.len()..]);
+            y.iter_mut().zip(after.iter().zip(before)).for_each(|(y, (a, b))| *y += self.weight * (a - b));
+        })
+    }
+}
+
+/// Calls `f` with every row of a window and its index.
+fn for_each_row(y: &mut CpuStorage, layout: &Layout, mut f: impl FnMut(usize, &mut [f32])) -> Result<()> {
+    let (CpuStorage::F32(y), &[rows, columns], &[stride, 1]) = (y, layout.dims(), layout.stride()) else {
+        bail!("columns are changed in an f32 window with dense rows, got {layout:?}")
+    };
+    for row in 0..rows {
+        let y = &mut y[layout.start_offset() + row * stride..][..columns];
+        vectorized(
+            #[inline(always)]
+            || f(row, y),
+        );
+    }
+    Ok(())
 }
 
 struct ScaleColumns;
@@ -27,17 +73,9 @@ impl InplaceOp3 for ScaleColumns {
         shift_l: &Layout,
     ) -> Result<()> {
         let (factor, shift) = (dense(factor, factor_l)?, dense(shift, shift_l)?);
-        let (CpuStorage::F32(y), &[rows, columns], &[stride, 1]) = (y, y_l.dims(), y_l.stride()) else {
-            bail!("scale_columns needs an f32 window with dense rows, got {y_l:?}")
-        };
-        for row in 0..rows {
-            let y = &mut y[y_l.start_offset() + row * stride..][..columns];
-            vectorized(
-                #[inline(always)]
-                || y.iter_mut().zip(factor.iter().zip(shift)).for_each(|(y, (f, s))| *y = *y * f + s),
-            );
-        }
-        Ok(())
+        for_each_row(y, y_l, |_, y| {
+            y.iter_mut().zip(factor.iter().zip(shift)).for_each(|(y, (f, s))| *y = *y * f + s);
+        })
     }
 }
 

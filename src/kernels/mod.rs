@@ -15,10 +15,10 @@ mod view;
 
 pub use activation::{Activation, Gate, activate};
 pub use attention::{Attention, attention};
-pub use columns::scale_columns;
+pub use columns::{add_difference, scale_columns};
 pub use disentangled::{Disentangled, disentangled};
 pub use finite::all_finite;
 pub use norm::{NormKind, norm};
 pub use pooling::{Pooling, pool};
-pub use product::{add_product, product};
+pub use product::{add_product, product, set_product};
 pub use rotary::{rotary_tables, rotate};

@@ -17,7 +17,12 @@ pub fn product(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Ten
 
 /// `y += x weight` in place; `y [rows, out]` may be a window of a larger tensor.
 pub fn add_product(y: &Tensor, x: &Tensor, weight: &Tensor) -> Result<()> {
-    y.inplace_op3(x, weight, &AddProduct)
+    y.inplace_op3(x, weight, &ProductInto { accumulate: true })
+}
+
+/// `y = x weight` in place; `y [rows, out]` may be a window of a larger tensor.
+pub fn set_product(y: &Tensor, x: &Tensor, weight: &Tensor) -> Result<()> {
+    y.inplace_op3(x, weight, &ProductInto { accumulate: false })
 }
 
 struct Product<'a> {
@@ -82,11 +87,13 @@ fn dense_part<'a, T>(all: &'a [T], layout: &Layout) -> Result<&'a [T]> {
     }
 }
 
-struct AddProduct;
+struct ProductInto {
+    accumulate: bool,
+}
 
-impl InplaceOp3 for AddProduct {
+impl InplaceOp3 for ProductInto {
     fn name(&self) -> &'static str {
-        "add_product"
+        "product_into"
     }
 
     fn cpu_fwd(
@@ -100,10 +107,10 @@ impl InplaceOp3 for AddProduct {
     ) -> Result<()> {
         let (x, weight) = (matrix(x, x_l)?, matrix(w, w_l)?);
         let (CpuStorage::F32(data), &[rows, columns], &[row_stride, 1]) = (y, y_l.dims(), y_l.stride()) else {
-            bail!("add_product needs an f32 window with dense rows, got {y_l:?}")
+            bail!("a product needs an f32 window with dense rows, got {y_l:?}")
         };
         let target = MatrixMut { data: &mut data[y_l.start_offset()..], rows, columns, row_stride };
-        multiply(target, true, x, weight, gemm::Parallelism::Rayon(0));
+        multiply(target, self.accumulate, x, weight, gemm::Parallelism::Rayon(0));
         Ok(())
     }
 }

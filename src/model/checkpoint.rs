@@ -42,6 +42,26 @@ impl Checkpoint {
         Self::open(&shards, nested_as)
     }
 
+    /// A pickle of tensors, as torch saves it; nothing in it is run.
+    pub fn of_pickle(path: PathBuf, nested_as: &str) -> Result<Self> {
+        // Reads the pickle's opcodes and knows a few of torch's names; any other is an error.
+        let tensors = candle_core::pickle::read_all(&path);
+        let tensors = tensors.map_err(|e| Error::load(&path, format!("not a file of tensors alone: {e}")))?;
+        if tensors.is_empty() {
+            return Err(Error::load(&path, "it holds no tensors"));
+        }
+        let mut checkpoint = Self::open(&[], nested_as)?;
+        for (name, tensor) in tensors {
+            let canonical = canonical(&name, nested_as);
+            if checkpoint.names.insert(canonical.clone(), name.clone()).is_some() {
+                return Err(Error::load(&path, format!("'{name}' and another tensor name the same weight")));
+            }
+            checkpoint.put(&canonical, tensor);
+            checkpoint.left.get_mut().insert(canonical);
+        }
+        Ok(Self { path, ..checkpoint })
+    }
+
     /// Maps the files. `nested_as`: see [`canonical`].
     pub fn open(files: &[PathBuf], nested_as: &str) -> Result<Self> {
         let path = files.first().cloned().unwrap_or_default();

@@ -13,7 +13,7 @@ mod tasks;
 mod transformer;
 
 pub use checkpoint::{Checkpoint, canonical};
-pub use delta::{Adapter, Delta, Magnitude, Plan};
+pub use delta::{Adapter, Delta, LinearDelta, LowRank, Magnitude, NormDelta, OwnRows, Plan, TableDelta};
 pub use modules::{Body, Modules};
 pub use pipeline::Pipeline;
 pub use sites::{Site, SiteKind, Sites, Weight};
@@ -22,6 +22,7 @@ pub use spec::Spec;
 use crate::error::{Error, Result};
 use candle_core::Tensor;
 pub use candle_core::{DType, Device};
+use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 use transformer::Transformer;
@@ -32,6 +33,7 @@ pub struct Model {
     sites: Sites,
     transformer: Transformer,
     tasks: Vec<(String, Arc<Adapter>)>,
+    idle: HashMap<String, Vec<usize>>,
     device: Device,
     bytes: usize,
 }
@@ -73,11 +75,13 @@ impl Model {
         let transformer = Transformer::load(&spec, &mut loader, &|done| progress(done, blocks))?;
         let sites = loader.sites;
         let tasks = spec.tasks.as_ref().map(|tasks| tasks::load(tasks, &sites, &checkpoint, device)).transpose()?;
+        let idle = checkpoint.names().filter(|name| is_below(name, &spec.idle));
+        let idle = idle.filter_map(|name| Some((name.to_owned(), checkpoint.shape(name)?))).collect();
         spec.idle.iter().for_each(|module| checkpoint.leave(module));
         checkpoint.leave_computed();
         checkpoint.finish()?;
         let bytes = checkpoint.bytes_taken();
-        Ok(Self { spec, sites, transformer, tasks: tasks.unwrap_or_default(), device: device.clone(), bytes })
+        Ok(Self { spec, sites, transformer, tasks: tasks.unwrap_or_default(), idle, device: device.clone(), bytes })
     }
 
     /// Its architecture.
@@ -97,7 +101,20 @@ impl Model {
 
     /// Whether a module is one that no forward pass runs.
     pub fn is_idle(&self, module: &str) -> bool {
-        self.spec.idle.iter().any(|idle| module == idle || module.starts_with(&format!("{idle}.")))
+        is_below(module, &self.spec.idle)
+    }
+
+    /// Rows of the word embedding, the base's or an adapter's own.
+    pub fn vocabulary(&self, adapter: Option<&Adapter>) -> usize {
+        let word = &self.spec.embedding;
+        let site = word.word_first.as_ref().and_then(|path| self.sites.find(path));
+        let site = site.or_else(|| self.sites.find(&word.word.path));
+        site.and_then(|site| adapter?.table_rows(site)).unwrap_or(word.word.rows)
+    }
+
+    /// The shape of a tensor of such a module, where the base's checkpoint has it.
+    pub fn idle_shape(&self, name: &str) -> Option<&[usize]> {
+        self.idle.get(name).map(Vec::as_slice)
     }
 
     /// Where it lies.
@@ -130,4 +147,11 @@ impl Model {
         }
         Ok(vectors)
     }
+}
+
+/// Whether a path is one of the modules or lies below one.
+fn is_below(path: &str, modules: &[String]) -> bool {
+    let below =
+        |module: &String| path.strip_prefix(module).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
+    modules.iter().any(below)
 }

@@ -3,6 +3,7 @@
 use crate::error::Result;
 use candle_core::Tensor;
 use std::collections::HashMap;
+use std::ops::Range;
 
 /// A module that an adapter can change, as its place in the model's [`Sites`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -15,16 +16,30 @@ pub enum SiteKind {
     Linear,
     /// An embedding; its shape is `[rows, width]`.
     Table,
+    /// A normalization; its shape is `[1, width]`.
+    Norm,
 }
 
 /// Every site of a model, by checkpoint path.
 #[derive(Debug, Default)]
 pub struct Sites {
     by_path: HashMap<String, Site>,
-    all: Vec<(String, SiteKind, [usize; 2])>,
-    /// How many of them are other names of others.
-    aliases: usize,
+    all: Vec<Entry>,
     weights: HashMap<Site, Weight>,
+    /// Stacked projections met so far.
+    projections: usize,
+}
+
+#[derive(Debug)]
+struct Entry {
+    path: String,
+    kind: SiteKind,
+    shape: [usize; 2],
+    has_bias: bool,
+    /// Whether its rows are other sites' too.
+    is_alias: bool,
+    /// A linear site's stacked projection, and its columns there.
+    place: Option<(usize, Range<usize>)>,
 }
 
 /// What the base has at a site.
@@ -38,76 +53,99 @@ pub struct Weight {
 
 impl Sites {
     /// The site of a linear module of this path and shape `[out, in]`; the same one when a module is used twice.
-    pub(super) fn add_linear(&mut self, path: &str, shape: [usize; 2]) -> Site {
-        self.add(path, SiteKind::Linear, shape)
+    pub(super) fn add_linear(&mut self, path: &str, shape: [usize; 2], has_bias: bool) -> Site {
+        self.add(path, SiteKind::Linear, shape, has_bias)
     }
 
     /// The same of rows that adapters may know as a module of this path.
-    pub(super) fn add_alias(&mut self, path: &str, shape: [usize; 2]) -> Site {
-        self.aliases += usize::from(!self.by_path.contains_key(path));
-        self.add(path, SiteKind::Linear, shape)
+    pub(super) fn add_alias(&mut self, path: &str, shape: [usize; 2], has_bias: bool) -> Site {
+        let site = self.add(path, SiteKind::Linear, shape, has_bias);
+        self.all[site.0].is_alias = true;
+        site
     }
 
-    /// Keeps hold of columns `first..first + columns` of a stacked projection as a linear site's.
-    pub(super) fn hold(
-        &mut self,
-        (site, first, columns): (Site, usize, usize),
-        weight: &Tensor,
-        bias: Option<&Tensor>,
-    ) -> Result<()> {
-        let bias = bias.map(|bias| bias.narrow(0, first, columns)).transpose()?;
-        self.weights.insert(site, Weight { weight: weight.narrow(1, first, columns)?, bias });
-        Ok(())
-    }
-
-    /// What the base has there.
-    pub fn weight(&self, site: Site) -> Option<&Weight> {
-        self.weights.get(&site)
+    /// The site of a normalization of this path over `width`.
+    pub(super) fn add_norm(&mut self, path: &str, width: usize, has_bias: bool) -> Site {
+        self.add(path, SiteKind::Norm, [1, width], has_bias)
     }
 
     /// The site of an embedding of this path and shape `[rows, width]`.
     pub(super) fn add_table(&mut self, path: &str, shape: [usize; 2], rows: &Tensor) -> Site {
-        let site = self.add(path, SiteKind::Table, shape);
+        let site = self.add(path, SiteKind::Table, shape, false);
         self.weights.insert(site, Weight { weight: rows.clone(), bias: None });
         site
     }
 
-    fn add(&mut self, path: &str, kind: SiteKind, shape: [usize; 2]) -> Site {
+    /// Keeps hold of a stacked projection's columns, first and count, as linear sites' weights.
+    pub(super) fn hold(
+        &mut self,
+        parts: &[(Site, usize, usize)],
+        weight: &Tensor,
+        bias: Option<&Tensor>,
+    ) -> Result<()> {
+        for (site, first, columns) in parts {
+            let bias = bias.map(|bias| bias.narrow(0, *first, *columns)).transpose()?;
+            self.weights.insert(*site, Weight { weight: weight.narrow(1, *first, *columns)?, bias });
+            self.all[site.0].place = Some((self.projections, *first..first + columns));
+        }
+        self.projections += 1;
+        Ok(())
+    }
+
+    fn add(&mut self, path: &str, kind: SiteKind, shape: [usize; 2], has_bias: bool) -> Site {
         let next = Site(self.all.len());
         let site = *self.by_path.entry(path.to_owned()).or_insert(next);
         if site == next {
-            self.all.push((path.to_owned(), kind, shape));
+            self.all.push(Entry { path: path.to_owned(), kind, shape, has_bias, is_alias: false, place: None });
         }
         site
     }
 
-    /// The site of this kind at a checkpoint path.
-    pub fn find(&self, path: &str, kind: SiteKind) -> Option<Site> {
-        self.by_path.get(path).copied().filter(|site| self.kind(*site) == kind)
+    /// The site at a checkpoint path.
+    pub fn find(&self, path: &str) -> Option<Site> {
+        self.by_path.get(path).copied()
     }
 
     /// What it is.
     pub fn kind(&self, site: Site) -> SiteKind {
-        self.all[site.0].1
+        self.all[site.0].kind
     }
 
     /// Its checkpoint path.
     pub fn path(&self, site: Site) -> &str {
-        &self.all[site.0].0
+        &self.all[site.0].path
     }
 
     /// Its weight's shape; see [`SiteKind`].
     pub fn shape(&self, site: Site) -> [usize; 2] {
-        self.all[site.0].2
+        self.all[site.0].shape
     }
 
-    /// How many modules there are, each counted once.
+    /// Whether it has a bias.
+    pub fn has_bias(&self, site: Site) -> bool {
+        self.all[site.0].has_bias
+    }
+
+    /// What the base has there; none for a normalization.
+    pub fn weight(&self, site: Site) -> Option<&Weight> {
+        self.weights.get(&site)
+    }
+
+    /// Whether two sites have rows in common, under different names.
+    pub fn overlap(&self, a: Site, b: Site) -> bool {
+        match (&self.all[a.0].place, &self.all[b.0].place) {
+            (Some((p, a)), Some((q, b))) => p == q && a.start < b.end && b.start < a.end,
+            _ => false,
+        }
+    }
+
+    /// How many linear modules and embeddings there are, each counted once.
     pub fn modules(&self) -> usize {
-        self.all.len() - self.aliases
+        self.all.iter().filter(|entry| !entry.is_alias && entry.kind != SiteKind::Norm).count()
     }
 
     /// All of them, in the order of the forward pass.
     pub fn iter(&self) -> impl Iterator<Item = (Site, &str)> {
-        self.all.iter().enumerate().map(|(i, (path, ..))| (Site(i), path.as_str()))
+        self.all.iter().enumerate().map(|(i, entry)| (Site(i), entry.path.as_str()))
     }
 }

@@ -1,7 +1,7 @@
 //! Adapters inside a base's own checkpoint: stacked low-rank updates, see [`spec::Tasks`].
 
 use super::checkpoint::Checkpoint;
-use super::delta::{Adapter, Delta};
+use super::delta::{Adapter, Delta, LinearDelta, LowRank, TableDelta};
 use super::sites::{SiteKind, Sites};
 use super::spec;
 use crate::error::Result;
@@ -29,6 +29,7 @@ pub fn load(
                 let a = checkpoint.take(&a, &[count, rank, inner], device)?.transpose(1, 2)?;
                 (a, checkpoint.take(&b, &[count, outer, rank], device)?.transpose(1, 2)?)
             }
+            SiteKind::Norm => continue,
             SiteKind::Table => {
                 let a = checkpoint.take(&a, &[count, outer, rank], device)?;
                 (a, checkpoint.take(&b, &[count, rank, inner], device)?)
@@ -36,9 +37,14 @@ pub fn load(
         };
         for (task, deltas) in deltas.iter_mut().enumerate() {
             let b = (b.get(task)?.contiguous()? * spec.scale)?;
-            deltas.push((site, Delta::LowRank { a: a.get(task)?.contiguous()?, b, bias: None, magnitude: None }));
+            let update = LowRank { a: a.get(task)?.contiguous()?, b };
+            let delta = match sites.kind(site) {
+                SiteKind::Table => Delta::Table(TableDelta { update: Some(update), ..TableDelta::default() }),
+                _ => Delta::Linear(LinearDelta::low_rank(update)),
+            };
+            deltas.push((site, delta));
         }
     }
-    let adapters = deltas.into_iter().map(|deltas| Arc::new(Adapter::new(deltas)));
+    let adapters = deltas.into_iter().map(|deltas| Arc::new(Adapter::new(deltas, true)));
     Ok(spec.names.iter().cloned().zip(adapters).collect())
 }

@@ -41,7 +41,7 @@ impl Transformer {
             x = block.forward(&x, &first, offsets, plan)?;
         }
         match &self.final_norm {
-            Some(norm) => norm.forward(&x),
+            Some(norm) => norm.forward(&x, plan),
             None => Ok(x),
         }
     }
@@ -68,10 +68,10 @@ impl Block {
 
     /// `x` and the model's `first` hidden states, `[tokens, hidden]`, to the next.
     fn forward(&self, x: &Tensor, first: &Tensor, offsets: &[usize], plan: &Plan) -> Result<Tensor> {
-        let x = self.attention_norms.around(x, |x| self.attention.forward(x, offsets, plan))?;
-        let x = self.mlp_norms.around(&x, |x| self.mlp.forward(x, plan))?;
+        let x = self.attention_norms.around(x, plan, |x| self.attention.forward(x, offsets, plan))?;
+        let x = self.mlp_norms.around(&x, plan, |x| self.mlp.forward(x, plan))?;
         match &self.convolution {
-            Some(convolution) => convolution.forward(&x, first, offsets),
+            Some(convolution) => convolution.forward(&x, first, offsets, plan),
             None => Ok(x),
         }
     }
@@ -86,25 +86,26 @@ struct Norms {
 }
 
 impl Norms {
-    fn load(spec: &spec::Norms, hidden: usize, loader: &Loader) -> Result<Self> {
-        let load = |norm: &Option<spec::Norm>| norm.as_ref().map(|norm| Norm::load(norm, hidden, loader)).transpose();
+    fn load(spec: &spec::Norms, hidden: usize, loader: &mut Loader) -> Result<Self> {
+        let mut load =
+            |norm: &Option<spec::Norm>| norm.as_ref().map(|norm| Norm::load(norm, hidden, loader)).transpose();
         let (before, after, sum) = (load(&spec.before)?, load(&spec.after)?, load(&spec.sum)?);
         Ok(Self { before, after, after_sum: spec.after_sum, sum })
     }
 
     /// See [`spec::Norms`].
-    fn around(&self, x: &Tensor, step: impl FnOnce(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
+    fn around(&self, x: &Tensor, plan: &Plan, step: impl FnOnce(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
         let y = match &self.before {
-            Some(norm) => step(&norm.forward(x)?)?,
+            Some(norm) => step(&norm.forward(x, plan)?)?,
             None => step(x)?,
         };
         let y = match &self.after {
-            Some(norm) if self.after_sum => norm.forward_sum(&y, x)?,
-            Some(norm) => norm.forward(&y)?,
+            Some(norm) if self.after_sum => norm.forward_sum(&y, x, plan)?,
+            Some(norm) => norm.forward(&y, plan)?,
             None => y,
         };
         match &self.sum {
-            Some(norm) => norm.forward_sum(&y, x),
+            Some(norm) => norm.forward_sum(&y, x, plan),
             None => Ok((x + y)?),
         }
     }

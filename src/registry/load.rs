@@ -151,7 +151,7 @@ impl<'a> Loading<'a> {
         progress.end();
         let model = Arc::new(model);
         let source = text::Source { folder, body: &modules.folder, specials: modules.body == Body::Transformer };
-        let text = Arc::new(Text::of(source, None, capacity(&model), &mut self.tokenizers)?);
+        let text = Arc::new(Text::of(source, None, capacity(&model, None), &mut self.tokenizers)?);
         let pipeline = self.share(modules.pipeline);
         let (mib, ms) = (model.bytes() >> 20, began.elapsed().as_millis() as u64);
         tracing::info!(model = name, %folder, mib, ms, tokens_max = text.tokens_max(), "model loaded");
@@ -172,7 +172,7 @@ impl<'a> Loading<'a> {
 
     fn serve_adapter(&mut self, entry: &config::Adapter, folder: &Folder, base: &Base, adapter: Adapter) -> Result<()> {
         let adapter = Arc::new(adapter);
-        let (pipeline, text) = self.reading(folder, base)?;
+        let (pipeline, text) = self.reading(folder, base, &adapter)?;
         let (sites, rank, kib) = (adapter.deltas().count(), adapter.rank(), adapter.bytes() >> 10);
         tracing::info!(adapter = entry.name, base = base.name, sites, rank, kib, "adapter loaded");
         self.loaded.push(Loaded {
@@ -224,7 +224,7 @@ impl<'a> Loading<'a> {
     }
 
     /// The pipeline and the reading of text that an adapter uses.
-    fn reading(&mut self, folder: &Folder, base: &Base) -> Result<(Arc<Pipeline>, Arc<Text>)> {
+    fn reading(&mut self, folder: &Folder, base: &Base, adapter: &Adapter) -> Result<(Arc<Pipeline>, Arc<Text>)> {
         let choice = self.config.server.pipeline;
         if choice == PipelineChoice::Base {
             return Ok((base.pipeline.clone(), base.text.clone()));
@@ -235,7 +235,7 @@ impl<'a> Loading<'a> {
         }
         let body = own.as_ref().map_or(folder, |own| &own.folder);
         let source = text::Source { folder, body, specials: true };
-        let text = Text::of(source, Some(&base.text), capacity(&base.model), &mut self.tokenizers)?;
+        let text = Text::of(source, Some(&base.text), capacity(&base.model, Some(adapter)), &mut self.tokenizers)?;
         if own.is_none() && choice == PipelineChoice::SentenceTransformers {
             return Ok((self.share(Pipeline::default()), Arc::new(text.without_prompts())));
         }
@@ -267,8 +267,8 @@ fn warn_of_another_base(name: &str, peft: &adapters::Config, base: &Base) {
     }
 }
 
-fn capacity(model: &Model) -> Capacity {
-    Capacity { positions: model.spec().tokens_max, vocabulary: model.spec().embedding.word.rows }
+fn capacity(model: &Model, adapter: Option<&Adapter>) -> Capacity {
+    Capacity { positions: model.spec().tokens_max, vocabulary: model.vocabulary(adapter) }
 }
 
 /// Unix seconds.

@@ -89,9 +89,9 @@ impl Attention {
 
     /// `[tokens, hidden]` -> `[tokens, hidden]`.
     pub fn forward(&self, x: &Tensor, offsets: &[usize], plan: &Plan) -> Result<Tensor> {
-        let (mut q, mut k, v) = self.heads(&self.qkv.forward(x, plan)?)?;
+        let (mut q, mut k, v) = self.heads(&self.qkv.forward(x, plan)?, plan)?;
         if let Some(QkNorms { q: q_norm, k: k_norm, all_heads: false }) = &self.qk_norms {
-            (q, k) = (q_norm.forward(&q)?, k_norm.forward(&k)?);
+            (q, k) = (q_norm.forward(&q, plan)?, k_norm.forward(&k, plan)?);
         }
         let mut bias = None;
         match &self.positions {
@@ -109,7 +109,7 @@ impl Attention {
     }
 
     /// Queries, keys and values, `[tokens, heads, head_width]` each, windows of the stacked projection.
-    fn heads(&self, stacked: &Tensor) -> Result<(Tensor, Tensor, Tensor)> {
+    fn heads(&self, stacked: &Tensor, plan: &Plan) -> Result<(Tensor, Tensor, Tensor)> {
         let (heads, kv_heads, width, tokens) = (self.heads, self.kv_heads, self.head_width, stacked.dims()[0]);
         if self.by_head {
             let by_head = stacked.reshape((tokens, heads, 3 * width))?;
@@ -124,8 +124,8 @@ impl Attention {
         let (q, k) = match &self.qk_norms {
             Some(QkNorms { q, k, all_heads: true }) => {
                 let part = |first: usize, count: usize| stacked.narrow(1, first * width, count * width);
-                let q = q.forward(&part(0, heads)?)?.reshape((tokens, heads, width))?;
-                (q, k.forward(&part(heads, kv_heads)?)?.reshape((tokens, kv_heads, width))?)
+                let q = q.forward(&part(0, heads)?, plan)?.reshape((tokens, heads, width))?;
+                (q, k.forward(&part(heads, kv_heads)?, plan)?.reshape((tokens, kv_heads, width))?)
             }
             _ => (all.narrow(1, 0, heads)?, all.narrow(1, heads, kv_heads)?),
         };

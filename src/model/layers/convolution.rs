@@ -3,6 +3,7 @@
 use super::{Loader, Norm};
 use crate::error::Result;
 use crate::kernels::{Activation, Gate, activate, product};
+use crate::model::delta::Plan;
 use crate::model::spec;
 use candle_core::Tensor;
 
@@ -18,7 +19,7 @@ pub struct Convolution {
 
 impl Convolution {
     /// From its spec.
-    pub fn load(spec: &spec::Convolution, hidden: usize, loader: &Loader) -> Result<Self> {
+    pub fn load(spec: &spec::Convolution, hidden: usize, loader: &mut Loader) -> Result<Self> {
         // [out, in, kernel], as torch's Conv1d.
         let weight = loader.tensor(&spec.path, "weight", &[hidden, hidden, spec.kernel])?;
         let weight = weight.permute((2, 1, 0))?.reshape((spec.kernel * hidden, hidden))?.contiguous()?;
@@ -32,7 +33,7 @@ impl Convolution {
     }
 
     /// `x` and the model's `first` hidden states, `[tokens, hidden]` -> `[tokens, hidden]`.
-    pub fn forward(&self, x: &Tensor, first: &Tensor, offsets: &[usize]) -> Result<Tensor> {
+    pub fn forward(&self, x: &Tensor, first: &Tensor, offsets: &[usize], plan: &Plan) -> Result<Tensor> {
         let (tokens, hidden) = first.dims2()?;
         // One row of zeros stands for what lies beyond a sequence's ends.
         let rows = first.pad_with_zeros(0, 0, 1)?;
@@ -49,6 +50,6 @@ impl Convolution {
         let neighbours = rows.index_select(&Tensor::new(neighbours, first.device())?, 0)?;
         let neighbours = neighbours.reshape((tokens, self.kernel * hidden))?;
         let y = activate(&product(&neighbours, &self.weight, Some(&self.bias))?, self.activation, Gate::Absent)?;
-        self.norm.forward_sum(&y, x)
+        self.norm.forward_sum(&y, x, plan)
     }
 }

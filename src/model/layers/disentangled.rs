@@ -4,7 +4,7 @@
 use super::{Linear, Loader, Norm};
 use crate::error::Result;
 use crate::kernels::{self, disentangled};
-use crate::model::delta::{Adapter, Plan};
+use crate::model::delta::{Adapter, Plan, joined};
 use crate::model::spec::{self, PositionProjection};
 use candle_core::Tensor;
 
@@ -33,8 +33,8 @@ impl Disentangled {
     pub fn load(spec: &spec::Disentangled, width: usize, qkv: &Linear, loader: &mut Loader) -> Result<Self> {
         let tables = loader.shared(spec.table.path.clone(), |loader| {
             let table = loader.tensor(&spec.table.path, "weight", &[spec.table.rows, qkv.inputs()])?;
-            let norm = spec.norm.as_ref().map(|norm| Norm::load(norm, qkv.inputs(), loader)).transpose()?;
-            Ok(vec![norm.map_or(Ok(table.clone()), |norm| norm.forward(&table))?])
+            let norm = spec.norm.as_ref().map(|norm| Norm::load_fixed(norm, qkv.inputs(), loader)).transpose()?;
+            Ok(vec![norm.map_or(Ok(table.clone()), |norm| norm.forward(&table, &Plan::default()))?])
         })?;
         let table = tables[0].clone();
         let mut project = |projection: &Option<PositionProjection>, first: usize| -> Result<Option<Projected>> {
@@ -74,7 +74,7 @@ impl Disentangled {
             let part = |t: &Tensor| t.narrow(0, rows.start, rows.len());
             parts.push(disentangled(&part(q)?, &part(k)?, &part(v)?, &op)?);
         }
-        Ok(if parts.len() == 1 { parts.remove(0) } else { Tensor::cat(&parts, 0)? })
+        joined(parts)
     }
 }
 
@@ -87,7 +87,7 @@ impl Projected {
     fn of(&self, table: &Tensor, qkv: &Linear, adapter: Option<&Adapter>) -> Result<Tensor> {
         let Some(adapter) = adapter else { return Ok(self.base.clone()) };
         let changed = self.base.copy()?;
-        self.own.as_ref().unwrap_or(qkv).add_columns(&changed, table, self.columns.0, adapter)?;
+        self.own.as_ref().unwrap_or(qkv).change_columns(&changed, table, self.columns.0, adapter)?;
         Ok(changed)
     }
 }

@@ -40,9 +40,13 @@ impl Table {
 
     /// A row an id, in f32, with the batch's deltas: `[ids, width]`.
     fn forward(&self, ids: &Tensor, plan: &Plan) -> Result<Tensor> {
-        let rows = self.rows.index_select(ids, 0)?.to_dtype(DType::F32)?;
-        plan.look_up(self.site, ids, &rows)?;
-        Ok(rows)
+        plan.by_range(ids.dims()[0], self.site, |range, delta| {
+            let ids = ids.narrow(0, range.start, range.len())?;
+            match delta {
+                Some(delta) => delta.look_up(&self.rows, &ids),
+                None => Ok(self.rows.index_select(&ids, 0)?.to_dtype(DType::F32)?),
+            }
+        })
     }
 }
 
@@ -100,12 +104,14 @@ impl Embedding {
             let rows: Vec<u32> = offsets.windows(2).flat_map(|span| position.rows(&ids[span[0]..span[1]])).collect();
             x = (x + position.table.forward(&Tensor::new(rows, device)?, plan)?)?;
         }
-        if let Some(Table { rows, site }) = &self.token_type {
-            x = x.broadcast_add(&rows.narrow(0, 0, 1)?.to_dtype(DType::F32)?)?;
-            plan.look_up(*site, &Tensor::zeros(ids.len(), DType::U32, device)?, &x)?;
+        if let Some(table) = &self.token_type {
+            x = match plan.changes(table.site) {
+                true => (x + table.forward(&Tensor::zeros(ids.len(), DType::U32, device)?, plan)?)?,
+                false => x.broadcast_add(&table.rows.narrow(0, 0, 1)?.to_dtype(DType::F32)?)?,
+            };
         }
         if let Some(norm) = &self.norm {
-            x = norm.forward(&x)?;
+            x = norm.forward(&x, plan)?;
         }
         match &self.projection {
             Some(projection) => projection.forward(&x, plan),

@@ -27,17 +27,19 @@ impl Linear {
             if spec.bias {
                 biases.push(loader.tensor(&part.path, "bias", &[part.rows])?);
             }
-            sites.push((loader.sites.add_linear(&part.path, [part.rows, spec.columns]), start, part.rows));
+            sites.push((loader.sites.add_linear(&part.path, [part.rows, spec.columns], spec.bias), start, part.rows));
             start += part.rows;
         }
         for span in &spec.also {
-            sites.push((loader.sites.add_alias(&span.path, [span.rows, spec.columns]), span.first, span.rows));
+            sites.push((
+                loader.sites.add_alias(&span.path, [span.rows, spec.columns], spec.bias),
+                span.first,
+                span.rows,
+            ));
         }
         let weight = Tensor::cat(&weights, 1)?.contiguous()?;
         let bias = if spec.bias { Some(Tensor::cat(&biases, 0)?) } else { None };
-        for site in &sites {
-            loader.sites.hold(*site, &weight, bias.as_ref())?;
-        }
+        loader.sites.hold(&sites, &weight, bias.as_ref())?;
         Ok(Self { weight, bias, sites })
     }
 
@@ -50,7 +52,7 @@ impl Linear {
     pub fn forward(&self, x: &Tensor, plan: &Plan) -> Result<Tensor> {
         let y = product(x, &self.weight, self.bias.as_ref())?;
         for (site, start, columns) in &self.sites {
-            plan.apply(*site, x, &y.narrow(1, *start, *columns)?)?;
+            plan.change(*site, x, &y.narrow(1, *start, *columns)?)?;
         }
         Ok(y)
     }
@@ -62,11 +64,11 @@ impl Linear {
         Ok(product(x, &weight, bias.as_ref())?)
     }
 
-    /// Adds to `y [rows, columns]`, made by [`Linear::base_columns`], what one adapter adds there.
-    pub fn add_columns(&self, y: &Tensor, x: &Tensor, first: usize, adapter: &Adapter) -> Result<()> {
+    /// Changes `y [rows, columns]`, made by [`Linear::base_columns`], as one adapter changes it.
+    pub fn change_columns(&self, y: &Tensor, x: &Tensor, first: usize, adapter: &Adapter) -> Result<()> {
         let end = first + y.dims()[1];
         for (site, start, columns) in self.sites.iter().filter(|(_, start, _)| (first..end).contains(start)) {
-            adapter.add(*site, x, &y.narrow(1, start - first, *columns)?)?;
+            adapter.change(*site, x, &y.narrow(1, start - first, *columns)?)?;
         }
         Ok(())
     }
@@ -74,6 +76,6 @@ impl Linear {
     /// Whether an adapter changes some of those columns.
     pub fn is_changed_at(&self, first: usize, columns: usize, adapter: &Adapter) -> bool {
         let mut within = self.sites.iter().filter(|(_, start, _)| (first..first + columns).contains(start));
-        within.any(|(site, ..)| adapter.changes(*site))
+        within.any(|(site, ..)| adapter.delta(*site).is_some())
     }
 }

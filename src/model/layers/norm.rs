@@ -3,33 +3,64 @@
 use super::Loader;
 use crate::error::Result;
 use crate::kernels::{NormKind, norm};
+use crate::model::delta::{Delta, NormDelta, Plan};
+use crate::model::sites::Site;
 use crate::model::spec;
 use candle_core::Tensor;
 
 /// LayerNorm or RMSNorm over the last dimension.
 pub struct Norm {
     kind: NormKind,
+    /// As it is applied.
     weight: Tensor,
+    /// Whether checkpoints hold the weight less 1.
+    less_one: bool,
     bias: Option<Tensor>,
     eps: f32,
+    /// None: adapters cannot change it.
+    site: Option<Site>,
 }
 
 impl Norm {
-    /// Over rows of `width`.
-    pub fn load(spec: &spec::Norm, width: usize, loader: &Loader) -> Result<Self> {
+    /// Over rows of `width`; a site for adapters.
+    pub fn load(spec: &spec::Norm, width: usize, loader: &mut Loader) -> Result<Self> {
+        let site = loader.sites.add_norm(&spec.path, width, spec.bias);
+        Ok(Self { site: Some(site), ..Self::load_fixed(spec, width, loader)? })
+    }
+
+    /// The same that no adapter can change.
+    pub fn load_fixed(spec: &spec::Norm, width: usize, loader: &Loader) -> Result<Self> {
         let weight = loader.tensor(&spec.path, "weight", &[width])?;
         let weight = if spec.less_one { (weight + 1.0)? } else { weight };
         let bias = if spec.bias { Some(loader.tensor(&spec.path, "bias", &[width])?) } else { None };
-        Ok(Self { kind: spec.kind, weight, bias, eps: spec.eps as f32 })
+        Ok(Self { kind: spec.kind, weight, less_one: spec.less_one, bias, eps: spec.eps as f32, site: None })
     }
 
-    /// `norm(x)`, shaped as `x`.
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(norm(x, None, self.kind, &self.weight, self.bias.as_ref(), self.eps)?)
+    /// `norm(x)`, shaped as `x [tokens, ...]`.
+    pub fn forward(&self, x: &Tensor, plan: &Plan) -> Result<Tensor> {
+        self.run(x, None, plan)
     }
 
-    /// `norm(x + residual)`, shaped as `x`.
-    pub fn forward_sum(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
-        Ok(norm(x, Some(residual), self.kind, &self.weight, self.bias.as_ref(), self.eps)?)
+    /// `norm(x + residual)`, shaped as `x [tokens, ...]`.
+    pub fn forward_sum(&self, x: &Tensor, residual: &Tensor, plan: &Plan) -> Result<Tensor> {
+        self.run(x, Some(residual), plan)
+    }
+
+    fn run(&self, x: &Tensor, residual: Option<&Tensor>, plan: &Plan) -> Result<Tensor> {
+        let Some(site) = self.site.filter(|site| plan.changes(*site)) else {
+            return Ok(norm(x, residual, self.kind, &self.weight, self.bias.as_ref(), self.eps)?);
+        };
+        plan.by_range(x.dims()[0], site, |rows, delta| {
+            let part = |t: &Tensor| t.narrow(0, rows.start, rows.len());
+            let residual = residual.map(part).transpose()?;
+            let (mut weight, mut bias) = (self.weight.clone(), self.bias.as_ref());
+            if let Some(Delta::Norm(NormDelta { weight: own_weight, bias: own_bias })) = delta {
+                if let Some(own) = own_weight {
+                    weight = if self.less_one { (own + 1.0)? } else { own.clone() };
+                }
+                bias = own_bias.as_ref().or(bias);
+            }
+            Ok(norm(&part(x)?, residual.as_ref(), self.kind, &weight, bias, self.eps)?)
+        })
     }
 }

@@ -1,0 +1,121 @@
+//! The keys of adapter_config.json: each is read, or known to change nothing, or refused.
+
+use crate::folder::{says_nothing, typed};
+use fancy_regex::Regex;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+
+/// Why a configuration is refused.
+pub type Reading<T> = Result<T, String>;
+
+/// What of the file nobody has read yet.
+#[derive(Debug)]
+pub struct Keys {
+    left: Map<String, Value>,
+}
+
+impl Keys {
+    /// All of them.
+    pub fn new(content: Map<String, Value>) -> Self {
+        Self { left: content }
+    }
+
+    /// A key's value; none where it is missing or null.
+    pub fn take<T: DeserializeOwned>(&mut self, key: &str) -> Reading<Option<T>> {
+        match self.left.shift_remove(key) {
+            None | Some(Value::Null) => Ok(None),
+            Some(value) => typed(value).map(Some).map_err(|reason| format!("{key}: {reason}")),
+        }
+    }
+
+    /// A key's value, or PEFT's default.
+    pub fn or<T: DeserializeOwned>(&mut self, key: &str, default: T) -> Reading<T> {
+        Ok(self.take(key)?.unwrap_or(default))
+    }
+
+    /// A count, which must not be 0.
+    pub fn count(&mut self, key: &str, default: usize) -> Reading<usize> {
+        match self.or(key, default)? {
+            0 => Err(format!("{key} must be at least 1")),
+            count => Ok(count),
+        }
+    }
+
+    /// Leaves keys aside that change nothing here once the adapter is trained.
+    pub fn leave(&mut self, keys: &[&str]) {
+        keys.iter().for_each(|key| drop(self.left.shift_remove(*key)));
+    }
+
+    /// Refuses a key that nobody has read, unless it says nothing.
+    pub fn finish(self) -> Reading<()> {
+        match self.left.iter().find(|(_, value)| !says_nothing(value)) {
+            Some((key, value)) => Err(format!("{key} = {value} is not supported")),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A number that some modules have of their own, as `rank_pattern` and `alpha_pattern` give it.
+#[derive(Debug)]
+pub struct ByModule {
+    default: f64,
+    exceptions: Vec<(Regex, f64)>,
+}
+
+impl ByModule {
+    /// `default`, but for what the map under `key` says.
+    pub fn read(keys: &mut Keys, key: &str, default: f64) -> Reading<Self> {
+        let map: Map<String, Value> = keys.or(key, Map::new())?;
+        let exceptions = map.into_iter().map(|(pattern, value)| {
+            let regex = Regex::new(&format!("^(?:.*\\.)?(?:{pattern})$"));
+            let regex = regex.map_err(|e| format!("{key} '{pattern}': {e}"))?;
+            match value.as_f64() {
+                Some(number) if number > 0.0 => Ok((regex, number)),
+                _ => Err(format!("{key} '{pattern}': expected a positive number, found {value}")),
+            }
+        });
+        Ok(Self { default, exceptions: exceptions.collect::<Reading<_>>()? })
+    }
+
+    /// A module's: that of the first pattern, in file order, that matches its name.
+    pub fn of(&self, module: &str) -> f64 {
+        let found = self.exceptions.iter().find(|(regex, _)| regex.is_match(module).unwrap_or(false));
+        found.map_or(self.default, |(_, value)| *value)
+    }
+}
+
+/// `r` and an alpha with their patterns: a rank and a scale for every module.
+#[derive(Debug)]
+pub struct Ranks {
+    rank: ByModule,
+    alpha: ByModule,
+    /// Whether the scale is alpha / sqrt(rank), not alpha / rank (rsLoRA, arXiv:2312.03732).
+    by_root: bool,
+}
+
+impl Ranks {
+    /// From `r`, the key `alpha`, `rank_pattern` and `alpha_pattern`; `alpha` of 8 where there is none.
+    pub fn read(keys: &mut Keys, alpha: &str, by_root: bool) -> Reading<Self> {
+        let (rank, alpha) = (keys.count("r", 8)?, keys.or(alpha, 8.0)?);
+        let rank = ByModule::read(keys, "rank_pattern", rank as f64)?;
+        Ok(Self { rank, alpha: ByModule::read(keys, "alpha_pattern", alpha)?, by_root })
+    }
+
+    /// The rank and the scale of most modules, in words.
+    pub fn summary(&self) -> String {
+        let scale = self.alpha.default / if self.by_root { self.rank.default.sqrt() } else { self.rank.default };
+        let varies = if self.rank.exceptions.is_empty() && self.alpha.exceptions.is_empty() { "" } else { " (varies)" };
+        format!("r={} scale={scale}{varies}", self.rank.default)
+    }
+
+    /// A module's rank.
+    pub fn rank(&self, module: &str) -> usize {
+        self.rank.of(module) as usize
+    }
+
+    /// The factor on a module's update.
+    pub fn scale(&self, module: &str) -> f64 {
+        let (alpha, rank) = (self.alpha.of(module), self.rank(module) as f64);
+        if self.by_root { alpha / rank.sqrt() } else { alpha / rank }
+    }
+}

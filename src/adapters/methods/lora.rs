@@ -1,0 +1,111 @@
+//! LoRA (arXiv:2106.09685), with DoRA's magnitudes and biases of the update.
+
+use super::super::keys::{Keys, Ranks, Reading};
+use super::super::modules::Module;
+use super::Method;
+use crate::error::Result;
+use crate::model::{Delta, LinearDelta, LowRank, Magnitude, SiteKind, TableDelta};
+use serde_json::Value;
+
+/// PEFT's `LoraConfig`.
+#[derive(Debug)]
+struct Lora {
+    ranks: Ranks,
+    /// `lora_bias`: whether the second half of each update has a bias.
+    has_bias: bool,
+    /// `use_dora`: whether each update has lengths of its own.
+    is_dora: bool,
+}
+
+/// Initializations that leave the base as it is.
+const PLAIN_INITIALIZATIONS: [&str; 4] = ["gaussian", "eva", "orthogonal", "mica"];
+
+/// Keys that change nothing here once the adapter is trained.
+const INERT: [&str; 3] = ["lora_dropout", "qalora_group_size", "ensure_weight_tying"];
+
+/// Reads its keys.
+pub fn read(keys: &mut Keys) -> Reading<Box<dyn Method>> {
+    let by_root = keys.or("use_rslora", false)?;
+    let lora = Lora {
+        ranks: Ranks::read(keys, "lora_alpha", by_root)?,
+        has_bias: keys.or("lora_bias", false)?,
+        is_dora: keys.or("use_dora", false)?,
+    };
+    if lora.has_bias && lora.is_dora {
+        return Err("lora_bias with use_dora is not supported".into());
+    }
+    refuse_other_base(&keys.or("init_lora_weights", Value::Null)?)?;
+    keys.leave(&INERT);
+    Ok(Box::new(lora))
+}
+
+/// An initialization that takes something from the base's weights.
+fn refuse_other_base(initialization: &Value) -> Reading<()> {
+    match initialization {
+        Value::Null | Value::Bool(_) => Ok(()),
+        Value::String(name) if PLAIN_INITIALIZATIONS.contains(&name.to_lowercase().as_str()) => Ok(()),
+        other => Err(format!(
+            "init_lora_weights = {other} changes the base weights, which is not supported; save the adapter with \
+             PEFT's path_initial_model_for_weight_conversion"
+        )),
+    }
+}
+
+impl Method for Lora {
+    fn parts(&self) -> &'static [&'static str] {
+        &[
+            "lora_A.weight",
+            "lora_B.weight",
+            "lora_B.bias",
+            "lora_magnitude_vector",
+            "lora_embedding_A",
+            "lora_embedding_B",
+        ]
+    }
+
+    fn changes(&self, kind: SiteKind) -> bool {
+        kind != SiteKind::Norm
+    }
+
+    /// DoRA measures what other adapters gave before it.
+    fn is_sum(&self) -> bool {
+        !self.is_dora
+    }
+
+    fn summary(&self) -> String {
+        let dora = if self.is_dora { " (DoRA)" } else { "" };
+        format!("{}{dora}", self.ranks.summary())
+    }
+
+    fn delta(&self, module: &Module) -> Result<Delta> {
+        let (rank, scale) = (self.ranks.rank(&module.name), self.ranks.scale(&module.name));
+        let [outer, inner] = module.shape;
+        let (a, b, outputs) = match module.kind {
+            SiteKind::Table => (
+                module.take("lora_embedding_A", &[rank, outer])?,
+                module.take("lora_embedding_B", &[inner, rank])?,
+                inner,
+            ),
+            _ => (module.take("lora_A.weight", &[rank, inner])?, module.take("lora_B.weight", &[outer, rank])?, outer),
+        };
+        let update = LowRank { a: a.t()?.contiguous()?, b: (b.t()?.contiguous()? * scale)? };
+        let magnitude = match self.is_dora {
+            true => {
+                let m = module.take("lora_magnitude_vector", &[outputs])?;
+                Some(Magnitude::new(&m, &update, &module.weight()?)?)
+            }
+            false => None,
+        };
+        if module.kind == SiteKind::Table {
+            return Ok(Delta::Table(TableDelta { update: Some(update), magnitude, ..TableDelta::default() }));
+        }
+        let mut delta = LinearDelta::low_rank(update);
+        if let Some(magnitude) = &magnitude {
+            delta = delta.with_magnitude(magnitude, module.base()?.bias.as_ref())?;
+        }
+        if self.has_bias {
+            delta = delta.shifted(&(module.take("lora_B.bias", &[outputs])? * scale)?)?;
+        }
+        Ok(Delta::Linear(delta))
+    }
+}

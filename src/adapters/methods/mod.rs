@@ -1,0 +1,48 @@
+//! The types of adapters, one a file: what each makes of a module's tensors.
+
+mod lora;
+
+use super::keys::{Keys, Reading};
+use super::modules::Module;
+use crate::error::Result;
+use crate::model::{Delta, SiteKind};
+use std::fmt::Debug;
+
+/// One type of adapter with its settings.
+pub trait Method: Debug + Send + Sync {
+    /// The ends of its tensors' names, `<module>.<part>`; the first is one that every changed module has.
+    fn parts(&self) -> &'static [&'static str];
+
+    /// Whether it changes modules of a kind.
+    fn changes(&self, kind: SiteKind) -> bool {
+        kind == SiteKind::Linear
+    }
+
+    /// Whether what it makes of a module is a sum with what the base makes of it, also beside other such adapters.
+    fn is_sum(&self) -> bool;
+
+    /// Its rank and scale, or what else it has, in a few words.
+    fn summary(&self) -> String {
+        String::new()
+    }
+
+    /// What it makes of one module; every tensor of the module's is taken.
+    fn delta(&self, module: &Module) -> Result<Delta>;
+}
+
+type Read = fn(&mut Keys) -> Reading<Box<dyn Method>>;
+
+/// By `peft_type`.
+const METHODS: [(&str, Read); 1] = [("LORA", lora::read)];
+
+/// The reader of a type.
+pub fn find(kind: &str) -> Reading<(&'static str, Read)> {
+    match METHODS.iter().find(|(known, _)| *known == kind) {
+        Some(found) => Ok(*found),
+        None => {
+            let known: Vec<&str> = METHODS.iter().map(|(known, _)| *known).collect();
+            let way_out = "merge it into its base with PEFT's merge_and_unload where it has that, and serve the result as a model";
+            Err(format!("peft_type '{kind}' is not supported; supported: {}; {way_out}", known.join(", ")))
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! Which modules adapter_config.json says that the adapter trains.
+
+use super::keys::{Keys, Reading};
+use fancy_regex::Regex;
+use serde::Deserialize;
+use serde_json::Value;
+
+/// Modules by name, as PEFT's keys `target_modules`, `exclude_modules` and their like choose them.
+#[derive(Clone, Debug)]
+pub enum Names {
+    /// "all-linear", or nothing said: the tensors alone tell.
+    Any,
+    /// A regular expression over whole names.
+    Pattern(String, Regex),
+    /// Names or their last parts.
+    List(Vec<String>),
+}
+
+impl Names {
+    /// The names under a key.
+    pub fn read(keys: &mut Keys, key: &str) -> Reading<Self> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Either {
+            One(String),
+            List(Vec<String>),
+        }
+        match keys.take::<Either>(key)? {
+            None => Ok(Self::Any),
+            Some(Either::One(all)) if all == "all-linear" => Ok(Self::Any),
+            Some(Either::One(pattern)) => {
+                let regex = Regex::new(&format!("^(?:{pattern})$")).map_err(|e| format!("{key}: {e}"))?;
+                Ok(Self::Pattern(pattern, regex))
+            }
+            Some(Either::List(names)) => Ok(Self::List(names)),
+        }
+    }
+
+    /// Whether they name a module, by its path or by the name that the trainer's model gave it.
+    pub fn name(&self, path: &str, name: &str) -> bool {
+        match self {
+            Self::Any => false,
+            Self::Pattern(_, regex) => regex.is_match(name).unwrap_or(false),
+            Self::List(entries) => entries.iter().any(|entry| [path, name].iter().any(|name| fits(name, entry))),
+        }
+    }
+}
+
+fn fits(name: &str, entry: &str) -> bool {
+    name == entry || name.strip_suffix(entry).is_some_and(|head| head.ends_with('.'))
+}
+
+/// The modules that an adapter changes.
+#[derive(Debug)]
+pub struct Targets {
+    targets: Names,
+    excluded: Names,
+    /// `layers_to_transform`, and after which module's name a layer's number stands.
+    layers: Option<(Vec<usize>, Vec<Regex>)>,
+    /// `modules_to_save`: these are held whole.
+    saved: Names,
+}
+
+impl Targets {
+    /// From the configuration's keys.
+    pub fn read(keys: &mut Keys) -> Reading<Self> {
+        let one_or_more = |value: Option<Value>| match value {
+            None => Vec::new(),
+            Some(Value::Array(values)) => values,
+            Some(value) => vec![value],
+        };
+        let layers = one_or_more(keys.take("layers_to_transform")?);
+        let layers: Option<Vec<usize>> =
+            layers.iter().map(|layer| layer.as_u64().map(|layer| layer as usize)).collect();
+        let layers = layers.ok_or("layers_to_transform: expected numbers of layers")?;
+        let stacks = one_or_more(keys.take("layers_pattern")?).into_iter();
+        let stacks = stacks.map(|stack| stack.as_str().filter(|stack| !stack.is_empty()).map(str::to_owned));
+        let stacks: Vec<String> = stacks.flatten().collect();
+        let stacks = if stacks.is_empty() { vec![r"[^.]*".to_owned()] } else { stacks };
+        let stacks = stacks.iter().map(|stack| {
+            Regex::new(&format!(r"^.*\.(?:{stack})\.(\d+)\.")).map_err(|e| format!("layers_pattern: {e}"))
+        });
+        let stacks = stacks.collect::<Reading<_>>()?;
+        Ok(Self {
+            targets: Names::read(keys, "target_modules")?,
+            excluded: Names::read(keys, "exclude_modules")?,
+            layers: (!layers.is_empty()).then_some((layers, stacks)),
+            saved: Names::read(keys, "modules_to_save")?,
+        })
+    }
+
+    /// Whether the adapter holds a module, or one above it, whole.
+    pub fn saves(&self, path: &str, name: &str) -> bool {
+        let above = |name: &str| {
+            let ends = name.match_indices('.').map(|(end, _)| end).chain([name.len()]);
+            ends.map(|end| name[..end].to_owned()).collect::<Vec<_>>()
+        };
+        above(path).iter().any(|path| self.saved.name(path, path))
+            || above(name).iter().any(|name| self.saved.name(name, name))
+    }
+
+    /// Why a module's update should not be there, where it should not.
+    pub fn refuse(&self, path: &str, name: &str) -> Option<String> {
+        match &self.targets {
+            Names::Any => None,
+            targets if targets.name(path, name) => None,
+            Names::Pattern(pattern, _) => Some(format!("target_modules '{pattern}' excludes it")),
+            Names::List(_) => Some("target_modules does not name it".into()),
+        }
+    }
+
+    /// Whether the module at a path of the base must have an update.
+    pub fn need(&self, path: &str) -> bool {
+        let named = self.targets.name(path, path) && !self.excluded.name(path, path) && !self.saves(path, path);
+        let layer = |stack: &Regex| stack.captures(&format!(".{path}")).ok()??.get(1)?.as_str().parse().ok();
+        let chosen = self.layers.as_ref().is_none_or(|(layers, stacks)| {
+            stacks.iter().find_map(layer).is_some_and(|layer: usize| layers.contains(&layer))
+        });
+        named && chosen
+    }
+}

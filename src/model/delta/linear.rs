@@ -1,0 +1,136 @@
+//! Changes of a linear module.
+
+use crate::error::Result;
+use crate::kernels::{add_product, product, scale_columns, set_product};
+use crate::model::sites::Weight;
+use candle_core::{DType, Tensor};
+
+/// How an adapter changes `y = x W + b`: to `y = (f(x) + (x a) b') * factor + shift`, where `f` is the base's, or one with
+/// a weight of its own, and every other part may be missing.
+#[derive(Clone, Debug, Default)]
+pub struct LinearDelta {
+    own: Option<Own>,
+    low_rank: Option<LowRank>,
+    columns: Option<Columns>,
+}
+
+/// `y = (x * inputs) weight`, in place of the base's product.
+#[derive(Clone, Debug)]
+struct Own {
+    /// `[in]`.
+    inputs: Option<Tensor>,
+    /// `[in, out]`.
+    weight: Tensor,
+}
+
+/// A product of two thin matrices; of an embedding, where `x` picks rows of `a`, the same.
+#[derive(Clone, Debug)]
+pub struct LowRank {
+    /// `[in, rank]`, or `[rows, rank]`.
+    pub a: Tensor,
+    /// `[rank, out]`, or `[rank, width]`, the scale already in it.
+    pub b: Tensor,
+}
+
+/// A factor and a shift for every output, `[out]` each.
+#[derive(Clone, Debug)]
+pub(super) struct Columns {
+    pub factor: Tensor,
+    pub shift: Tensor,
+}
+
+/// New lengths of a weight's rows, or of an embedding's columns (DoRA, arXiv:2402.09353): `m / n`, with `n` the lengths that
+/// `W + s B A` has.
+#[derive(Clone, Debug)]
+pub struct Magnitude {
+    /// `m / n`, `[out]`.
+    pub(super) factor: Tensor,
+}
+
+impl Magnitude {
+    /// From `m [out]` and the update of a weight `[in, out]`.
+    pub fn new(m: &Tensor, update: &LowRank, weight: &Tensor) -> Result<Self> {
+        let whole = (weight.to_dtype(DType::F32)? + update.a.matmul(&update.b)?)?;
+        Ok(Self { factor: (m / whole.sqr()?.sum(0)?.sqrt()?)? })
+    }
+}
+
+impl LinearDelta {
+    /// `y += (x a) b`.
+    pub fn low_rank(update: LowRank) -> Self {
+        Self { low_rank: Some(update), ..Self::default() }
+    }
+
+    /// A weight of its own, and a bias of its own or none.
+    pub fn own(weight: Weight) -> Result<Self> {
+        let Weight { weight, bias } = weight;
+        let delta = Self { own: Some(Own { inputs: None, weight: plain(&weight)? }), ..Self::default() };
+        bias.map_or(Ok(delta.clone()), |bias| delta.shifted(&bias))
+    }
+
+    /// The base's weight and bias on inputs times `inputs [in]`.
+    pub fn of_scaled_inputs(inputs: Tensor, base: &Weight) -> Result<Self> {
+        let mut delta = Self::own(base.clone())?;
+        delta.own = delta.own.map(|own| Own { inputs: Some(inputs), ..own });
+        Ok(delta)
+    }
+
+    /// The base's outputs times `factor [out]`.
+    pub fn of_scaled_outputs(factor: Tensor) -> Result<Self> {
+        let shift = factor.zeros_like()?;
+        Ok(Self { columns: Some(Columns { factor, shift }), ..Self::default() })
+    }
+
+    /// The same with `shift [out]` added in the end.
+    pub fn shifted(self, shift: &Tensor) -> Result<Self> {
+        let columns = match self.columns {
+            Some(Columns { factor, shift: before }) => Columns { factor, shift: (before + shift)? },
+            None => Columns { factor: shift.ones_like()?, shift: shift.clone() },
+        };
+        Ok(Self { columns: Some(columns), ..self })
+    }
+
+    /// The same with outputs of new lengths, but for the base's `bias [out]`, which stays as it is.
+    pub fn with_magnitude(self, magnitude: &Magnitude, bias: Option<&Tensor>) -> Result<Self> {
+        let factor = magnitude.factor.clone();
+        let shift =
+            bias.map_or_else(|| Ok(factor.zeros_like()?), |bias| -> Result<_> { Ok((bias - (bias * &factor)?)?) });
+        Ok(Self { columns: Some(Columns { factor, shift: shift? }), ..self })
+    }
+
+    pub(super) fn change(&self, x: &Tensor, y: &Tensor) -> Result<()> {
+        if let Some(Own { inputs, weight }) = &self.own {
+            match inputs {
+                Some(inputs) => set_product(y, &x.broadcast_mul(inputs)?, weight)?,
+                None => set_product(y, x, weight)?,
+            }
+        }
+        if let Some(LowRank { a, b }) = &self.low_rank {
+            add_product(y, &product(x, a, None)?, b)?;
+        }
+        if let Some(Columns { factor, shift }) = &self.columns {
+            scale_columns(y, factor, shift)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn rank(&self) -> usize {
+        self.low_rank.as_ref().map_or(0, |update| update.a.dims()[1])
+    }
+
+    /// Its own tensors; a base's weight that it uses is not among them.
+    pub(super) fn tensors(&self) -> Vec<&Tensor> {
+        let own = self.own.iter().flat_map(|own| match &own.inputs {
+            Some(inputs) => [inputs],
+            None => [&own.weight],
+        });
+        let low_rank = self.low_rank.iter().flat_map(|update| [&update.a, &update.b]);
+        let columns = self.columns.iter().flat_map(|columns| [&columns.factor, &columns.shift]);
+        own.chain(low_rank).chain(columns).collect()
+    }
+}
+
+/// A weight in f32, as it lies where it is that already.
+fn plain(weight: &Tensor) -> Result<Tensor> {
+    Ok(if weight.dtype() == DType::F32 { weight.clone() } else { weight.to_dtype(DType::F32)? })
+}

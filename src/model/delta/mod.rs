@@ -1,0 +1,151 @@
+//! What adapters change: deltas by site.
+
+mod linear;
+mod norm;
+mod plan;
+mod table;
+
+pub use linear::{LinearDelta, LowRank, Magnitude};
+pub use norm::NormDelta;
+pub use plan::{Plan, joined};
+pub use table::{OwnRows, TableDelta};
+
+use super::sites::Site;
+use crate::error::Result;
+use crate::kernels::add_difference;
+use candle_core::Tensor;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// How an adapter changes one site, by the site's kind.
+#[derive(Clone, Debug)]
+pub enum Delta {
+    /// Of a linear module.
+    Linear(LinearDelta),
+    /// Of an embedding.
+    Table(TableDelta),
+    /// Of a normalization.
+    Norm(NormDelta),
+    /// Several of one site, each a sum with the base: what each adds, times its weight.
+    Blend(Vec<(f32, Delta)>),
+}
+
+impl Delta {
+    /// Changes what the base made of the rows `x [rows, in]`, `y [rows, out]`, a window, in place.
+    fn change(&self, x: &Tensor, y: &Tensor) -> Result<()> {
+        match self {
+            Self::Linear(delta) => delta.change(x, y),
+            Self::Blend(parts) => {
+                let before = y.copy()?;
+                for (weight, delta) in parts {
+                    let after = before.copy()?;
+                    delta.change(x, &after)?;
+                    add_difference(y, &after, &before, *weight)?;
+                }
+                Ok(())
+            }
+            Self::Table(_) | Self::Norm(_) => Ok(()),
+        }
+    }
+
+    /// The rows `[ids, width]` that it gives for `ids` of the base's `table [rows, width]`.
+    pub(super) fn look_up(&self, table: &Tensor, ids: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::Table(delta) => delta.look_up(table, ids),
+            Self::Blend(parts) => {
+                let base = table::rows(table, ids)?;
+                let sum = base.copy()?;
+                for (weight, delta) in parts {
+                    add_difference(&sum, &delta.look_up(table, ids)?, &base, *weight)?;
+                }
+                Ok(sum)
+            }
+            Self::Linear(_) | Self::Norm(_) => table::rows(table, ids),
+        }
+    }
+
+    /// Rank of its update; 0 where it has none.
+    pub fn rank(&self) -> usize {
+        match self {
+            Self::Linear(delta) => delta.rank(),
+            Self::Table(delta) => delta.rank(),
+            Self::Norm(_) => 0,
+            Self::Blend(parts) => parts.iter().map(|(_, delta)| delta.rank()).sum(),
+        }
+    }
+
+    /// Bytes that it occupies beside the base.
+    pub fn bytes(&self) -> usize {
+        let tensors = match self {
+            Self::Linear(delta) => delta.tensors(),
+            Self::Table(delta) => delta.tensors(),
+            Self::Norm(delta) => delta.tensors(),
+            Self::Blend(parts) => return parts.iter().map(|(_, delta)| delta.bytes()).sum(),
+        };
+        tensors.into_iter().map(|tensor| tensor.elem_count() * tensor.dtype().size_in_bytes()).sum()
+    }
+}
+
+/// One adapter's deltas on one model.
+#[derive(Clone, Debug, Default)]
+pub struct Adapter {
+    deltas: HashMap<Site, Delta>,
+    is_sum: bool,
+}
+
+impl Adapter {
+    /// An adapter of these deltas. `is_sum`: whether each is a sum with what the base gives, so that several adapters on
+    /// one model mean the sum of all.
+    pub fn new(deltas: impl IntoIterator<Item = (Site, Delta)>, is_sum: bool) -> Self {
+        Self { deltas: deltas.into_iter().collect(), is_sum }
+    }
+
+    /// Several at once, each times a weight; each must be a sum, see [`Adapter::is_sum`].
+    pub fn blend(parts: &[(Arc<Adapter>, f32)]) -> Self {
+        let mut sites: HashMap<Site, Vec<(f32, Delta)>> = HashMap::new();
+        for (adapter, weight) in parts {
+            for (site, delta) in &adapter.deltas {
+                sites.entry(*site).or_default().push((*weight, delta.clone()));
+            }
+        }
+        Self::new(sites.into_iter().map(|(site, parts)| (site, Delta::Blend(parts))), true)
+    }
+
+    /// Whether it can be blended with others.
+    pub fn is_sum(&self) -> bool {
+        self.is_sum
+    }
+
+    /// Highest rank of a delta.
+    pub fn rank(&self) -> usize {
+        self.deltas.values().map(Delta::rank).max().unwrap_or_default()
+    }
+
+    /// Bytes of all deltas.
+    pub fn bytes(&self) -> usize {
+        self.deltas.values().map(Delta::bytes).sum()
+    }
+
+    /// Its delta of a site.
+    pub(super) fn delta(&self, site: Site) -> Option<&Delta> {
+        self.deltas.get(&site)
+    }
+
+    /// Changes what the base made at `site` of the rows `x [rows, in]`, `y [rows, out]`, in place.
+    pub(super) fn change(&self, site: Site, x: &Tensor, y: &Tensor) -> Result<()> {
+        self.delta(site).map_or(Ok(()), |delta| delta.change(x, y))
+    }
+
+    /// Rows of the table at `site` as it has them, where that is not the base's number of rows.
+    pub fn table_rows(&self, site: Site) -> Option<usize> {
+        match self.delta(site) {
+            Some(Delta::Table(delta)) => delta.own_rows(),
+            _ => None,
+        }
+    }
+
+    /// Its deltas, in no order.
+    pub fn deltas(&self) -> impl Iterator<Item = (Site, &Delta)> {
+        self.deltas.iter().map(|(site, delta)| (*site, delta))
+    }
+}

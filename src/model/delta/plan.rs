@@ -1,0 +1,76 @@
+//! Which adapters touch which rows of a packed batch.
+
+use super::{Adapter, Delta};
+use crate::error::Result;
+use crate::model::sites::Site;
+use candle_core::Tensor;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// Which adapters touch which rows of a packed batch; rows of no adapter are not in it and cost nothing.
+#[derive(Default)]
+pub struct Plan {
+    touched: Vec<(Range<usize>, Arc<Adapter>)>,
+}
+
+impl Plan {
+    /// From segments of packed rows; neighbours of one adapter become one.
+    pub fn new(segments: impl IntoIterator<Item = (Range<usize>, Option<Arc<Adapter>>)>) -> Self {
+        let mut touched: Vec<(Range<usize>, Arc<Adapter>)> = Vec::new();
+        for (rows, adapter) in segments {
+            let Some(adapter) = adapter else { continue };
+            match touched.last_mut() {
+                Some((last, same)) if last.end == rows.start && Arc::ptr_eq(same, &adapter) => last.end = rows.end,
+                _ => touched.push((rows, adapter)),
+            }
+        }
+        Self { touched }
+    }
+
+    /// Changes what the base made at the linear `site` of `x [tokens, in]`, `y [tokens, out]`, the site's columns.
+    pub(in crate::model) fn change(&self, site: Site, x: &Tensor, y: &Tensor) -> Result<()> {
+        for (rows, adapter) in self.touched.iter().filter(|(_, adapter)| adapter.delta(site).is_some()) {
+            adapter.change(site, &x.narrow(0, rows.start, rows.len())?, &y.narrow(0, rows.start, rows.len())?)?;
+        }
+        Ok(())
+    }
+
+    /// Whether some row's adapter changes a site.
+    pub(in crate::model) fn changes(&self, site: Site) -> bool {
+        self.touched.iter().any(|(_, adapter)| adapter.delta(site).is_some())
+    }
+
+    /// The rows of a batch of `tokens`, made range by range: with the delta of `site`, or with none by the base alone.
+    pub(in crate::model) fn by_range(
+        &self,
+        tokens: usize,
+        site: Site,
+        make: impl Fn(Range<usize>, Option<&Delta>) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let ranges = self.ranges(tokens, |adapter| adapter.delta(site).is_some()).into_iter();
+        let made = ranges.map(|(rows, adapter)| make(rows, adapter.and_then(|adapter| adapter.delta(site))));
+        joined(made.collect::<Result<_>>()?)
+    }
+
+    /// All rows of a batch of `tokens` as ranges, those of adapters for which `differs` holds with their adapter.
+    pub(in crate::model) fn ranges(
+        &self,
+        tokens: usize,
+        differs: impl Fn(&Adapter) -> bool,
+    ) -> Vec<(Range<usize>, Option<&Adapter>)> {
+        let (mut ranges, mut next) = (Vec::new(), 0);
+        for (rows, adapter) in self.touched.iter().filter(|(_, adapter)| differs(adapter)) {
+            ranges.push((next..rows.start, None));
+            ranges.push((rows.clone(), Some(&**adapter)));
+            next = rows.end;
+        }
+        ranges.push((next..tokens, None));
+        ranges.retain(|(rows, _)| !rows.is_empty());
+        ranges
+    }
+}
+
+/// Ranges of rows one below the other.
+pub fn joined(mut parts: Vec<Tensor>) -> Result<Tensor> {
+    Ok(if parts.len() == 1 { parts.remove(0) } else { Tensor::cat(&parts, 0)? })
+}
