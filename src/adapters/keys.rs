@@ -77,6 +77,11 @@ impl ByModule {
         Ok(Self { default, exceptions: exceptions.collect::<Reading<_>>()? })
     }
 
+    /// What most modules have, in words.
+    pub fn summary(&self, name: &str) -> String {
+        format!("{name}={}{}", self.default, if self.exceptions.is_empty() { "" } else { " (varies)" })
+    }
+
     /// A module's: that of the first pattern, in file order, that matches its name.
     pub fn of(&self, module: &str) -> f64 {
         let found = self.exceptions.iter().find(|(regex, _)| regex.is_match(module).unwrap_or(false));

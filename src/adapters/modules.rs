@@ -2,9 +2,10 @@
 
 use super::methods::Method;
 use crate::error::{Error, Result};
-use crate::model::{Checkpoint, Model, Site, SiteKind, Weight};
+use crate::model::{Checkpoint, Delta, Device, LinearDelta, Model, Site, SiteKind, TableDelta, Weight};
 use candle_core::{DType, Tensor};
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 /// What every type of adapter may hold of a module beside its own tensors: the whole weight or bias, or rows of tokens.
 pub const WEIGHT: &str = "weight";
@@ -17,6 +18,8 @@ pub const TOKENS: &str = "trainable_tokens_delta";
 pub struct Modules<'a> {
     checkpoint: &'a Checkpoint,
     by_path: BTreeMap<String, BTreeMap<&'static str, String>>,
+    /// Parts of all modules together.
+    shared: BTreeMap<&'static str, String>,
 }
 
 /// One module's tensors.
@@ -32,16 +35,21 @@ pub struct Module<'a> {
     /// Its weight's, see [`SiteKind`].
     pub shape: [usize; 2],
     parts: &'a BTreeMap<&'static str, String>,
-    checkpoint: &'a Checkpoint,
+    all: &'a Modules<'a>,
     model: &'a Model,
 }
 
 impl<'a> Modules<'a> {
     /// Sorts a checkpoint's tensors; one that is no part of such an adapter is an error.
     pub fn of(checkpoint: &'a Checkpoint, method: &dyn Method, kind: &str) -> Result<Self> {
-        let mut by_path: BTreeMap<String, BTreeMap<&'static str, String>> = BTreeMap::new();
+        let (mut by_path, mut shared) = (BTreeMap::<String, BTreeMap<&'static str, String>>::new(), BTreeMap::new());
         for name in checkpoint.names() {
             let in_file = checkpoint.name_in_file(name);
+            let whole = |part: &&&'static str| name.split_once('.').map_or(name, |(head, _)| head) == **part;
+            if let Some(part) = method.parts().iter().find(whole) {
+                shared.insert(*part, name.to_owned());
+                continue;
+            }
             let Some((path, part)) = split(name, method.parts()) else {
                 let known = method.parts().join(", ");
                 let reason = format!("tensor '{in_file}' is no part of a {kind} adapter; understood: {known}");
@@ -53,12 +61,12 @@ impl<'a> Modules<'a> {
                 return Err(Error::load(checkpoint.path(), reason));
             }
         }
-        Ok(Self { checkpoint, by_path })
+        Ok(Self { checkpoint, by_path, shared })
     }
 
     /// Each with its place in a model; an error where the model has none.
     pub fn iter(&'a self, model: &'a Model) -> impl Iterator<Item = Result<Module<'a>>> {
-        self.by_path.iter().map(|(path, parts)| Module::find(path, parts, self.checkpoint, model))
+        self.by_path.iter().map(|(path, parts)| Module::find(path, parts, self, model))
     }
 }
 
@@ -87,9 +95,10 @@ impl<'a> Module<'a> {
     fn find(
         path: &'a str,
         parts: &'a BTreeMap<&'static str, String>,
-        checkpoint: &'a Checkpoint,
+        all: &'a Modules<'a>,
         model: &'a Model,
     ) -> Result<Self> {
+        let checkpoint = all.checkpoint;
         let tensor = parts.values().next().map_or("", |name| checkpoint.name_in_file(name));
         let site = model.sites().find(path);
         let (kind, mut shape) = match (site, model.idle_shape(&format!("{path}.weight"))) {
@@ -113,7 +122,7 @@ impl<'a> Module<'a> {
             &tensor
                 [outer.strip_prefix("base_model.model.").map_or(0, |_| "base_model.model.".len())..start + path.len()]
         });
-        Ok(Self { path, name: name.to_owned(), site, kind, shape, parts, checkpoint, model })
+        Ok(Self { path, name: name.to_owned(), site, kind, shape, parts, all, model })
     }
 
     /// Whether it is of a module whose shape nobody knows and that no forward pass runs.
@@ -123,17 +132,17 @@ impl<'a> Module<'a> {
 
     /// A part's name in the file.
     pub fn tensor(&self, part: &'static str) -> &str {
-        self.parts.get(part).map_or(part, |name| self.checkpoint.name_in_file(name))
+        self.parts.get(part).map_or(part, |name| self.all.checkpoint.name_in_file(name))
     }
 
     /// Sets aside all of its tensors.
     pub fn leave(&self) {
-        self.parts.values().for_each(|name| self.checkpoint.leave(name));
+        self.parts.values().for_each(|name| self.all.checkpoint.leave(name));
     }
 
     /// An error about its checkpoint.
     pub fn fail(&self, reason: &str) -> Error {
-        Error::load(self.checkpoint.path(), format!("'{}': {reason}", self.path))
+        Error::load(self.all.checkpoint.path(), format!("'{}': {reason}", self.path))
     }
 
     /// Whether a part is there.
@@ -149,13 +158,72 @@ impl<'a> Module<'a> {
     /// A part of this shape; an error where it is missing or of another.
     pub fn take(&self, part: &str, shape: &[usize]) -> Result<Tensor> {
         let name = self.parts.get(part).ok_or_else(|| self.missing(part))?;
-        self.checkpoint.take(name, shape, self.model.device())
+        self.all.checkpoint.take(name, shape, self.model.device())
     }
 
     fn missing(&self, part: &str) -> Error {
-        let sibling = self.parts.values().next().map_or("", |name| self.checkpoint.name_in_file(name));
+        let sibling = self.parts.values().next().map_or("", |name| self.all.checkpoint.name_in_file(name));
         let end = sibling.find(self.path).map_or(0, |start| start + self.path.len());
-        Error::load(self.checkpoint.path(), format!("tensor '{}.{part}' is missing", &sibling[..end]))
+        Error::load(self.all.checkpoint.path(), format!("tensor '{}.{part}' is missing", &sibling[..end]))
+    }
+
+    /// A part's shape.
+    pub fn shape_of(&self, part: &str) -> Result<Vec<usize>> {
+        let shape = self.parts.get(part).and_then(|name| self.all.checkpoint.shape(name));
+        shape.ok_or_else(|| self.missing(part))
+    }
+
+    /// Whole numbers, in whatever format the file has them.
+    pub fn take_integers(&self, part: &str, shape: &[usize]) -> Result<Vec<i64>> {
+        let name = self.parts.get(part).ok_or_else(|| self.missing(part))?;
+        let tensor = self.all.checkpoint.take_as(DType::I64, name, shape, self.model.device())?;
+        Ok(tensor.flatten_all()?.to_vec1()?)
+    }
+
+    /// A matrix that all modules share; its two sizes must lie in these ranges.
+    pub fn take_shared(&self, part: &str, sizes: [Range<usize>; 2]) -> Result<Tensor> {
+        let checkpoint = self.all.checkpoint;
+        let name = self.all.shared.get(part).map_or(part, String::as_str);
+        let shape = checkpoint.shape(name).unwrap_or_default();
+        if !shape.is_empty()
+            && (shape.len() != 2 || !shape.iter().zip(&sizes).all(|(size, range)| range.contains(size)))
+        {
+            let name = checkpoint.name_in_file(name);
+            let reason = format!("tensor '{name}' has shape {shape:?}, which does not fit '{}'", self.path);
+            return Err(Error::load(checkpoint.path(), reason));
+        }
+        checkpoint.take(name, &shape, self.model.device())
+    }
+
+    /// Where its tensors go.
+    pub fn device(&self) -> &Device {
+        self.model.device()
+    }
+
+    /// Whether the base's module has a bias.
+    pub fn has_bias(&self) -> bool {
+        match self.site {
+            Some(site) => self.model.sites().has_bias(site),
+            None => self.model.idle_shape(&format!("{}.bias", self.path)).is_some(),
+        }
+    }
+
+    /// The base's weight in f32, `[out, in]` or `[rows, width]`.
+    pub fn weight_as_stored(&self) -> Result<Tensor> {
+        let weight = self.weight()?;
+        Ok(if self.kind == SiteKind::Table { weight } else { weight.t()? })
+    }
+
+    /// The base's weight plus `update`, `[out, in]` or `[rows, width]`.
+    pub fn plus(&self, update: &Tensor) -> Result<Delta> {
+        let sum = (self.weight_as_stored()? + update)?;
+        match self.kind {
+            SiteKind::Table => Ok(Delta::Table(TableDelta { own: Some(sum), ..TableDelta::default() })),
+            _ => {
+                let weight = Weight { weight: sum.t()?.contiguous()?, bias: self.base()?.bias };
+                Ok(Delta::Linear(LinearDelta::own(weight)?))
+            }
+        }
     }
 
     /// Outputs of a linear module.

@@ -96,7 +96,7 @@ fn complete(model: &Model, config: &Config, changed: &[Site], held: &[(Site, boo
     for (site, path) in sites.iter() {
         let lost = |key: &str, tensor: &str| Err(format!("{key} names '{path}', but '{path}.{tensor}' is missing"));
         if config.targets.need(path) && !known(changed, site) && config.method.changes(sites.kind(site)) {
-            return lost("target_modules", config.method.parts()[0]);
+            return lost("target_modules", &config.method.parts().join(" or ."));
         }
         if config.targets.saves(path, path) && !known(&whole, site) {
             return lost("modules_to_save", WEIGHT);
@@ -166,10 +166,10 @@ fn table(module: &Module, config: &Config) -> Result<Option<Delta>> {
     }
     if module.is_changed() {
         delta = match config.method.delta(module)? {
-            Delta::Table(update) if delta.own.is_some() && update.magnitude.is_some() => {
-                return Err(module.fail("DoRA on an embedding other than the base's is not supported"));
+            Delta::Table(update) if delta.own.is_some() && (update.magnitude.is_some() || update.own.is_some()) => {
+                return Err(module.fail("only a plain update of an embedding other than the base's is supported"));
             }
-            Delta::Table(update) => TableDelta { own: delta.own, ..update },
+            Delta::Table(update) => TableDelta { own: delta.own.or(update.own), ..update },
             _ => return Err(module.fail("its tensors are not those of an embedding")),
         };
     }

@@ -95,8 +95,10 @@ impl Targets {
             let ends = name.match_indices('.').map(|(end, _)| end).chain([name.len()]);
             ends.map(|end| name[..end].to_owned()).collect::<Vec<_>>()
         };
-        above(path).iter().any(|path| self.saved.name(path, path))
-            || above(name).iter().any(|name| self.saved.name(name, name))
+        // PEFT looks for these at the end of a name, also within its last part.
+        let Names::List(saved) = &self.saved else { return false };
+        let is_saved = |name: &String| saved.iter().any(|end| name.ends_with(end.as_str()));
+        above(path).iter().any(is_saved) || above(name).iter().any(is_saved)
     }
 
     /// Why a module's update should not be there, where it should not.

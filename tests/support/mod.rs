@@ -1,6 +1,8 @@
 //! The public door for tests: a configuration is loaded as `veneer serve` loads it, and asked through its router.
 #![allow(dead_code, reason = "every test file uses its own part")]
 
+pub mod tensors;
+
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::http::{Request, Response};

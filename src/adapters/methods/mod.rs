@@ -1,6 +1,18 @@
 //! The types of adapters, one a file: what each makes of a module's tensors.
 
+mod adalora;
+mod blocks;
+mod hadamard;
+mod hira;
+mod householder;
+mod kronecker;
+mod layer_norm;
 mod lora;
+mod orthogonal;
+mod scales;
+mod sparse;
+mod tokens;
+mod vera;
 
 use super::keys::{Keys, Reading};
 use super::modules::Module;
@@ -10,7 +22,7 @@ use std::fmt::Debug;
 
 /// One type of adapter with its settings.
 pub trait Method: Debug + Send + Sync {
-    /// The ends of its tensors' names, `<module>.<part>`; the first is one that every changed module has.
+    /// The ends of its tensors' names, `<module>.<part>`, or whole names of what its modules share.
     fn parts(&self) -> &'static [&'static str];
 
     /// Whether it changes modules of a kind.
@@ -33,7 +45,21 @@ pub trait Method: Debug + Send + Sync {
 type Read = fn(&mut Keys) -> Reading<Box<dyn Method>>;
 
 /// By `peft_type`.
-const METHODS: [(&str, Read); 1] = [("LORA", lora::read)];
+const METHODS: [(&str, Read); 13] = [
+    ("LORA", lora::read),
+    ("ADALORA", adalora::read),
+    ("BOFT", orthogonal::read_boft),
+    ("HIRA", hira::read),
+    ("HRA", householder::read),
+    ("IA3", scales::read),
+    ("LN_TUNING", layer_norm::read),
+    ("LOHA", hadamard::read),
+    ("LOKR", kronecker::read),
+    ("OFT", orthogonal::read_oft),
+    ("SHIRA", sparse::read),
+    ("TRAINABLE_TOKENS", tokens::read),
+    ("VERA", vera::read),
+];
 
 /// The reader of a type.
 pub fn find(kind: &str) -> Reading<(&'static str, Read)> {

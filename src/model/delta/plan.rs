@@ -65,7 +65,8 @@ impl Plan {
             next = rows.end;
         }
         ranges.push((next..tokens, None));
-        ranges.retain(|(rows, _)| !rows.is_empty());
+        // A batch without tokens is one range.
+        ranges.retain(|(rows, _)| !rows.is_empty() || tokens == 0);
         ranges
     }
 }
