@@ -5,7 +5,6 @@ use crate::error::{Error, Result};
 use crate::model::{Checkpoint, Delta, Device, LinearDelta, Model, Site, SiteKind, TableDelta, Weight};
 use candle_core::{DType, Tensor};
 use std::collections::BTreeMap;
-use std::ops::Range;
 
 /// What every type of adapter may hold of a module beside its own tensors: the whole weight or bias, or rows of tokens.
 pub const WEIGHT: &str = "weight";
@@ -161,7 +160,8 @@ impl<'a> Module<'a> {
         self.all.checkpoint.take(name, shape, self.model.device())
     }
 
-    fn missing(&self, part: &str) -> Error {
+    /// An error that a part is not there.
+    pub fn missing(&self, part: &str) -> Error {
         let sibling = self.parts.values().next().map_or("", |name| self.all.checkpoint.name_in_file(name));
         let end = sibling.find(self.path).map_or(0, |start| start + self.path.len());
         Error::load(self.all.checkpoint.path(), format!("tensor '{}.{part}' is missing", &sibling[..end]))
@@ -180,19 +180,19 @@ impl<'a> Module<'a> {
         Ok(tensor.flatten_all()?.to_vec1()?)
     }
 
-    /// A matrix that all modules share; its two sizes must lie in these ranges.
-    pub fn take_shared(&self, part: &str, sizes: [Range<usize>; 2]) -> Result<Tensor> {
-        let checkpoint = self.all.checkpoint;
+    /// A tensor that all modules share.
+    pub fn take_shared(&self, part: &'static str, shape: &[usize]) -> Result<Tensor> {
         let name = self.all.shared.get(part).map_or(part, String::as_str);
-        let shape = checkpoint.shape(name).unwrap_or_default();
-        if !shape.is_empty()
-            && (shape.len() != 2 || !shape.iter().zip(&sizes).all(|(size, range)| range.contains(size)))
-        {
-            let name = checkpoint.name_in_file(name);
-            let reason = format!("tensor '{name}' has shape {shape:?}, which does not fit '{}'", self.path);
-            return Err(Error::load(checkpoint.path(), reason));
-        }
-        checkpoint.take(name, &shape, self.model.device())
+        self.all.checkpoint.take(name, shape, self.model.device())
+    }
+
+    /// The most outputs and the most inputs of a module that the checkpoint changes.
+    pub fn widest(&self) -> Result<[usize; 2]> {
+        self.all.iter(self.model).try_fold([0, 0], |[outputs, inputs], module| {
+            let module = module?;
+            let [more, wider] = if module.is_changed() { module.shape } else { [0, 0] };
+            Ok([outputs.max(more), inputs.max(wider)])
+        })
     }
 
     /// Where its tensors go.

@@ -18,7 +18,7 @@ pub fn load(folder: &Folder, config: &Config, model: &Model) -> Result<Adapter> 
     let mut is_sum = config.method.is_sum();
     for module in modules.iter(model) {
         let module = module?;
-        refuse_unsaid(&module, config, &checkpoint)?;
+        agree(&module, config, &checkpoint)?;
         if module.is_unknown() {
             module.leave();
             continue;
@@ -57,13 +57,17 @@ fn open(folder: &Folder, nested_as: &str) -> Result<Checkpoint> {
     }
 }
 
-/// A tensor that adapter_config.json says nothing of.
-fn refuse_unsaid(module: &Module, config: &Config, checkpoint: &Checkpoint) -> Result<()> {
+/// A module's tensors must be those that adapter_config.json says it has.
+fn agree(module: &Module, config: &Config, checkpoint: &Checkpoint) -> Result<()> {
     let unsaid = |part: &'static str, reason: &str| {
         let name = checkpoint.name_in_file(module.tensor(part));
         Err(Error::load(checkpoint.path(), format!("tensor '{name}' is there, but adapter_config.json: {reason}")))
     };
     let saved = config.targets.saves(module.path, &module.name);
+    let mut whole = [WEIGHT, BIAS].into_iter().filter(|part| *part == WEIGHT || module.has_bias());
+    if let Some(part) = whole.find(|part| saved && !module.has(part)) {
+        return Err(module.missing(part));
+    }
     // PEFT saves whole embeddings of its own accord, with an update of them or where the vocabulary has grown.
     if module.has(WEIGHT) && !saved && module.kind != SiteKind::Table {
         return unsaid(WEIGHT, "modules_to_save does not name it");
@@ -135,9 +139,6 @@ fn linear(module: &Module, config: &Config) -> Result<LinearDelta> {
             return Err(module.fail("it has a whole weight and an update"));
         }
         let weight = module.take(WEIGHT, &module.shape)?.t()?.contiguous()?;
-        if base.bias.is_some() && bias.is_none() {
-            return Err(module.fail("it has a whole weight, but no bias"));
-        }
         return LinearDelta::own(Weight { weight, bias });
     }
     let delta = match module.is_changed() {

@@ -40,8 +40,9 @@ impl Method for Vera {
     /// The shared matrices are as wide as the widest module; each takes what it needs from their beginning.
     fn delta(&self, module: &Module) -> Result<Delta> {
         let ([outputs, inputs], rank) = (module.shape, self.rank);
-        let a = module.take_shared("vera_A", [rank..rank + 1, inputs..usize::MAX])?.narrow(1, 0, inputs)?;
-        let b = module.take_shared("vera_B", [outputs..usize::MAX, rank..rank + 1])?.narrow(0, 0, outputs)?;
+        let [outputs_max, inputs_max] = module.widest()?;
+        let a = module.take_shared("vera_A", &[rank, inputs_max])?.narrow(1, 0, inputs)?;
+        let b = module.take_shared("vera_B", &[outputs_max, rank])?.narrow(0, 0, outputs)?;
         let by_rank = module.take("vera_lambda_d", &[rank])?.unsqueeze(1)?;
         let by_output = module.take("vera_lambda_b", &[outputs])?.unsqueeze(1)?;
         let update = LowRank {
