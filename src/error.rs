@@ -51,6 +51,12 @@ pub enum Error {
     /// The caller: no model or adapter of that name.
     #[error("The model `{0}` does not exist.")]
     UnknownModel(String),
+    /// The caller: other bits would answer than those that the request expects.
+    #[error("What is served now is \"{now}\", which is none of the entity tags in 'If-Match'.")]
+    Changed {
+        /// The tag of what is served now.
+        now: String,
+    },
     /// The caller: the API key is missing or wrong.
     #[error("Incorrect API key provided.")]
     Unauthorized,

@@ -3,10 +3,12 @@
 use crate::error::{Error, Result};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Component, Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// A user's own folder, or a snapshot in the Hub's cache.
 #[derive(Debug, Clone)]
@@ -14,20 +16,55 @@ pub struct Folder {
     path: PathBuf,
     origin: String,
     commit: Option<String>,
+    found: Arc<Found>,
+}
+
+/// The files that were found through a folder, its clones and its sub-folders. Whatever loads from a folder takes the
+/// same way where the same files are found, so they are all that it depends on.
+#[derive(Debug)]
+struct Found {
+    root: PathBuf,
+    files: Mutex<BTreeSet<PathBuf>>,
+}
+
+impl Found {
+    fn nothing_in(root: &Path) -> Arc<Self> {
+        Arc::new(Self { root: root.to_owned(), files: Mutex::default() })
+    }
 }
 
 impl Folder {
     /// A folder that exists.
     pub fn open(path: &Path) -> Result<Self> {
         match path.is_dir() {
-            true => Ok(Self { path: path.to_owned(), origin: path.display().to_string(), commit: None }),
+            true => Ok(Self {
+                path: path.to_owned(),
+                origin: path.display().to_string(),
+                commit: None,
+                found: Found::nothing_in(path),
+            }),
             false => Err(Error::load(path, "the folder does not exist")),
         }
     }
 
     /// The files of a repo at one commit; `origin` is the repo as the user wrote it.
     pub fn snapshot(path: PathBuf, origin: String, commit: String) -> Self {
-        Self { path, origin, commit: Some(commit) }
+        Self { found: Found::nothing_in(&path), path, origin, commit: Some(commit) }
+    }
+
+    /// The same folder, in which nothing was found yet.
+    pub fn afresh(&self) -> Self {
+        Self { found: Found::nothing_in(&self.path), ..self.clone() }
+    }
+
+    /// The files found since [`Folder::afresh`], each once, by their paths inside the folder, in the order of these.
+    pub fn found(&self) -> Vec<(String, PathBuf)> {
+        let files = self.found.files.lock().unwrap_or_else(PoisonError::into_inner);
+        let inside = |path: &PathBuf| {
+            let name = path.strip_prefix(&self.found.root).unwrap_or(path);
+            (name.to_string_lossy().into_owned(), path.clone())
+        };
+        files.iter().map(inside).collect()
     }
 
     /// Where the files lie.
@@ -49,7 +86,11 @@ impl Folder {
     pub fn file(&self, relative: &str) -> Result<Option<PathBuf>> {
         let path = self.inside(relative)?;
         match fs::metadata(&path) {
-            Ok(metadata) => Ok(metadata.is_file().then_some(path)),
+            Ok(metadata) if metadata.is_file() => {
+                self.found.files.lock().unwrap_or_else(PoisonError::into_inner).insert(path.clone());
+                Ok(Some(path))
+            }
+            Ok(_) => Ok(None),
             Err(error) => match error.kind() {
                 ErrorKind::NotFound | ErrorKind::NotADirectory => Ok(None),
                 _ => Err(Error::load(path, error.to_string())),

@@ -8,7 +8,8 @@
 //! of one adapter in a batch), *base*, *adapter*, *site* (a module an adapter changes, named by its checkpoint path),
 //! *rank*, *scale*, *delta* (the change at one site), *checkpoint*, *family* (an architecture's spec and names), *spec*,
 //! *hidden states*, *pooling*, *pipeline* (what follows the transformer), *registry*, *lease* (a request's hold on what
-//! it was resolved to), *worker*, *permit*.
+//! it was resolved to), *worker*, *permit*, *generation* and *fingerprint* (hashes of an adapter's bits, and of those it
+//! lies on), *probe* (a sentence that shows what an adapter does).
 //!
 //! # The house
 //! From the top; an arrow of knowledge only ever goes down. `tests/tidy.rs` holds it.
@@ -48,6 +49,8 @@
 //!   and names what was left over. The same holds for a base's own tensors.
 //! - **Base traffic pays nothing.** Rows without an adapter are not in a batch's [`model::Plan`].
 //! - **Alone = together** within 1e-6, and a base's vectors are bit-identical whatever adapters ran before.
+//! - **Equal tags, equal vectors.** A reply's tag is a hash over every file that its loading found, see
+//!   [`folder::Folder::found`]. A loader that reads files by another way than [`folder::Folder`] breaks this.
 //! - **Refuse what is not understood.** Never a 200 with a wrong vector; a vector that is not finite is a 500.
 //! - **Every queue, body, batch and wait has a bound**, and it is in `config/default.toml`. (Not yet: the number of
 //!   connections, and the time in which a request's head arrives.)

@@ -7,7 +7,7 @@ use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::Duration;
 use veneer::cli::ADAPTER;
-use veneer::http::{App, Call, Input, Names};
+use veneer::http::{App, Call, Expected, Input, Names};
 use veneer::text::Reading;
 
 /// Sentences that show how far an adapter moves vectors.
@@ -66,6 +66,7 @@ async fn vectors<'a>(
         reading: Reading::default(),
         dimensions: None,
         normalize: true,
+        expected: Expected::Any,
     };
     Ok(veneer::http::embed(app, app.serving()?, call).await?.vectors)
 }

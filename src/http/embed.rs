@@ -1,13 +1,14 @@
 //! The one embedding call that every dialect translates to: validate, resolve, tokenize, submit, join.
 
 use super::offload::Caller;
-use super::{App, Serving};
+use super::{App, Expected, Serving};
 use crate::engine::{self, Sequence};
 use crate::error::{Error, Result};
-use crate::registry::{Lease, Registry};
+use crate::registry::{Lease, Provenance, Registry};
 use crate::telemetry;
 use crate::text::{Reading, names_of};
 use futures_util::future::try_join_all;
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -23,6 +24,8 @@ pub struct Call {
     pub dimensions: Option<usize>,
     /// Whether vectors leave with unit length.
     pub normalize: bool,
+    /// Which bits may answer it.
+    pub expected: Expected,
 }
 
 /// The places where a request can name what it wants.
@@ -56,6 +59,8 @@ pub struct Answer {
     pub tokens: usize,
     /// The served name that answered.
     pub model: String,
+    /// The bits behind it: of every name that inputs use, in the order of their first use.
+    pub provenance: Provenance,
 }
 
 /// Texts that one blocking task tokenizes.
@@ -74,6 +79,8 @@ pub async fn embed(app: &App, serving: &Serving, call: Call) -> Result<Answer> {
     let model = call.names.for_task(&serving.registry, call.names.model(&serving.registry)?)?;
     let leases = call.names.leases(&serving.registry, &model, call.inputs.len())?;
     check_dimensions(&leases, call.dimensions)?;
+    let provenance = provenance(&leases);
+    call.expected.check(&provenance)?;
     let began = Instant::now();
     let ids = tokenize(app, call.inputs, &leases, call.reading).await?;
     telemetry::tokenized(began.elapsed());
@@ -87,7 +94,7 @@ pub async fn embed(app: &App, serving: &Serving, call: Call) -> Result<Answer> {
     for reply in replies {
         vectors.push(finish(engine::received(reply.await)?, call.dimensions, call.normalize));
     }
-    Ok(Answer { vectors, tokens, model: model.target.label.clone() })
+    Ok(Answer { vectors, tokens, model: model.target.label.clone(), provenance })
 }
 
 impl Names {
@@ -166,6 +173,13 @@ fn combine(registry: &Registry, model: &Lease, place: &str, adapter: &str) -> Re
             registry.on(&model.name, name).ok_or_else(|| Error::UnknownModel(format!("{}:{name}", model.name)))
         }
     }
+}
+
+/// Of every name that inputs use, in the order of their first use.
+fn provenance(leases: &[Lease]) -> Provenance {
+    let mut used = HashSet::new();
+    let first_uses = leases.iter().filter(|lease| used.insert(Arc::as_ptr(lease)));
+    Provenance::combined(&first_uses.map(|lease| &lease.provenance).collect::<Vec<_>>())
 }
 
 fn check_dimensions(leases: &[Lease], dimensions: Option<usize>) -> Result<()> {

@@ -1,9 +1,11 @@
 //! Errors to status codes and to the OpenAI dialect's JSON.
 
+use super::etag::quoted;
 use crate::error::Error;
 use axum::Json;
 use axum::extract::rejection::PathRejection;
-use axum::http::{Method, StatusCode, Uri, header::RETRY_AFTER};
+use axum::http::header::{ETAG, RETRY_AFTER};
+use axum::http::{Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
 use std::any::Any;
@@ -21,6 +23,10 @@ pub fn openai_error(error: &Error) -> Response {
         }
         Error::UnknownModel(_) => {
             (StatusCode::NOT_FOUND, "invalid_request_error", Some("model_not_found"), Some("model"))
+        }
+        Error::Changed { .. } => {
+            let code = Some("precondition_failed");
+            (StatusCode::PRECONDITION_FAILED, "invalid_request_error", code, Some("If-Match"))
         }
         Error::Unauthorized => (StatusCode::UNAUTHORIZED, "invalid_request_error", Some("invalid_api_key"), None),
         Error::Busy { .. } => (StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", Some("rate_limit_exceeded"), None),
@@ -43,6 +49,9 @@ pub fn openai_error(error: &Error) -> Response {
         _ => None,
     };
     let mut response = body(status, &message, kind, param, code);
+    if let Error::Changed { now } = error {
+        response.headers_mut().insert(ETAG, quoted(now));
+    }
     if let Some(wait) = wait {
         let wait_ms = wait.as_millis() as u64;
         response.headers_mut().insert(RETRY_AFTER, wait_ms.div_ceil(1000).max(1).into());

@@ -3,6 +3,7 @@
 mod body;
 mod embed;
 mod error;
+mod etag;
 mod health;
 mod metrics;
 mod models;
@@ -11,6 +12,7 @@ mod openai;
 mod output;
 
 pub use embed::{Call, Input, Names, embed};
+pub use etag::Expected;
 
 use crate::config::Config;
 use crate::engine::{Engine, Limits};

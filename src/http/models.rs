@@ -41,5 +41,7 @@ fn describe(served: &Served) -> Value {
         "root": served.root,
         "parent": served.parent,
         "max_model_len": served.text.tokens_max(),
+        "generation": served.provenance.generation.map(|generation| generation.to_string()),
+        "fingerprint": served.provenance.fingerprint.to_string(),
     })
 }

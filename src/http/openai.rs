@@ -1,10 +1,11 @@
 //! The OpenAI dialect of `/v1/embeddings`: its request, its reply, and the translation between.
 
-use super::App;
 use super::body::{self, Inputs, Refusal};
 use super::embed::{Answer, Call, Names, embed};
 use super::error::{openai_error, too_large, unreadable_path};
+use super::etag;
 use super::output::{Dtype, Format, Output};
+use super::{App, Expected};
 use crate::error::{Error, Result};
 use crate::telemetry;
 use crate::text::{Prompt, Reading, Truncation};
@@ -170,6 +171,7 @@ impl Body {
             },
             dimensions,
             normalize,
+            expected: Expected::of(headers)?,
         })
     }
 }
@@ -211,6 +213,7 @@ async fn reply(app: &App, answer: Answer, dtype: Dtype, format: Format) -> Resul
     static REPLIES: AtomicU64 = AtomicU64::new(0);
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let id = format!("embd-{:x}-{:x}", now.as_micros(), REPLIES.fetch_add(1, Ordering::Relaxed));
+    let provenance = etag::headers(&answer.provenance);
     let elements: usize = answer.vectors.iter().map(Vec::len).sum();
     // A number takes about a microsecond's fraction to print; ten bytes of JSON each.
     let json = app.threads.run_large(elements * 10, move || {
@@ -226,5 +229,5 @@ async fn reply(app: &App, answer: Answer, dtype: Dtype, format: Format) -> Resul
         };
         serde_json::to_vec(&reply).map_err(|e| Error::Internal(format!("reply: {e}")))
     });
-    Ok(([(CONTENT_TYPE, "application/json")], json.await?).into_response())
+    Ok((provenance, [(CONTENT_TYPE, "application/json")], json.await?).into_response())
 }

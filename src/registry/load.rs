@@ -1,7 +1,8 @@
 //! How everything that the configuration names is loaded.
 
 use super::Loaded;
-use super::sources::{default_name, device, dtype, in_folder, real_path};
+use super::provenance::{Provenance, ReadAs};
+use super::sources::{base_of, default_name, device, dtype, in_folder, real_path, warn_of_another_base};
 use crate::adapters;
 use crate::config::{self, Config, PipelineChoice};
 use crate::error::{Error, Result};
@@ -10,7 +11,7 @@ use crate::hub::{Hub, Source};
 use crate::model::{Adapter, Body, DType, Device, Model, Modules, Pipeline};
 use crate::telemetry::Progress;
 use crate::text::{self, Capacity, Text, Tokenizers};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -35,6 +36,22 @@ struct Base {
     model: Arc<Model>,
     pipeline: Arc<Pipeline>,
     text: Arc<Text>,
+    provenance: Provenance,
+}
+
+/// An adapter that is loaded on a base.
+struct Fitted {
+    peft: adapters::Config,
+    adapter: Adapter,
+    /// Where its files were found.
+    folder: Folder,
+}
+
+/// What follows an adapter's deltas, and how its text is read.
+struct OwnReading {
+    pipeline: Arc<Pipeline>,
+    text: Arc<Text>,
+    provenance: Provenance,
 }
 
 struct Loading<'a> {
@@ -71,7 +88,7 @@ impl<'a> Loading<'a> {
         let folder = self.hub.fetch(&source)?;
         let name = entry.name.clone().unwrap_or_else(|| default_name(&source));
         let base = if adapters::Config::is_in(&folder)? {
-            let (base_name, base_root, base_folder) = self.base_of(&folder, entry.base.as_deref(), &name)?;
+            let (base_name, base_root, base_folder) = base_of(self.hub, &folder, entry.base.as_deref(), &name)?;
             let loaded = self.bases.iter().find(|base| base.path == real_path(&base_folder)).cloned();
             let base = loaded.map_or_else(|| self.base(base_name, &base_root, &base_folder), Ok)?;
             let adapter = config::Adapter { name, source: entry.source.clone(), base: None };
@@ -87,37 +104,6 @@ impl<'a> Loading<'a> {
         Ok(())
     }
 
-    /// Name, root and folder of the base that a PEFT checkpoint lies on: the folder itself where it holds base weights
-    /// too, else what the operator says, else what adapter_config.json says.
-    fn base_of(&self, folder: &Folder, given: Option<&str>, name: &str) -> Result<(String, String, Folder)> {
-        let peft = adapters::Config::of(folder)?;
-        if given.is_none() && folder.file("config.json")?.is_some() {
-            let root = folder.path().display().to_string();
-            return Ok((format!("{name}/base"), root, folder.clone()));
-        }
-        let (wanted, key) = match (given, &peft.base) {
-            (Some(given), _) => (given, "--base"),
-            (None, Some(base)) => (base.as_str(), "base_model_name_or_path"),
-            (None, None) => ("", "base_model_name_or_path"),
-        };
-        // A relative path is the trainer's; it may still lead from the working folder or from the adapter to the base.
-        let beside = folder.path().join(wanted);
-        let source = match !wanted.is_empty() && !Path::new(wanted).is_dir() && beside.is_dir() {
-            true => Ok(Source::Folder(beside)),
-            false => Source::parse(wanted),
-        };
-        if let (Ok(Source::Repo(repo)), None) = (&source, given) {
-            tracing::info!(file = %peft.path().display(), base = %repo, "no such folder, so {key} is taken for a Hub id");
-        }
-        let found = source.and_then(|source| Ok((default_name(&source), self.hub.fetch(&source)?)));
-        let (base_name, base_folder) = found.map_err(|error| {
-            let way_out = "say where the base is with --base SOURCE, or serve the base and attach this folder to it with \
-                           --adapter NAME=FOLDER";
-            Error::load(peft.path(), format!("{key} '{wanted}' is not to be had ({error}); {way_out}"))
-        })?;
-        Ok((base_name, wanted.to_owned(), base_folder))
-    }
-
     /// Serves a base, and loads it where it is not loaded under another name.
     fn base(&mut self, name: String, root: &str, folder: &Folder) -> Result<Base> {
         let path = real_path(folder);
@@ -129,6 +115,10 @@ impl<'a> Loading<'a> {
         for (name, adapter) in std::iter::once((base.name.clone(), None)).chain(tasks) {
             self.loaded.push(Loaded {
                 parent: adapter.as_ref().map(|_| base.name.clone()),
+                provenance: match adapter {
+                    Some(_) => base.provenance.with_task(&name),
+                    None => base.provenance.clone(),
+                },
                 name,
                 root: root.to_owned(),
                 created: now(),
@@ -143,7 +133,7 @@ impl<'a> Loading<'a> {
     }
 
     fn load_base(&mut self, name: String, path: PathBuf, root: &str, folder: &Folder) -> Result<Base> {
-        let began = Instant::now();
+        let (began, folder) = (Instant::now(), &folder.afresh());
         let progress = Progress::new(&format!("loading {name}"));
         let modules = Modules::of(folder, &self.device)?.map_or_else(|| Modules::bare(folder), Ok)?;
         let progress_at = |done, all| progress.at(done, all);
@@ -153,9 +143,10 @@ impl<'a> Loading<'a> {
         let source = text::Source { folder, body: &modules.folder, specials: modules.body == Body::Transformer };
         let text = Arc::new(Text::of(source, None, capacity(&model, None), &mut self.tokenizers)?);
         let pipeline = self.share(modules.pipeline);
+        let provenance = Provenance::of_base(folder, &self.config.server.dtype)?;
         let (mib, ms) = (model.bytes() >> 20, began.elapsed().as_millis() as u64);
         tracing::info!(model = name, %folder, mib, ms, tokens_max = text.tokens_max(), "model loaded");
-        Ok(Base { name, root: root.to_owned(), path, model, pipeline, text })
+        Ok(Base { name, root: root.to_owned(), path, model, pipeline, text, provenance })
     }
 
     /// Loads and serves an adapter of a base.
@@ -163,18 +154,15 @@ impl<'a> Loading<'a> {
         if entry.name.is_empty() || entry.name.contains(':') {
             return Err(Error::Config(format!("'{}' cannot be an adapter's name", entry.name)));
         }
-        let peft = adapters::Config::of(folder)?;
-        let adapter = adapters::load(folder, &peft, &base.model)?;
-        self.serve_adapter(entry, folder, base, adapter)?;
-        warn_of_another_base(&entry.name, &peft, base);
-        Ok(())
+        self.serve_adapter(entry, Fitted::on(base, folder)?, base)
     }
 
-    fn serve_adapter(&mut self, entry: &config::Adapter, folder: &Folder, base: &Base, adapter: Adapter) -> Result<()> {
-        let adapter = Arc::new(adapter);
-        let (pipeline, text) = self.reading(folder, base, &adapter)?;
+    fn serve_adapter(&mut self, entry: &config::Adapter, fitted: Fitted, base: &Base) -> Result<()> {
+        let adapter = Arc::new(fitted.adapter);
+        let OwnReading { pipeline, text, provenance } = self.reading(&fitted.folder, base, &adapter)?;
         let (sites, rank, kib) = (adapter.deltas().count(), adapter.rank(), adapter.bytes() >> 10);
         tracing::info!(adapter = entry.name, base = base.name, sites, rank, kib, "adapter loaded");
+        warn_of_another_base(&entry.name, &fitted.peft, &base.root);
         self.loaded.push(Loaded {
             name: entry.name.clone(),
             parent: Some(base.name.clone()),
@@ -184,6 +172,7 @@ impl<'a> Loading<'a> {
             adapter: Some(adapter),
             pipeline,
             text,
+            provenance,
         });
         Ok(())
     }
@@ -191,7 +180,6 @@ impl<'a> Loading<'a> {
     /// Lays an adapter over the model that its entry names, or the only one that it fits.
     fn adapter_where_it_fits(&mut self, entry: &config::Adapter) -> Result<()> {
         let folder = self.hub.fetch(&Source::parse(&entry.source)?)?;
-        let peft = adapters::Config::of(&folder)?;
         let bases = self.bases.clone();
         if let Some(name) = &entry.base {
             let base = bases.iter().find(|base| base.name == *name);
@@ -203,8 +191,8 @@ impl<'a> Loading<'a> {
         }
         let (mut fitting, mut reasons) = (Vec::new(), Vec::new());
         for base in &bases {
-            match adapters::load(&folder, &peft, &base.model) {
-                Ok(adapter) => fitting.push((base, adapter)),
+            match Fitted::on(base, &folder) {
+                Ok(fitted) => fitting.push((base, fitted)),
                 Err(error) => reasons.push(format!("{}: {error}", base.name)),
             }
         }
@@ -212,10 +200,7 @@ impl<'a> Loading<'a> {
         let (name, names) = (&entry.name, names.join(", "));
         match fitting.len() {
             0 => Err(Error::Config(format!("adapter '{name}' fits no model ({})", reasons.join("; ")))),
-            1 => fitting.into_iter().try_for_each(|(base, adapter)| {
-                warn_of_another_base(name, &peft, base);
-                self.serve_adapter(entry, &folder, base, adapter)
-            }),
+            1 => fitting.into_iter().try_for_each(|(base, fitted)| self.serve_adapter(entry, fitted, base)),
             _ => {
                 let way_out = format!("name one: BASE:{name}={}", entry.source);
                 Err(Error::Config(format!("adapter '{name}' fits several models: {names}; {way_out}")))
@@ -223,11 +208,12 @@ impl<'a> Loading<'a> {
         }
     }
 
-    /// The pipeline and the reading of text that an adapter uses.
-    fn reading(&mut self, folder: &Folder, base: &Base, adapter: &Adapter) -> Result<(Arc<Pipeline>, Arc<Text>)> {
-        let choice = self.config.server.pipeline;
+    /// The pipeline and the reading of text that an adapter uses; its weights were found in `weights`.
+    fn reading(&mut self, weights: &Folder, base: &Base, adapter: &Adapter) -> Result<OwnReading> {
+        let (choice, folder) = (self.config.server.pipeline, &weights.afresh());
         if choice == PipelineChoice::Base {
-            return Ok((base.pipeline.clone(), base.text.clone()));
+            let provenance = base.provenance.with_adapter(weights, folder, ReadAs::Base)?;
+            return Ok(OwnReading { pipeline: base.pipeline.clone(), text: base.text.clone(), provenance });
         }
         let own = Modules::of(folder, &self.device)?;
         if let Some(own) = &own {
@@ -236,11 +222,15 @@ impl<'a> Loading<'a> {
         let body = own.as_ref().map_or(folder, |own| &own.folder);
         let source = text::Source { folder, body, specials: true };
         let text = Text::of(source, Some(&base.text), capacity(&base.model, Some(adapter)), &mut self.tokenizers)?;
-        if own.is_none() && choice == PipelineChoice::SentenceTransformers {
-            return Ok((self.share(Pipeline::default()), Arc::new(text.without_prompts())));
-        }
-        let pipeline = own.map_or_else(|| base.pipeline.clone(), |own| self.share(own.pipeline));
-        Ok((pipeline, Arc::new(text)))
+        let (pipeline, text, read_as) = match own {
+            Some(own) => (self.share(own.pipeline), text, ReadAs::Own),
+            None if choice == PipelineChoice::SentenceTransformers => {
+                (self.share(Pipeline::default()), text.without_prompts(), ReadAs::Bare)
+            }
+            None => (base.pipeline.clone(), text, ReadAs::Own),
+        };
+        let provenance = base.provenance.with_adapter(weights, folder, read_as)?;
+        Ok(OwnReading { pipeline, text: Arc::new(text), provenance })
     }
 
     /// One value for equal pipelines, so that their sequences stay one segment.
@@ -253,17 +243,12 @@ impl<'a> Loading<'a> {
     }
 }
 
-/// Shapes that fit are no proof: many bases have the same.
-fn warn_of_another_base(name: &str, peft: &adapters::Config, base: &Base) {
-    let last = |path: &str| path.trim_end_matches('/').rsplit('/').next().unwrap_or_default().to_owned();
-    let Some(trained_on) = &peft.base else { return };
-    if last(trained_on) != last(&base.root) {
-        tracing::warn!(
-            adapter = name,
-            trained_on,
-            base = base.root,
-            "trained on a base of another name; its shapes fit"
-        );
+impl Fitted {
+    fn on(base: &Base, folder: &Folder) -> Result<Self> {
+        let folder = folder.afresh();
+        let peft = adapters::Config::of(&folder)?;
+        let adapter = adapters::load(&folder, &peft, &base.model)?;
+        Ok(Self { peft, adapter, folder })
     }
 }
 

@@ -1,7 +1,10 @@
 //! What is served: names to models, adapters and how their text is read.
 
 mod load;
+mod provenance;
 mod sources;
+
+pub use provenance::{Digest, Provenance};
 
 use crate::config::Config;
 use crate::engine::{self, Engine, Sequence, Target};
@@ -36,6 +39,8 @@ pub struct Served {
     pub target: Arc<Target>,
     /// How its text is read.
     pub text: Arc<Text>,
+    /// The bits behind it.
+    pub provenance: Provenance,
 }
 
 /// What loading makes of one name.
@@ -48,6 +53,7 @@ struct Loaded {
     adapter: Option<Arc<Adapter>>,
     pipeline: Arc<Pipeline>,
     text: Arc<Text>,
+    provenance: Provenance,
 }
 
 impl Registry {
@@ -72,9 +78,9 @@ impl Registry {
                 Some(base) if by_name[&loaded.name].len() > 1 => format!("{base}:{}", loaded.name),
                 _ => loaded.name.clone(),
             };
-            let Loaded { name, parent, root, created, model, adapter, pipeline, text } = loaded;
+            let Loaded { name, parent, root, created, model, adapter, pipeline, text, provenance } = loaded;
             let target = Arc::new(Target { model, adapter, pipeline, label });
-            Arc::new(Served { name, parent, root, created, target, text })
+            Arc::new(Served { name, parent, root, created, target, text, provenance })
         });
         Ok(Self { served: served.collect(), by_name })
     }

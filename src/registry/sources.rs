@@ -1,11 +1,12 @@
 //! What a configuration's words lead to: folders, names, the device.
 
+use crate::adapters;
 use crate::config;
 use crate::error::{Error, Result};
 use crate::folder::Folder;
-use crate::hub::Source;
+use crate::hub::{Hub, Source};
 use crate::model::{DType, Device};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Sub-folders with an adapter_config.json, as adapters under their folders' names.
 pub fn in_folder(path: &str) -> Result<Vec<config::Adapter>> {
@@ -39,6 +40,46 @@ pub fn default_name(source: &Source) -> String {
             let whole = path.canonicalize().unwrap_or_else(|_| path.clone());
             whole.file_name().map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned())
         }
+    }
+}
+
+/// Name, root and folder of the base that a PEFT checkpoint lies on: the folder itself where it holds base weights
+/// too, else what the operator says, else what adapter_config.json says.
+pub fn base_of(hub: &Hub, folder: &Folder, given: Option<&str>, name: &str) -> Result<(String, String, Folder)> {
+    let peft = adapters::Config::of(folder)?;
+    if given.is_none() && folder.file("config.json")?.is_some() {
+        let root = folder.path().display().to_string();
+        return Ok((format!("{name}/base"), root, folder.clone()));
+    }
+    let (wanted, key) = match (given, &peft.base) {
+        (Some(given), _) => (given, "--base"),
+        (None, Some(base)) => (base.as_str(), "base_model_name_or_path"),
+        (None, None) => ("", "base_model_name_or_path"),
+    };
+    // A relative path is the trainer's; it may still lead from the working folder or from the adapter to the base.
+    let beside = folder.path().join(wanted);
+    let source = match !wanted.is_empty() && !Path::new(wanted).is_dir() && beside.is_dir() {
+        true => Ok(Source::Folder(beside)),
+        false => Source::parse(wanted),
+    };
+    if let (Ok(Source::Repo(repo)), None) = (&source, given) {
+        tracing::info!(file = %peft.path().display(), base = %repo, "no such folder, so {key} is taken for a Hub id");
+    }
+    let found = source.and_then(|source| Ok((default_name(&source), hub.fetch(&source)?)));
+    let (base_name, base_folder) = found.map_err(|error| {
+        let way_out = "say where the base is with --base SOURCE, or serve the base and attach this folder to it with \
+                       --adapter NAME=FOLDER";
+        Error::load(peft.path(), format!("{key} '{wanted}' is not to be had ({error}); {way_out}"))
+    })?;
+    Ok((base_name, wanted.to_owned(), base_folder))
+}
+
+/// Shapes that fit are no proof: many bases have the same.
+pub fn warn_of_another_base(name: &str, peft: &adapters::Config, root: &str) {
+    let last = |path: &str| path.trim_end_matches('/').rsplit('/').next().unwrap_or_default().to_owned();
+    let Some(trained_on) = &peft.base else { return };
+    if last(trained_on) != last(root) {
+        tracing::warn!(adapter = name, trained_on, base = root, "trained on a base of another name; its shapes fit");
     }
 }
 
