@@ -139,3 +139,44 @@ fn any_tensor_of_any_kind_that_is_lost_renamed_or_reshaped_is_named() {
     }
     assert!(changes > 500, "{changes}");
 }
+
+/// Blends against PEFT's, as one adapter alone, and beside others in one batch.
+#[tokio::test]
+async fn blends_are_the_weighted_sums_that_peft_makes() {
+    for base in ["bert", "qwen2"] {
+        let golden = read(&format!("peft/{base}/golden.json"));
+        let texts = texts(&golden);
+        let adapters: Vec<String> =
+            kinds(&golden).iter().map(|kind| named(kind, &format!("peft/{base}/{kind}"))).collect();
+        let door = Door::open(&[named("base", &format!("{base}/base"))], &adapters, &[]);
+        let ask = async |adapters: Value| {
+            let body =
+                json!({"model": "base", "adapters": adapters, "input": texts, "normalize": false, "truncate": true});
+            door.ask(body).await
+        };
+        for blend in read(&format!("peft/{base}/blends.json")).as_array().unwrap() {
+            let (status, reply) = ask(blend["adapters"].clone()).await;
+            assert_eq!(status, 200, "{reply}");
+            let (ours, oracle) = (embeddings(&reply), rows(&blend["vectors"]));
+            let error = gap(&ours, &oracle);
+            println!("{base} {} max|diff| {error:.1e}", blend["adapters"]);
+            assert!(error <= 1e-5, "{base} {}: {error}", blend["adapters"]);
+            assert!(gap(&ours, &rows(&golden["base"])) > 1e-2);
+        }
+        let (_, reply) = ask(json!([{"name": "dora"}])).await;
+        assert_eq!(embeddings(&reply), door.vectors("dora", &texts).await, "one at weight 1 is itself");
+        for (adapters, reason) in [
+            (json!([{"name": "dora", "weight": 0.5}]), "cannot be weighted or blended"),
+            (json!([{"name": "loha"}, {"name": "ia3"}]), "'ia3' cannot be weighted"),
+            (json!([{"name": "loha"}, {"name": "loha"}]), "twice"),
+            (json!([{"name": "base"}]), "no adapter"),
+            (json!([{"name": "loha", "wait": 1}]), "wait"),
+            (json!([{"name": "loha", "weight": "1"}]), "weight"),
+            (json!([{"name": "loha"}, null]), "adapters"),
+        ] {
+            let error = support::refusal(ask(adapters).await, 400);
+            assert!(error["message"].as_str().unwrap().contains(reason), "{error}");
+        }
+        support::refusal(ask(json!([{"name": "nobody"}])).await, 404);
+    }
+}

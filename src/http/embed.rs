@@ -1,12 +1,13 @@
 //! The one embedding call that every dialect translates to: validate, resolve, tokenize, submit, join.
 
+use super::names::Names;
 use super::offload::Caller;
 use super::{App, Expected, Serving};
 use crate::engine::{self, Sequence};
 use crate::error::{Error, Result};
-use crate::registry::{Lease, Provenance, Registry};
+use crate::registry::{Lease, Provenance};
 use crate::telemetry;
-use crate::text::{Reading, names_of};
+use crate::text::Reading;
 use futures_util::future::try_join_all;
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -26,20 +27,6 @@ pub struct Call {
     pub normalize: bool,
     /// Which bits may answer it.
     pub expected: Expected,
-}
-
-/// The places where a request can name what it wants.
-#[derive(Default)]
-pub struct Names {
-    /// A base, an adapter or `base:adapter`.
-    pub model: Option<String>,
-    /// An adapter, each with the place that names it; all must agree.
-    pub adapters: Vec<(&'static str, String)>,
-    /// What the vectors are for, each with the place that says so: it chooses among the adapters inside a base's own
-    /// checkpoint.
-    pub tasks: Vec<(&'static str, String)>,
-    /// One adapter an input, none for the base.
-    pub by_input: Option<Vec<Option<String>>>,
 }
 
 /// One input.
@@ -95,84 +82,6 @@ pub async fn embed(app: &App, serving: &Serving, call: Call) -> Result<Answer> {
         vectors.push(finish(engine::received(reply.await)?, call.dimensions, call.normalize));
     }
     Ok(Answer { vectors, tokens, model: model.target.label.clone(), provenance })
-}
-
-impl Names {
-    /// The base or adapter that the request as a whole names.
-    fn model(&self, registry: &Registry) -> Result<Lease> {
-        let mut adapters = self.adapters.iter();
-        let wanted = adapters.next();
-        if let Some((place, name)) = wanted
-            && let Some((other_place, other)) = adapters.find(|(_, other)| other != name)
-        {
-            let message = format!("{place} names the adapter '{name}', but {other_place} names '{other}'.");
-            return Err(Error::invalid("adapter", message));
-        }
-        match (self.model.as_deref(), wanted) {
-            (None, None) => Err(Error::invalid("model", "You must provide a 'model' parameter.")),
-            (None, Some((_, adapter))) => registry.find(adapter),
-            (Some(model), None) => registry.find(model),
-            (Some(model), Some((place, adapter))) => combine(registry, &registry.find(model)?, place, adapter),
-        }
-    }
-
-    /// What the task makes of the model that is named: a base with an adapter a task is asked for with that adapter.
-    fn for_task(&self, registry: &Registry, model: Lease) -> Result<Lease> {
-        let has: Vec<&str> = model.target.model.tasks().iter().map(|(name, _)| name.as_str()).collect();
-        let Some((place, task)) = self.tasks.first().filter(|_| !has.is_empty()) else { return Ok(model) };
-        let find = |task: &str| {
-            let known = names_of(task).unwrap_or(&[]).iter().copied().chain([task]).find(|name| has.contains(name));
-            known.map(str::to_owned).ok_or_else(|| {
-                let message = format!("The model has no task '{task}'; it has: {}.", has.join(", "));
-                Error::invalid("task", message)
-            })
-        };
-        let name = find(task)?;
-        for (other_place, other) in &self.tasks {
-            if find(other)? != name {
-                let message = format!("{place} is '{task}', but {other_place} is '{other}'.");
-                return Err(Error::invalid("task", message));
-            }
-        }
-        if model.parent.is_none() {
-            return registry.on(&model.name, &name).ok_or(Error::UnknownModel(name));
-        }
-        if has.contains(&model.name.as_str()) && model.name != name {
-            let message = format!("The model is the adapter '{}', but {place} is '{task}'.", model.name);
-            return Err(Error::invalid("task", message));
-        }
-        Ok(model)
-    }
-
-    /// One lease an input.
-    fn leases(&self, registry: &Registry, model: &Lease, inputs: usize) -> Result<Vec<Lease>> {
-        let Some(by_input) = &self.by_input else { return Ok(vec![model.clone(); inputs]) };
-        if by_input.len() != inputs {
-            let message = format!("'adapters' has {} elements for {inputs} inputs.", by_input.len());
-            return Err(Error::invalid("adapters", message));
-        }
-        let lease = |(index, adapter): (usize, &Option<String>)| match adapter {
-            Some(adapter) => combine(registry, model, &format!("adapters[{index}]"), adapter),
-            None => Ok(model.clone()),
-        };
-        by_input.iter().enumerate().map(lease).collect()
-    }
-}
-
-/// A base and an adapter of it; an adapter and itself.
-fn combine(registry: &Registry, model: &Lease, place: &str, adapter: &str) -> Result<Lease> {
-    match &model.parent {
-        Some(base) if model.name == adapter || format!("{base}:{}", model.name) == adapter => Ok(model.clone()),
-        Some(_) => {
-            let message = format!("The model is the adapter '{}', but {place} names '{adapter}'.", model.name);
-            Err(Error::invalid("adapter", message))
-        }
-        None if model.name == adapter => Ok(model.clone()),
-        None => {
-            let name = adapter.strip_prefix(&format!("{}:", model.name)).unwrap_or(adapter);
-            registry.on(&model.name, name).ok_or_else(|| Error::UnknownModel(format!("{}:{name}", model.name)))
-        }
-    }
 }
 
 /// Of every name that inputs use, in the order of their first use.

@@ -7,12 +7,14 @@ mod etag;
 mod health;
 mod metrics;
 mod models;
+mod names;
 mod offload;
 mod openai;
 mod output;
 
-pub use embed::{Call, Input, Names, embed};
+pub use embed::{Call, Input, embed};
 pub use etag::Expected;
+pub use names::{Names, Several, Share};
 
 use crate::config::Config;
 use crate::engine::{Engine, Limits};

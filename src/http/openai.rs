@@ -1,9 +1,10 @@
 //! The OpenAI dialect of `/v1/embeddings`: its request, its reply, and the translation between.
 
 use super::body::{self, Inputs, Refusal};
-use super::embed::{Answer, Call, Names, embed};
+use super::embed::{Answer, Call, embed};
 use super::error::{openai_error, too_large, unreadable_path};
 use super::etag;
+use super::names::{Names, Several};
 use super::output::{Dtype, Format, Output};
 use super::{App, Expected};
 use crate::error::{Error, Result};
@@ -26,7 +27,7 @@ struct Body {
     input: Option<Inputs>,
     model: Option<String>,
     adapter: Option<String>,
-    adapters: Option<Vec<Option<String>>>,
+    adapters: Option<Several>,
     encoding_format: Option<Format>,
     dimensions: Option<usize>,
     output_dimension: Option<usize>,
@@ -162,7 +163,7 @@ impl Body {
             ));
         }
         Ok(Call {
-            names: Names { model: self.model, adapters, tasks, by_input: self.adapters },
+            names: Names { model: self.model, adapters, tasks, several: self.adapters },
             inputs,
             reading: Reading {
                 prompt: prompt(self.prompt, self.prompt_name, self.input_type.or(self.task)),

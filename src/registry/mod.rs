@@ -1,9 +1,11 @@
 //! What is served: names to models, adapters and how their text is read.
 
+mod blend;
 mod load;
 mod provenance;
 mod sources;
 
+pub use blend::blend;
 pub use provenance::{Digest, Provenance};
 
 use crate::config::Config;

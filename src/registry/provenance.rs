@@ -69,6 +69,24 @@ impl Provenance {
         }
     }
 
+    /// Of adapters that read text alike, blended with these weights; one at weight 1 is itself.
+    pub fn blended<'a>(parts: impl IntoIterator<Item = (&'a Self, f32)>) -> Self {
+        let parts: Vec<(&Self, f32)> = parts.into_iter().collect();
+        if let [(one, 1.0)] = parts.as_slice() {
+            return (*one).clone();
+        }
+        let words = parts.iter().flat_map(|(part, weight)| [part.tag(), weight.to_string()]);
+        let words: Vec<String> = ["blend".to_owned()].into_iter().chain(words).collect();
+        let generation = Digest::of(&words.iter().map(String::as_str).collect::<Vec<_>>());
+        let prints: Vec<String> = parts.iter().map(|(part, _)| part.fingerprint.to_string()).collect();
+        let same = prints.windows(2).all(|pair| pair[0] == pair[1]);
+        let fingerprint = match parts.first().filter(|_| same) {
+            Some((first, _)) => first.fingerprint,
+            None => Digest::of(&prints.iter().map(String::as_str).collect::<Vec<_>>()),
+        };
+        Self { generation: Some(generation), fingerprint }
+    }
+
     /// Both halves in one word; a base has only the second.
     pub fn tag(&self) -> String {
         match self.generation {

@@ -63,6 +63,15 @@ impl Text {
         self.tokens_max
     }
 
+    /// Whether both make the same tokens of every text.
+    pub fn reads_as(&self, other: &Self) -> bool {
+        let settings = |text: &Self| (text.tokens_max, text.specials, text.cut_left);
+        Arc::ptr_eq(&self.tokenizer, &other.tokenizer)
+            && settings(self) == settings(other)
+            && self.prompts == other.prompts
+            && self.default_prompt == other.default_prompt
+    }
+
     /// The same reader without any prompt, as sentence-transformers reads for a bare PEFT folder.
     pub fn without_prompts(mut self) -> Self {
         self.prompts.clear();

@@ -36,9 +36,9 @@ impl Delta {
         match self {
             Self::Linear(delta) => delta.change(x, y),
             Self::Blend(parts) => {
-                let before = y.copy()?;
+                let before = y.force_contiguous()?;
                 for (weight, delta) in parts {
-                    let after = before.copy()?;
+                    let after = before.force_contiguous()?;
                     delta.change(x, &after)?;
                     add_difference(y, &after, &before, *weight)?;
                 }

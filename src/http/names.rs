@@ -1,0 +1,152 @@
+//! The places where a request names a base and adapters, and what they come to: a lease an input.
+
+use crate::error::{Error, Result};
+use crate::folder::typed;
+use crate::registry::{self, Lease, Registry};
+use crate::text::names_of;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
+use serde_json::Value;
+
+/// The places where a request can name what it wants.
+#[derive(Default)]
+pub struct Names {
+    /// A base, an adapter or `base:adapter`.
+    pub model: Option<String>,
+    /// An adapter, each with the place that names it; all must agree.
+    pub adapters: Vec<(&'static str, String)>,
+    /// What the vectors are for, each with the place that says so: it chooses among the adapters inside a base's own
+    /// checkpoint.
+    pub tasks: Vec<(&'static str, String)>,
+    /// Several adapters for the whole request.
+    pub several: Option<Several>,
+}
+
+/// `adapters`.
+#[derive(Debug)]
+pub enum Several {
+    /// One an input, none for the base.
+    ByInput(Vec<Option<String>>),
+    /// All for every input, each times its weight.
+    Blend(Vec<Share>),
+}
+
+/// An adapter's part in a blend.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Share {
+    /// Its name.
+    name: String,
+    /// Factor on what it adds.
+    #[serde(default = "one")]
+    weight: f32,
+}
+
+fn one() -> f32 {
+    1.0
+}
+
+impl<'de> Deserialize<'de> for Several {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        let elements = Vec::<Value>::deserialize(deserializer)?;
+        let read = |result: std::result::Result<Self, String>| result.map_err(D::Error::custom);
+        match elements.iter().any(Value::is_object) {
+            true => read(typed(elements.into()).map(Self::Blend)),
+            false => read(typed(elements.into()).map(Self::ByInput)),
+        }
+    }
+}
+
+impl Names {
+    /// The base or adapter that the request as a whole names.
+    pub fn model(&self, registry: &Registry) -> Result<Lease> {
+        let mut adapters = self.adapters.iter();
+        let wanted = adapters.next();
+        if let Some((place, name)) = wanted
+            && let Some((other_place, other)) = adapters.find(|(_, other)| other != name)
+        {
+            let message = format!("{place} names the adapter '{name}', but {other_place} names '{other}'.");
+            return Err(Error::invalid("adapter", message));
+        }
+        match (self.model.as_deref(), wanted) {
+            (None, None) => Err(Error::invalid("model", "You must provide a 'model' parameter.")),
+            (None, Some((_, adapter))) => registry.find(adapter),
+            (Some(model), None) => registry.find(model),
+            (Some(model), Some((place, adapter))) => combine(registry, &registry.find(model)?, place, adapter),
+        }
+    }
+
+    /// What the task makes of the model that is named: a base with an adapter a task is asked for with that adapter.
+    pub fn for_task(&self, registry: &Registry, model: Lease) -> Result<Lease> {
+        let has: Vec<&str> = model.target.model.tasks().iter().map(|(name, _)| name.as_str()).collect();
+        let Some((place, task)) = self.tasks.first().filter(|_| !has.is_empty()) else { return Ok(model) };
+        let find = |task: &str| {
+            let known = names_of(task).unwrap_or(&[]).iter().copied().chain([task]).find(|name| has.contains(name));
+            known.map(str::to_owned).ok_or_else(|| {
+                let message = format!("The model has no task '{task}'; it has: {}.", has.join(", "));
+                Error::invalid("task", message)
+            })
+        };
+        let name = find(task)?;
+        for (other_place, other) in &self.tasks {
+            if find(other)? != name {
+                let message = format!("{place} is '{task}', but {other_place} is '{other}'.");
+                return Err(Error::invalid("task", message));
+            }
+        }
+        if model.parent.is_none() {
+            return registry.on(&model.name, &name).ok_or(Error::UnknownModel(name));
+        }
+        if has.contains(&model.name.as_str()) && model.name != name {
+            let message = format!("The model is the adapter '{}', but {place} is '{task}'.", model.name);
+            return Err(Error::invalid("task", message));
+        }
+        Ok(model)
+    }
+
+    /// One lease an input.
+    pub fn leases(&self, registry: &Registry, model: &Lease, inputs: usize) -> Result<Vec<Lease>> {
+        let by_input = match &self.several {
+            None => return Ok(vec![model.clone(); inputs]),
+            Some(Several::Blend(shares)) => return Ok(vec![blend(registry, model, shares)?; inputs]),
+            Some(Several::ByInput(by_input)) => by_input,
+        };
+        if by_input.len() != inputs {
+            let message = format!("'adapters' has {} elements for {inputs} inputs.", by_input.len());
+            return Err(Error::invalid("adapters", message));
+        }
+        let lease = |(index, adapter): (usize, &Option<String>)| match adapter {
+            Some(adapter) => combine(registry, model, &format!("adapters[{index}]"), adapter),
+            None => Ok(model.clone()),
+        };
+        by_input.iter().enumerate().map(lease).collect()
+    }
+}
+
+/// Several adapters of a base as one.
+fn blend(registry: &Registry, model: &Lease, shares: &[Share]) -> Result<Lease> {
+    let lease = |(index, share): (usize, &Share)| {
+        if !share.weight.is_finite() {
+            return Err(Error::invalid("adapters", format!("adapters[{index}].weight is not a number.")));
+        }
+        Ok((combine(registry, model, &format!("adapters[{index}]"), &share.name)?, share.weight))
+    };
+    let shares = shares.iter().enumerate().map(lease).collect::<Result<Vec<_>>>()?;
+    registry::blend(&shares)
+}
+
+/// A base and an adapter of it; an adapter and itself.
+fn combine(registry: &Registry, model: &Lease, place: &str, adapter: &str) -> Result<Lease> {
+    match &model.parent {
+        Some(base) if model.name == adapter || format!("{base}:{}", model.name) == adapter => Ok(model.clone()),
+        Some(_) => {
+            let message = format!("The model is the adapter '{}', but {place} names '{adapter}'.", model.name);
+            Err(Error::invalid("adapter", message))
+        }
+        None if model.name == adapter => Ok(model.clone()),
+        None => {
+            let name = adapter.strip_prefix(&format!("{}:", model.name)).unwrap_or(adapter);
+            registry.on(&model.name, name).ok_or_else(|| Error::UnknownModel(format!("{}:{name}", model.name)))
+        }
+    }
+}
