@@ -174,6 +174,15 @@ impl Config {
             None => Ok(()),
         }
     }
+
+    /// The adapter in words: its kind, rank and scale.
+    pub fn summary(&self) -> String {
+        let patterns = match (self.rank_pattern.as_slice(), self.alpha_pattern.as_slice()) {
+            ([], []) => "",
+            _ => ", others for some modules",
+        };
+        format!("LORA r={} scale={}{patterns}", self.rank(""), self.scale(""))
+    }
 }
 
 /// A key that is not known may be there only where it says nothing.
