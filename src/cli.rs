@@ -13,7 +13,7 @@ pub enum Action {
     Serve(Config),
     /// Print the resolved configuration.
     PrintConfig(Config),
-    /// Lay an adapter on its base and say what it changes.
+    /// Load a model, with an adapter or without, and say what it is and changes.
     Check(Config),
     /// Embed texts and leave.
     Embed(Config, Vec<String>),
@@ -59,10 +59,9 @@ fn command() -> Command {
         .arg(
             Arg::new("print-config").long("print-config").action(ArgAction::SetTrue).help("Print the result and leave"),
         );
-    let check = Command::new("check").about("Lay an adapter on its base and say what it changes");
-    let check = check
-        .arg(one("model", "SOURCE", "The base").required(true))
-        .arg(one("adapter", "SOURCE", "The adapter").required(true));
+    let check = Command::new("check").about("Load a model or an adapter on it, and say what it is and changes");
+    let check =
+        check.arg(one("model", "SOURCE", "The base").required(true)).arg(one("adapter", "SOURCE", "The adapter"));
     let embed = Command::new("embed").about("Embed texts, one JSON line each");
     let embed = embed
         .arg(one("model", "SOURCE", "The model").required(true))

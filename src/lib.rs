@@ -19,7 +19,7 @@
 //! | `main.rs`, `once.rs` | the binary: arguments to configuration to telemetry to serving to draining; what runs once |
 //! | [`cli`] | subcommands, and a flag for every key of the configuration |
 //! | [`http`] | the only place that names axum or a status code: routes, layers, [`http::embed`] and one file a dialect |
-//! | [`registry`] | names to (base, adapter, pipeline, text); how all of it is loaded |
+//! | [`registry`] | names to (base, adapter, pipeline, text); how all of it is loaded, checked, and named by its bits |
 //! | [`engine`] | the queue, the batcher (pure), the worker: the one thread that owns a device |
 //! | [`adapters`] | PEFT files to deltas; everything binds or the load fails |
 //! | [`text`] | prompts, tokenizers, limits, truncation |

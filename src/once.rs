@@ -6,33 +6,53 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::Duration;
-use veneer::cli::ADAPTER;
 use veneer::http::{App, Call, Expected, Input, Names};
+use veneer::model::Adapter;
+use veneer::registry::{PROBES, Served};
 use veneer::text::Reading;
 
-/// Sentences that show how far an adapter moves vectors.
-const PROBES: [&str; 3] = ["How do I reset my password?", "The cat sat on the windowsill.", "import numpy as np"];
-
-/// Says what an adapter changes on its base, and how far it moves a few sentences.
+/// Says what was loaded, what each adapter changes on its base, and which bits it all is.
 pub async fn check(app: Arc<App>) -> anyhow::Result<()> {
-    let serving = app.serving()?;
-    let adapted = serving.registry.iter().find(|served| served.parent.is_some()).context("no adapter was loaded")?;
-    let (model, adapter) = (&adapted.target.model, adapted.target.adapter.as_ref().context("no adapter was loaded")?);
-    let mut sites: Vec<_> = adapter.deltas().map(|(site, delta)| (model.sites().path(site), delta.rank())).collect();
-    sites.sort_unstable();
-    for (path, rank) in &sites {
-        println!("{path}: rank {rank}");
-    }
-    let base = adapted.parent.clone().unwrap_or_default();
-    let (before, after) = (vectors(&app, &base, PROBES).await?, vectors(&app, ADAPTER, PROBES).await?);
-    let cosine = |(a, b): (&Vec<f32>, &Vec<f32>)| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
-    let cosines: Vec<f32> = before.iter().zip(&after).map(cosine).collect();
-    println!("{} of {} sites changed, {} KiB", sites.len(), model.sites().modules(), adapter.bytes() >> 10);
-    println!("cosine to the base on {} probe sentences: {cosines:.4?}", PROBES.len());
-    if cosines.iter().all(|cosine| *cosine > 0.999_999) {
-        println!("warning: the adapter moves none of them; was it trained?");
+    for served in app.serving()?.registry.iter() {
+        println!("{}", served.target.label);
+        match &served.target.adapter {
+            Some(adapter) => say_adapter(served, adapter),
+            None => {
+                let (model, pipeline) = (&served.target.model, &served.target.pipeline);
+                let (dimension, kib) = (pipeline.dimension(model.spec().hidden), model.bytes() >> 10);
+                println!("  base, {dimension} dimensions, at most {} tokens, {kib} KiB", served.text.tokens_max());
+            }
+        }
+        if let Some(golden) = &served.report.golden {
+            println!("  {} expected vectors are met, smallest cosine {:.6}", golden.vectors, golden.smallest);
+        }
+        if let Some(generation) = served.provenance.generation {
+            println!("  generation {generation}");
+        }
+        println!("  fingerprint {}", served.provenance.fingerprint);
     }
     Ok(())
+}
+
+fn say_adapter(served: &Served, adapter: &Adapter) {
+    let sites = served.target.model.sites();
+    let (count, kib) = (adapter.deltas().count(), adapter.bytes() >> 10);
+    let base = served.parent.as_deref().unwrap_or_default();
+    println!("  adapter of {base}, {count} of {} sites changed, rank {}, {kib} KiB", sites.modules(), adapter.rank());
+    let mut changed: Vec<_> = adapter.deltas().map(|(site, delta)| (sites.path(site), delta.rank())).collect();
+    changed.sort_unstable();
+    for (path, rank) in &changed {
+        println!("  {path}: rank {rank}");
+    }
+    let Some(effect) = &served.report.effect else { return };
+    let overrides = if effect.overrides.is_empty() { "nothing".to_owned() } else { effect.overrides.join(", ") };
+    println!("  {}", effect.kind);
+    println!("  overrides of the base: {overrides}");
+    let (smallest, largest) = effect.moves;
+    println!("  moves {} probe sentences by a cosine distance of {smallest:.6} to {largest:.6}", PROBES.len());
+    if effect.is_nothing() {
+        println!("  warning: it moves none of them; was it trained?");
+    }
 }
 
 /// What `embed` prints of one text.

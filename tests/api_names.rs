@@ -160,7 +160,9 @@ async fn models_lists_bases_and_their_adapters() {
     for model in models {
         let id = model["id"].as_str().unwrap();
         let keys: Vec<&str> = model.as_object().unwrap().keys().map(String::as_str).collect();
-        assert_eq!(keys, ["id", "object", "created", "owned_by", "root", "parent", "max_model_len"]);
+        let named =
+            ["id", "object", "created", "owned_by", "root", "parent", "max_model_len", "generation", "fingerprint"];
+        assert_eq!(keys, named);
         assert_eq!(model["object"], "model");
         assert!(model["created"].as_u64().unwrap() > 1_700_000_000);
         assert_eq!(model["root"], fixture(&format!("bert/{id}")).display().to_string());

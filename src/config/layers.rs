@@ -138,6 +138,7 @@ fn set(layers: &mut Table, key: &Key, text: &str, origin: &str) -> Result<()> {
     let expected = |what: &str| Error::Config(format!("{origin} = '{text}': expected {what}"));
     let value = match &key.default {
         Value::Integer(_) => Value::Integer(text.parse().map_err(|_| expected("a whole number"))?),
+        Value::Float(_) => Value::Float(text.parse().map_err(|_| expected("a number"))?),
         Value::Boolean(_) => Value::Boolean(match text.to_lowercase().as_str() {
             "1" | "true" | "yes" | "on" => true,
             "0" | "false" | "no" | "off" => false,

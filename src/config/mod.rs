@@ -59,6 +59,7 @@ pub struct Limits {
     pub max_body_bytes: usize,
     pub max_buffered_bytes: usize,
     pub request_timeout_s: u64,
+    pub golden_cosine_min: f64,
 }
 
 /// `[hub]`; see default.toml for each key.
@@ -135,6 +136,9 @@ impl Config {
             ("limits.request_timeout_s", limits.request_timeout_s as usize),
             ("server.tokenizer_threads", self.server.tokenizer_threads),
         ];
+        if !(0.0..=1.0).contains(&limits.golden_cosine_min) {
+            return Err(Error::Config("limits.golden_cosine_min must be between 0 and 1".into()));
+        }
         match bounds.iter().find(|(_, value)| *value == 0) {
             Some((key, _)) => Err(Error::Config(format!("{key} must be at least 1"))),
             None => Ok(()),

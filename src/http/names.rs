@@ -1,12 +1,12 @@
 //! The places where a request names a base and adapters, and what they come to: a lease an input.
 
 use crate::error::{Error, Result};
-use crate::folder::typed;
 use crate::registry::{self, Lease, Registry};
 use crate::text::names_of;
-use serde::de::Error as _;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{Error as _, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
-use serde_json::Value;
+use std::fmt;
 
 /// The places where a request can name what it wants.
 #[derive(Default)]
@@ -46,14 +46,54 @@ fn one() -> f32 {
     1.0
 }
 
+/// An element of `adapters`.
+enum Element {
+    Name(Option<String>),
+    Share(Share),
+}
+
 impl<'de> Deserialize<'de> for Several {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
-        let elements = Vec::<Value>::deserialize(deserializer)?;
-        let read = |result: std::result::Result<Self, String>| result.map_err(D::Error::custom);
-        match elements.iter().any(Value::is_object) {
-            true => read(typed(elements.into()).map(Self::Blend)),
-            false => read(typed(elements.into()).map(Self::ByInput)),
+        let (mut names, mut shares) = (Vec::new(), Vec::new());
+        for element in Vec::<Element>::deserialize(deserializer)? {
+            match element {
+                Element::Name(name) => names.push(name),
+                Element::Share(share) => shares.push(share),
+            }
         }
+        match (names.is_empty(), shares.is_empty()) {
+            (_, true) => Ok(Self::ByInput(names)),
+            (true, false) => Ok(Self::Blend(shares)),
+            (false, false) => Err(D::Error::custom("either names, one an input, or objects, to be blended")),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Element {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        struct Elements;
+
+        impl<'de> Visitor<'de> for Elements {
+            type Value = Element;
+
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("an adapter's name, null, or an object with 'name' and 'weight'")
+            }
+
+            fn visit_unit<E>(self) -> std::result::Result<Element, E> {
+                Ok(Element::Name(None))
+            }
+
+            fn visit_str<E>(self, name: &str) -> std::result::Result<Element, E> {
+                Ok(Element::Name(Some(name.to_owned())))
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> std::result::Result<Element, A::Error> {
+                Share::deserialize(MapAccessDeserializer::new(map)).map(Element::Share)
+            }
+        }
+
+        deserializer.deserialize_any(Elements)
     }
 }
 

@@ -1,6 +1,6 @@
 //! Several adapters of one base as one name, for one request.
 
-use super::{Lease, Provenance, Served};
+use super::{Lease, Provenance, Report, Served};
 use crate::engine::Target;
 use crate::error::{Error, Result};
 use crate::model::Adapter;
@@ -23,9 +23,12 @@ pub fn blend(shares: &[(Lease, f32)]) -> Result<Lease> {
             let reason = "it does not add to the base, it replaces or multiplies something of it";
             return fail(format!("'{name}' cannot be weighted or blended: {reason}."));
         }
-        if !Arc::ptr_eq(&lease.target.pipeline, &first.target.pipeline) || !lease.text.reads_as(&first.text) {
-            let reason = "they differ in tokenizer, prompts, limits or pipeline";
-            return fail(format!("'{}' and '{name}' cannot be blended: {reason}.", first.name));
+        let pipeline = !Arc::ptr_eq(&lease.target.pipeline, &first.target.pipeline);
+        let differences: Vec<&str> =
+            pipeline.then_some("pipeline").into_iter().chain(lease.text.differences(&first.text)).collect();
+        if !differences.is_empty() {
+            let differences = differences.join(" and ");
+            return fail(format!("'{}' and '{name}' cannot be blended: they differ in {differences}.", first.name));
         }
         parts.push((adapter.clone(), *weight));
     }
@@ -48,6 +51,7 @@ pub fn blend(shares: &[(Lease, f32)]) -> Result<Lease> {
             label: parent,
         }),
         text: first.text.clone(),
+        report: Report::default(),
         provenance: Provenance::blended(shares.iter().map(|(lease, weight)| (&lease.provenance, *weight))),
     }))
 }

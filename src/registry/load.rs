@@ -1,16 +1,19 @@
 //! How everything that the configuration names is loaded.
 
 use super::Loaded;
-use super::provenance::{Provenance, ReadAs};
+use super::check::{Prober, Report};
+use super::golden;
+use super::provenance::Provenance;
+use super::reading::{Readings, Used};
 use super::sources::{base_of, default_name, device, dtype, in_folder, real_path, warn_of_another_base};
 use crate::adapters;
-use crate::config::{self, Config, PipelineChoice};
+use crate::config::{self, Config};
 use crate::error::{Error, Result};
 use crate::folder::Folder;
 use crate::hub::{Hub, Source};
-use crate::model::{Adapter, Body, DType, Device, Model, Modules, Pipeline};
+use crate::model::{Adapter, DType, Device, Model, Modules, Pipeline};
 use crate::telemetry::Progress;
-use crate::text::{self, Capacity, Text, Tokenizers};
+use crate::text::Text;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -29,14 +32,18 @@ pub fn all(config: &Config, hub: &Hub) -> Result<Vec<Loaded>> {
 
 /// A base that is loaded.
 #[derive(Clone)]
-struct Base {
+pub struct Base {
     name: String,
     root: String,
     path: PathBuf,
-    model: Arc<Model>,
-    pipeline: Arc<Pipeline>,
-    text: Arc<Text>,
-    provenance: Provenance,
+    /// Its weights.
+    pub model: Arc<Model>,
+    /// What follows them.
+    pub pipeline: Arc<Pipeline>,
+    /// How it reads text.
+    pub text: Arc<Text>,
+    /// The bits behind it.
+    pub provenance: Provenance,
 }
 
 /// An adapter that is loaded on a base.
@@ -47,20 +54,13 @@ struct Fitted {
     folder: Folder,
 }
 
-/// What follows an adapter's deltas, and how its text is read.
-struct OwnReading {
-    pipeline: Arc<Pipeline>,
-    text: Arc<Text>,
-    provenance: Provenance,
-}
-
 struct Loading<'a> {
     config: &'a Config,
     hub: &'a Hub,
     device: Device,
     dtype: DType,
-    tokenizers: Tokenizers,
-    pipelines: Vec<Arc<Pipeline>>,
+    prober: Prober,
+    readings: Readings,
     bases: Vec<Base>,
     loaded: Vec<Loaded>,
 }
@@ -70,13 +70,14 @@ impl<'a> Loading<'a> {
         if config.models.is_empty() {
             return Err(Error::Config("no model is configured: give --model SOURCE".into()));
         }
+        let device = device(&config.server)?;
         Ok(Self {
             config,
             hub,
-            device: device(&config.server)?,
+            readings: Readings::new(config.server.pipeline, device.clone()),
+            device,
             dtype: dtype(&config.server)?,
-            tokenizers: Tokenizers::default(),
-            pipelines: Vec::new(),
+            prober: Prober::new(config.limits.max_batch_tokens),
             bases: Vec::new(),
             loaded: Vec::new(),
         })
@@ -111,25 +112,47 @@ impl<'a> Loading<'a> {
             Some(loaded) => Base { name, ..loaded.clone() },
             None => self.load_base(name, path, root, folder)?,
         };
-        let tasks = base.model.tasks().iter().map(|(name, adapter)| (name.clone(), Some(adapter.clone())));
-        for (name, adapter) in std::iter::once((base.name.clone(), None)).chain(tasks) {
-            self.loaded.push(Loaded {
-                parent: adapter.as_ref().map(|_| base.name.clone()),
-                provenance: match adapter {
-                    Some(_) => base.provenance.with_task(&name),
-                    None => base.provenance.clone(),
-                },
-                name,
-                root: root.to_owned(),
-                created: now(),
-                model: base.model.clone(),
-                adapter,
-                pipeline: base.pipeline.clone(),
-                text: base.text.clone(),
-            });
-        }
+        self.serve_base(&base, root, folder)?;
         self.bases.push(base.clone());
         Ok(base)
+    }
+
+    /// Serves a base, and the adapters in its own checkpoint.
+    fn serve_base(&mut self, base: &Base, root: &str, folder: &Folder) -> Result<()> {
+        let mut alone = Loaded {
+            name: base.name.clone(),
+            parent: None,
+            root: root.to_owned(),
+            created: now(),
+            model: base.model.clone(),
+            adapter: None,
+            pipeline: base.pipeline.clone(),
+            text: base.text.clone(),
+            provenance: base.provenance.clone(),
+            report: Report::default(),
+        };
+        // Beside an adapter the file is the adapter's.
+        if !adapters::Config::is_in(folder)? {
+            alone.report.golden = self.golden(folder, &alone)?;
+        }
+        self.loaded.push(alone.clone());
+        for (task, adapter) in base.model.tasks() {
+            let mut loaded = Loaded {
+                name: task.clone(),
+                parent: Some(base.name.clone()),
+                adapter: Some(adapter.clone()),
+                provenance: base.provenance.with_task(task),
+                ..alone.clone()
+            };
+            let kind = "in the base's own checkpoint".to_owned();
+            loaded.report = Report { effect: Some(self.prober.effect(&loaded, kind, base.reading())?), golden: None };
+            self.loaded.push(loaded);
+        }
+        Ok(())
+    }
+
+    fn golden(&self, folder: &Folder, loaded: &Loaded) -> Result<Option<golden::Agreement>> {
+        golden::verify(folder, loaded, &self.prober, self.config.limits.golden_cosine_min)
     }
 
     fn load_base(&mut self, name: String, path: PathBuf, root: &str, folder: &Folder) -> Result<Base> {
@@ -140,9 +163,8 @@ impl<'a> Loading<'a> {
         let model = Model::load(&modules, &self.device, self.dtype, &progress_at)?;
         progress.end();
         let model = Arc::new(model);
-        let source = text::Source { folder, body: &modules.folder, specials: modules.body == Body::Transformer };
-        let text = Arc::new(Text::of(source, None, capacity(&model, None), &mut self.tokenizers)?);
-        let pipeline = self.share(modules.pipeline);
+        let text = self.readings.of_base(folder, &modules, &model)?;
+        let pipeline = self.readings.share(modules.pipeline);
         let provenance = Provenance::of_base(folder, &self.config.server.dtype)?;
         let (mib, ms) = (model.bytes() >> 20, began.elapsed().as_millis() as u64);
         tracing::info!(model = name, %folder, mib, ms, tokens_max = text.tokens_max(), "model loaded");
@@ -159,21 +181,26 @@ impl<'a> Loading<'a> {
 
     fn serve_adapter(&mut self, entry: &config::Adapter, fitted: Fitted, base: &Base) -> Result<()> {
         let adapter = Arc::new(fitted.adapter);
-        let OwnReading { pipeline, text, provenance } = self.reading(&fitted.folder, base, &adapter)?;
-        let (sites, rank, kib) = (adapter.deltas().count(), adapter.rank(), adapter.bytes() >> 10);
-        tracing::info!(adapter = entry.name, base = base.name, sites, rank, kib, "adapter loaded");
-        warn_of_another_base(&entry.name, &fitted.peft, &base.root);
-        self.loaded.push(Loaded {
+        let Used { pipeline, text, provenance } = self.readings.of_adapter(&fitted.folder, base, &adapter)?;
+        let mut loaded = Loaded {
             name: entry.name.clone(),
             parent: Some(base.name.clone()),
             root: entry.source.clone(),
             created: now(),
             model: base.model.clone(),
-            adapter: Some(adapter),
+            adapter: Some(adapter.clone()),
             pipeline,
             text,
             provenance,
-        });
+            report: Report::default(),
+        };
+        let effect = self.prober.effect(&loaded, fitted.peft.summary(), base.reading())?;
+        loaded.report = Report { golden: self.golden(&fitted.folder, &loaded)?, effect: Some(effect.clone()) };
+        let (sites, rank, kib) = (adapter.deltas().count(), adapter.rank(), adapter.bytes() >> 10);
+        let (kind, moves) = (effect.kind, effect.moves.1);
+        tracing::info!(adapter = entry.name, base = base.name, kind, sites, rank, kib, moves, "adapter loaded");
+        warn_of_another_base(&entry.name, &fitted.peft, &base.root);
+        self.loaded.push(loaded);
         Ok(())
     }
 
@@ -207,39 +234,12 @@ impl<'a> Loading<'a> {
             }
         }
     }
+}
 
-    /// The pipeline and the reading of text that an adapter uses; its weights were found in `weights`.
-    fn reading(&mut self, weights: &Folder, base: &Base, adapter: &Adapter) -> Result<OwnReading> {
-        let (choice, folder) = (self.config.server.pipeline, &weights.afresh());
-        if choice == PipelineChoice::Base {
-            let provenance = base.provenance.with_adapter(weights, folder, ReadAs::Base)?;
-            return Ok(OwnReading { pipeline: base.pipeline.clone(), text: base.text.clone(), provenance });
-        }
-        let own = Modules::of(folder, &self.device)?;
-        if let Some(own) = &own {
-            own.pipeline.check(base.model.spec().hidden)?;
-        }
-        let body = own.as_ref().map_or(folder, |own| &own.folder);
-        let source = text::Source { folder, body, specials: true };
-        let text = Text::of(source, Some(&base.text), capacity(&base.model, Some(adapter)), &mut self.tokenizers)?;
-        let (pipeline, text, read_as) = match own {
-            Some(own) => (self.share(own.pipeline), text, ReadAs::Own),
-            None if choice == PipelineChoice::SentenceTransformers => {
-                (self.share(Pipeline::default()), text.without_prompts(), ReadAs::Bare)
-            }
-            None => (base.pipeline.clone(), text, ReadAs::Own),
-        };
-        let provenance = base.provenance.with_adapter(weights, folder, read_as)?;
-        Ok(OwnReading { pipeline, text: Arc::new(text), provenance })
-    }
-
-    /// One value for equal pipelines, so that their sequences stay one segment.
-    fn share(&mut self, pipeline: Pipeline) -> Arc<Pipeline> {
-        if let Some(known) = self.pipelines.iter().find(|known| ***known == pipeline) {
-            return known.clone();
-        }
-        self.pipelines.push(Arc::new(pipeline));
-        self.pipelines[self.pipelines.len() - 1].clone()
+impl Base {
+    /// How it is pooled and read without any adapter.
+    fn reading(&self) -> (&Arc<Pipeline>, &Text) {
+        (&self.pipeline, &self.text)
     }
 }
 
@@ -250,10 +250,6 @@ impl Fitted {
         let adapter = adapters::load(&folder, &peft, &base.model)?;
         Ok(Self { peft, adapter, folder })
     }
-}
-
-fn capacity(model: &Model, adapter: Option<&Adapter>) -> Capacity {
-    Capacity { positions: model.spec().tokens_max, vocabulary: model.vocabulary(adapter) }
 }
 
 /// Unix seconds.

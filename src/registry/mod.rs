@@ -1,11 +1,16 @@
 //! What is served: names to models, adapters and how their text is read.
 
 mod blend;
+mod check;
+mod golden;
 mod load;
 mod provenance;
+mod reading;
 mod sources;
 
 pub use blend::blend;
+pub use check::{Effect, PROBES, Report};
+pub use golden::Agreement;
 pub use provenance::{Digest, Provenance};
 
 use crate::config::Config;
@@ -43,9 +48,12 @@ pub struct Served {
     pub text: Arc<Text>,
     /// The bits behind it.
     pub provenance: Provenance,
+    /// What loading found out about it.
+    pub report: Report,
 }
 
 /// What loading makes of one name.
+#[derive(Clone)]
 struct Loaded {
     name: String,
     parent: Option<String>,
@@ -56,6 +64,7 @@ struct Loaded {
     pipeline: Arc<Pipeline>,
     text: Arc<Text>,
     provenance: Provenance,
+    report: Report,
 }
 
 impl Registry {
@@ -80,9 +89,9 @@ impl Registry {
                 Some(base) if by_name[&loaded.name].len() > 1 => format!("{base}:{}", loaded.name),
                 _ => loaded.name.clone(),
             };
-            let Loaded { name, parent, root, created, model, adapter, pipeline, text, provenance } = loaded;
+            let Loaded { name, parent, root, created, model, adapter, pipeline, text, provenance, report } = loaded;
             let target = Arc::new(Target { model, adapter, pipeline, label });
-            Arc::new(Served { name, parent, root, created, target, text, provenance })
+            Arc::new(Served { name, parent, root, created, target, text, provenance, report })
         });
         Ok(Self { served: served.collect(), by_name })
     }

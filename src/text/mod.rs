@@ -63,13 +63,16 @@ impl Text {
         self.tokens_max
     }
 
-    /// Whether both make the same tokens of every text.
-    pub fn reads_as(&self, other: &Self) -> bool {
-        let settings = |text: &Self| (text.tokens_max, text.specials, text.cut_left);
-        Arc::ptr_eq(&self.tokenizer, &other.tokenizer)
-            && settings(self) == settings(other)
-            && self.prompts == other.prompts
-            && self.default_prompt == other.default_prompt
+    /// In which ways it reads otherwise than another.
+    pub fn differences(&self, other: &Self) -> impl Iterator<Item = &'static str> {
+        let ways = [
+            (!Arc::ptr_eq(&self.tokenizer, &other.tokenizer), "tokenizer"),
+            (self.tokens_max != other.tokens_max, "maximum length"),
+            (self.cut_left != other.cut_left, "truncation side"),
+            (self.specials != other.specials, "special tokens"),
+            ((&self.prompts, &self.default_prompt) != (&other.prompts, &other.default_prompt), "prompts"),
+        ];
+        ways.into_iter().filter_map(|(differs, way)| differs.then_some(way))
     }
 
     /// The same reader without any prompt, as sentence-transformers reads for a bare PEFT folder.

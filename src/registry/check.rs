@@ -1,0 +1,162 @@
+//! What is checked of every name when it is loaded: how far an adapter moves a few sentences, and the vectors that its
+//! folder expects.
+
+use super::Loaded;
+use super::golden::Agreement;
+use crate::error::{Error, Result};
+use crate::model::{Adapter, Batch, Model, Pipeline, Segment};
+use crate::text::{Prompt, Reading, Text, Truncation};
+use std::path::Path;
+use std::sync::Arc;
+
+/// Short sentences in three scripts.
+pub const PROBES: [&str; 3] = ["How do I reset my password?", "Кошка спит на тёплом окне.", "今天的天气很好。"];
+
+/// A cosine distance that two passes of the same weights in f32 stay below, and a trained adapter does not.
+const NOTHING: f64 = 1e-10;
+
+/// What loading found out about a name.
+#[derive(Clone, Debug, Default)]
+pub struct Report {
+    /// Of an adapter.
+    pub effect: Option<Effect>,
+    /// Of a folder with a file of expected vectors.
+    pub golden: Option<Agreement>,
+}
+
+/// What an adapter does to its base.
+#[derive(Clone, Debug)]
+pub struct Effect {
+    /// Its kind, rank and scale in words.
+    pub kind: String,
+    /// What it brings in place of the base's.
+    pub overrides: Vec<&'static str>,
+    /// The smallest and the largest cosine distance between a probe's vectors with it and without it, both read and
+    /// pooled as the adapter does.
+    pub moves: (f64, f64),
+}
+
+impl Effect {
+    /// Whether it does not move any probe, as an adapter does not that was never trained.
+    pub fn is_nothing(&self) -> bool {
+        self.moves.1 <= NOTHING
+    }
+}
+
+/// Runs probes; what a base alone makes of them is kept for its next adapter.
+pub struct Prober {
+    batch_tokens_max: usize,
+    alone: Vec<Alone>,
+}
+
+/// The probes' vectors under a base alone.
+struct Alone {
+    model: Arc<Model>,
+    pipeline: Arc<Pipeline>,
+    /// What a text made of the probes: equal for adapters that read alike.
+    sequences: Vec<Vec<u32>>,
+    vectors: Vec<Vec<f64>>,
+}
+
+impl Prober {
+    /// It runs batches of at most so many tokens.
+    pub fn new(batch_tokens_max: usize) -> Self {
+        Self { batch_tokens_max, alone: Vec::new() }
+    }
+
+    /// What an adapter does to its base, whose own pipeline and reading these are. One that does nothing is warned of.
+    pub fn effect(&mut self, loaded: &Loaded, kind: String, base: (&Arc<Pipeline>, &Text)) -> Result<Effect> {
+        let unread = |error: Error| Error::load(Path::new(&loaded.root), format!("a probe sentence: {error}"));
+        let sequences = read(&loaded.text, &PROBES, Prompt::Default).map_err(unread)?;
+        // An adapter with a larger vocabulary may have made ids that the base has not.
+        let vocabulary = loaded.model.vocabulary(None);
+        let known = sequences.iter().flatten().all(|id| (*id as usize) < vocabulary);
+        let plain = if known { sequences.clone() } else { read(base.1, &PROBES, Prompt::Default).map_err(unread)? };
+        let before = self.alone(loaded, &plain)?;
+        let after = self.vectors(loaded, loaded.adapter.as_ref(), &sequences)?;
+        let distances = before.iter().zip(&after).map(|(a, b)| 1.0 - cosine(a, b));
+        let moves = distances.fold((f64::INFINITY, 0.0), |(smallest, largest): (f64, f64), distance: f64| {
+            (smallest.min(distance.max(0.0)), largest.max(distance))
+        });
+        let pipeline = (!Arc::ptr_eq(&loaded.pipeline, base.0)).then_some("pipeline");
+        let overrides = pipeline.into_iter().chain(loaded.text.differences(base.1)).collect();
+        let effect = Effect { kind, overrides, moves };
+        if effect.is_nothing() {
+            tracing::warn!(adapter = loaded.name, "it moves no probe sentence away from its base; was it trained?");
+        }
+        Ok(effect)
+    }
+
+    fn alone(&mut self, loaded: &Loaded, sequences: &[Vec<u32>]) -> Result<Vec<Vec<f64>>> {
+        let Loaded { model, pipeline, .. } = loaded;
+        let same = |known: &&Alone| {
+            Arc::ptr_eq(&known.model, model) && Arc::ptr_eq(&known.pipeline, pipeline) && known.sequences == sequences
+        };
+        if let Some(known) = self.alone.iter().find(same) {
+            return Ok(known.vectors.clone());
+        }
+        let vectors = self.vectors(loaded, None, sequences)?;
+        let (model, pipeline, sequences) = (model.clone(), pipeline.clone(), sequences.to_vec());
+        self.alone.push(Alone { model, pipeline, sequences, vectors: vectors.clone() });
+        Ok(vectors)
+    }
+
+    /// The vectors of token ids as the pipeline leaves them, in order. One that is not finite is an error.
+    pub fn vectors(
+        &self,
+        loaded: &Loaded,
+        adapter: Option<&Arc<Adapter>>,
+        sequences: &[Vec<u32>],
+    ) -> Result<Vec<Vec<f64>>> {
+        let (mut vectors, mut rest) = (Vec::with_capacity(sequences.len()), sequences);
+        while !rest.is_empty() {
+            let mut tokens = 0;
+            let fits = |ids: &&Vec<u32>| {
+                tokens += ids.len();
+                tokens <= self.batch_tokens_max
+            };
+            let count = rest.iter().take_while(fits).count().max(1);
+            let (taken, left) = rest.split_at(count);
+            vectors.extend(loaded.model.embed(&batch(taken, adapter, &loaded.pipeline))?);
+            rest = left;
+        }
+        if !vectors.iter().flatten().all(|element| element.is_finite()) {
+            return Err(Error::load(Path::new(&loaded.root), "it gives a vector that is not finite"));
+        }
+        Ok(vectors.into_iter().map(|vector| vector.into_iter().map(f64::from).collect()).collect())
+    }
+}
+
+/// Token ids of texts, cut where they are too long.
+pub fn read(text: &Text, texts: &[impl AsRef<str>], prompt: Prompt) -> Result<Vec<Vec<u32>>> {
+    let truncate = Some(Truncation { tokens: None, left: None });
+    let reading = Reading { prompt, truncate, ..Reading::default() };
+    texts.iter().map(|one| text.encode(one.as_ref(), &reading, "text")).collect()
+}
+
+fn batch(sequences: &[Vec<u32>], adapter: Option<&Arc<Adapter>>, pipeline: &Arc<Pipeline>) -> Batch {
+    let end = |offset: &mut usize, ids: &Vec<u32>| {
+        *offset += ids.len();
+        Some(*offset)
+    };
+    Batch {
+        ids: sequences.concat(),
+        offsets: std::iter::once(0).chain(sequences.iter().scan(0, end)).collect(),
+        segments: vec![Segment {
+            sequences: 0..sequences.len(),
+            adapter: adapter.cloned(),
+            pipeline: pipeline.clone(),
+        }],
+    }
+}
+
+/// NaN where a vector has no length.
+pub fn cosine(a: &[f64], b: &[f64]) -> f64 {
+    let dot = a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+    dot / (length(a) * length(b))
+}
+
+/// Euclidean.
+pub fn length(vector: &[f64]) -> f64 {
+    vector.iter().map(|element| element * element).sum::<f64>().sqrt()
+}
