@@ -1,6 +1,7 @@
 //! Safetensors files: tensors under their canonical names, each to be taken once.
 #![expect(unsafe_code, reason = "weights are mapped, not read")]
 
+use super::pickle;
 use crate::error::{Error, Result};
 use crate::folder::Folder;
 use crate::kernels::all_finite;
@@ -44,14 +45,8 @@ impl Checkpoint {
 
     /// A pickle of tensors, as torch saves it; nothing in it is run.
     pub fn of_pickle(path: PathBuf, nested_as: &str) -> Result<Self> {
-        // Reads the pickle's opcodes and knows a few of torch's names; any other is an error.
-        let tensors = candle_core::pickle::read_all(&path);
-        let tensors = tensors.map_err(|e| Error::load(&path, format!("not a file of tensors alone: {e}")))?;
-        if tensors.is_empty() {
-            return Err(Error::load(&path, "it holds no tensors"));
-        }
         let mut checkpoint = Self::open(&[], nested_as)?;
-        for (name, tensor) in tensors {
+        for (name, tensor) in pickle::tensors(&path)? {
             let canonical = canonical(&name, nested_as);
             if checkpoint.names.insert(canonical.clone(), name.clone()).is_some() {
                 return Err(Error::load(&path, format!("'{name}' and another tensor name the same weight")));

@@ -5,6 +5,7 @@ mod delta;
 mod families;
 mod layers;
 mod modules;
+mod pickle;
 mod pipeline;
 mod sites;
 mod spec;
