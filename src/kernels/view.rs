@@ -21,8 +21,9 @@ impl<'a> Rows<'a> {
     pub fn of(storage: &'a CpuStorage, layout: &Layout) -> Result<Self> {
         let data = &storage.as_slice::<f32>()?[layout.start_offset()..];
         let (outer, inner, width, outer_stride, inner_stride) = match (layout.dims(), layout.stride()) {
-            (&[rows, width], &[stride, 1]) => (rows, 1, width, stride, 0),
-            (&[outer, inner, width], &[outer_stride, inner_stride, 1]) => {
+            // A row of one element is dense whatever its stride is called.
+            (&[rows, width], &[stride, step]) if step == 1 || width == 1 => (rows, 1, width, stride, 0),
+            (&[outer, inner, width], &[outer_stride, inner_stride, step]) if step == 1 || width == 1 => {
                 (outer, inner, width, outer_stride, inner_stride)
             }
             (dims, stride) => bail!("kernel needs dense rows, got shape {dims:?} with strides {stride:?}"),
