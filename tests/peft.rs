@@ -206,3 +206,26 @@ async fn a_pickle_of_tensors_is_the_same_adapter_and_one_that_runs_code_is_refus
     assert!(refusal.contains("adapter_model.bin") && refusal.contains("tensors alone"), "{refusal}");
     assert!(!std::path::Path::new("ran-code").exists());
 }
+
+/// PEFT saves adapters with names in sub-folders of these names.
+#[tokio::test]
+async fn a_checkpoint_of_several_adapters_is_served_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    let base = fixture("bert/base").display().to_string();
+    for kind in ["dora", "ia3"] {
+        let copy = copy_of(&format!("peft/bert/{kind}")).keep();
+        support::edit_json(&copy.join("adapter_config.json"), |config| {
+            config["base_model_name_or_path"] = json!(base);
+        });
+        std::fs::rename(copy, folder.path().join(kind)).unwrap();
+    }
+    let source = folder.path().display().to_string();
+    let door = Door::open(std::slice::from_ref(&source), &[], &[]);
+    let golden = read("peft/bert/golden.json");
+    for kind in ["base", "dora", "ia3"] {
+        assert!(gap(&door.vectors(kind, texts(&golden)).await, &rows(&golden[kind])) <= 1e-5, "{kind}");
+    }
+    let config = config(&[named("base", "bert/base")], &[format!("a={source}")], &[]).unwrap();
+    let refusal = Door::with(config).err().expect("which one?").to_string();
+    assert!(refusal.contains("dora") && refusal.contains("--adapters"), "{refusal}");
+}

@@ -5,7 +5,9 @@ use super::check::{Prober, Report};
 use super::golden;
 use super::provenance::Provenance;
 use super::reading::{Readings, Used};
-use super::sources::{base_of, default_name, device, dtype, in_folder, real_path, warn_of_another_base};
+use super::sources::{
+    base_of, default_name, device, dtype, in_folder, real_path, require_adapter, several_in, warn_of_another_base,
+};
 use crate::adapters;
 use crate::config::{self, Config};
 use crate::error::{Error, Result};
@@ -14,7 +16,7 @@ use crate::hub::{Hub, Source};
 use crate::model::{Adapter, DType, Device, Model, Modules, Pipeline};
 use crate::telemetry::Progress;
 use crate::text::Text;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -24,7 +26,9 @@ pub fn all(config: &Config, hub: &Hub) -> Result<Vec<Loaded>> {
     for model in &config.models {
         loading.model(model)?;
     }
-    for adapter in config.adapters.iter().chain(&in_folder(&config.server.adapters)?) {
+    let folder = Some(&config.server.adapters).filter(|folder| !folder.is_empty());
+    let in_folder = folder.map_or(Ok(Vec::new()), |folder| in_folder(Path::new(folder)))?;
+    for adapter in config.adapters.iter().chain(&in_folder) {
         loading.adapter_where_it_fits(adapter)?;
     }
     Ok(loading.loaded)
@@ -89,20 +93,35 @@ impl<'a> Loading<'a> {
         let folder = self.hub.fetch(&source)?;
         let name = entry.name.clone().unwrap_or_else(|| default_name(&source));
         let base = if adapters::Config::is_in(&folder)? {
-            let (base_name, base_root, base_folder) = base_of(self.hub, &folder, entry.base.as_deref(), &name)?;
-            let loaded = self.bases.iter().find(|base| base.path == real_path(&base_folder)).cloned();
-            let base = loaded.map_or_else(|| self.base(base_name, &base_root, &base_folder), Ok)?;
+            let base = self.base_under(&folder, entry.base.as_deref(), &name)?;
             let adapter = config::Adapter { name, source: entry.source.clone(), base: None };
             self.adapter(&adapter, &folder, &base)?;
+            base
+        } else if let several @ [first, ..] = several_in(&folder)?.as_slice() {
+            let folder = self.hub.fetch(&Source::parse(&first.source)?)?;
+            let base = self.base_under(&folder, entry.base.as_deref(), &first.name)?;
+            several.iter().try_for_each(|adapter| self.adapter_of(adapter, &base))?;
             base
         } else {
             self.base(name, &entry.source, &folder)?
         };
         for adapter in &entry.adapters {
-            let folder = self.hub.fetch(&Source::parse(&adapter.source)?)?;
-            self.adapter(adapter, &folder, &base)?;
+            self.adapter_of(adapter, &base)?;
         }
         Ok(())
+    }
+
+    /// The base that a PEFT checkpoint lies on; see [`base_of`].
+    fn base_under(&mut self, folder: &Folder, given: Option<&str>, name: &str) -> Result<Base> {
+        let (name, root, folder) = base_of(self.hub, folder, given, name)?;
+        let loaded = self.bases.iter().find(|base| base.path == real_path(&folder)).cloned();
+        loaded.map_or_else(|| self.base(name, &root, &folder), Ok)
+    }
+
+    /// Fetches, loads and serves an adapter of a base.
+    fn adapter_of(&mut self, entry: &config::Adapter, base: &Base) -> Result<()> {
+        let folder = self.hub.fetch(&Source::parse(&entry.source)?)?;
+        self.adapter(entry, &folder, base)
     }
 
     /// Serves a base, and loads it where it is not loaded under another name.
@@ -246,6 +265,7 @@ impl Base {
 impl Fitted {
     fn on(base: &Base, folder: &Folder) -> Result<Self> {
         let folder = folder.afresh();
+        require_adapter(&folder)?;
         let peft = adapters::Config::of(&folder)?;
         let adapter = adapters::load(&folder, &peft, &base.model)?;
         Ok(Self { peft, adapter, folder })

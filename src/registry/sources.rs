@@ -9,10 +9,7 @@ use crate::model::{DType, Device};
 use std::path::{Path, PathBuf};
 
 /// Sub-folders with an adapter_config.json, as adapters under their folders' names.
-pub fn in_folder(path: &str) -> Result<Vec<config::Adapter>> {
-    if path.is_empty() {
-        return Ok(Vec::new());
-    }
+pub fn in_folder(path: &Path) -> Result<Vec<config::Adapter>> {
     let entries = std::fs::read_dir(path).map_err(|e| Error::load(path, e.to_string()))?;
     let mut found = Vec::new();
     for entry in entries {
@@ -25,6 +22,30 @@ pub fn in_folder(path: &str) -> Result<Vec<config::Adapter>> {
     }
     found.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(found)
+}
+
+/// The adapters of a checkpoint that is nothing but several of them, each in a sub-folder of its name; none where the folder
+/// is a model or an adapter itself.
+pub fn several_in(folder: &Folder) -> Result<Vec<config::Adapter>> {
+    for file in ["config.json", "modules.json", "adapter_config.json"] {
+        if folder.file(file)?.is_some() {
+            return Ok(Vec::new());
+        }
+    }
+    in_folder(folder.path())
+}
+
+/// An error where an adapter is asked for and the folder holds none, or several.
+pub fn require_adapter(folder: &Folder) -> Result<()> {
+    let several: Vec<String> = several_in(folder)?.into_iter().map(|adapter| adapter.source).collect();
+    match several.is_empty() {
+        true => Ok(()),
+        false => {
+            let path = folder.path().display();
+            let way_out = format!("name one of {}, or serve all with --adapters {path}", several.join(", "));
+            Err(Error::load(folder.path(), format!("it holds adapters in sub-folders: {way_out}")))
+        }
+    }
 }
 
 /// The folder itself, whatever links lead there.
