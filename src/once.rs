@@ -17,7 +17,8 @@ const PROBES: [&str; 3] = ["How do I reset my password?", "The cat sat on the wi
 pub async fn check(app: Arc<App>) -> anyhow::Result<()> {
     let serving = app.serving()?;
     let adapted = serving.registry.iter().find(|served| served.parent.is_some()).context("no adapter was loaded")?;
-    let (model, adapter) = (&adapted.target.model, adapted.target.adapter.as_ref().context("no adapter was loaded")?);
+    let target = &adapted.main().target;
+    let (model, adapter) = (&target.model, target.adapter.as_ref().context("no adapter was loaded")?);
     let mut sites: Vec<_> = adapter.deltas().map(|(site, delta)| (model.sites().path(site), delta.rank())).collect();
     sites.sort_unstable();
     for (path, rank) in &sites {
@@ -48,7 +49,7 @@ pub async fn embed(app: Arc<App>, texts: Vec<String>) -> anyhow::Result<()> {
     let serving = app.serving()?;
     // An adapter, where there is one, comes after its base.
     let served = serving.registry.iter().last().context("nothing was loaded")?;
-    let vectors = vectors(&app, &served.target.label, texts.iter().map(String::as_str)).await?;
+    let vectors = vectors(&app, served.label(), texts.iter().map(String::as_str)).await?;
     for (index, (text, vector)) in texts.iter().zip(vectors).enumerate() {
         println!("{}", serde_json::to_string(&Line { index, text, embedding: &vector })?);
     }

@@ -4,7 +4,7 @@ use super::offload::Caller;
 use super::{App, Serving};
 use crate::engine::{self, Sequence};
 use crate::error::{Error, Result};
-use crate::registry::{Lease, Registry};
+use crate::registry::{Lease, Registry, Route};
 use crate::telemetry;
 use crate::text::{Reading, names_of};
 use futures_util::future::try_join_all;
@@ -32,8 +32,8 @@ pub struct Names {
     pub model: Option<String>,
     /// An adapter, each with the place that names it; all must agree.
     pub adapters: Vec<(&'static str, String)>,
-    /// What the vectors are for, each with the place that says so: it chooses among the adapters inside a base's own
-    /// checkpoint.
+    /// What the vectors are for, each with the place that says so: it chooses among a model's routes, and among the
+    /// adapters inside a base's own checkpoint.
     pub tasks: Vec<(&'static str, String)>,
     /// One adapter an input, none for the base.
     pub by_input: Option<Vec<Option<String>>>,
@@ -73,21 +73,20 @@ pub async fn embed(app: &App, serving: &Serving, call: Call) -> Result<Answer> {
     }
     let model = call.names.for_task(&serving.registry, call.names.model(&serving.registry)?)?;
     let leases = call.names.leases(&serving.registry, &model, call.inputs.len())?;
-    check_dimensions(&leases, call.dimensions)?;
+    let routes: Vec<Arc<Route>> = leases.iter().map(|lease| call.names.route(lease)).collect::<Result<_>>()?;
+    check_dimensions(&routes, call.dimensions)?;
     let began = Instant::now();
-    let ids = tokenize(app, call.inputs, &leases, call.reading).await?;
+    let sequences = tokenize(app, call.inputs, routes, call.reading).await?;
     telemetry::tokenized(began.elapsed());
 
-    let tokens = ids.iter().map(Vec::len).sum();
-    let sequence = |(ids, lease): (Vec<u32>, &Lease)| Sequence { ids, target: lease.target.clone() };
-    let sequences: Vec<Sequence> = ids.into_iter().zip(&leases).map(sequence).collect();
+    let tokens = sequences.iter().map(|sequence| sequence.ids.len()).sum();
     let admission = serving.engine.admit(sequences.iter().map(Sequence::places).sum())?;
     let replies = serving.engine.submit(sequences, admission)?;
     let mut vectors = Vec::with_capacity(replies.len());
     for reply in replies {
         vectors.push(finish(engine::received(reply.await)?, call.dimensions, call.normalize));
     }
-    Ok(Answer { vectors, tokens, model: model.target.label.clone() })
+    Ok(Answer { vectors, tokens, model: model.label().to_owned() })
 }
 
 impl Names {
@@ -111,10 +110,10 @@ impl Names {
 
     /// What the task makes of the model that is named: a base with an adapter a task is asked for with that adapter.
     fn for_task(&self, registry: &Registry, model: Lease) -> Result<Lease> {
-        let has: Vec<&str> = model.target.model.tasks().iter().map(|(name, _)| name.as_str()).collect();
+        let has: Vec<&str> = model.main().target.model.tasks().iter().map(|(name, _)| name.as_str()).collect();
         let Some((place, task)) = self.tasks.first().filter(|_| !has.is_empty()) else { return Ok(model) };
         let find = |task: &str| {
-            let known = names_of(task).unwrap_or(&[]).iter().copied().chain([task]).find(|name| has.contains(name));
+            let known = names_of(task).find(|name| has.contains(name));
             known.map(str::to_owned).ok_or_else(|| {
                 let message = format!("The model has no task '{task}'; it has: {}.", has.join(", "));
                 Error::invalid("task", message)
@@ -135,6 +134,19 @@ impl Names {
             return Err(Error::invalid("task", message));
         }
         Ok(model)
+    }
+
+    /// The route of a model that the kind of text leads to.
+    fn route(&self, lease: &Lease) -> Result<Arc<Route>> {
+        let Some((place, kind)) = self.tasks.first() else { return lease.route(None).cloned() };
+        let route = lease.route(Some(kind))?;
+        for (other_place, other) in &self.tasks {
+            if !Arc::ptr_eq(lease.route(Some(other))?, route) {
+                let message = format!("{place} is '{kind}', but {other_place} is '{other}'.");
+                return Err(Error::invalid("task", message));
+            }
+        }
+        Ok(route.clone())
     }
 
     /// One lease an input.
@@ -168,39 +180,46 @@ fn combine(registry: &Registry, model: &Lease, place: &str, adapter: &str) -> Re
     }
 }
 
-fn check_dimensions(leases: &[Lease], dimensions: Option<usize>) -> Result<()> {
+fn check_dimensions(routes: &[Arc<Route>], dimensions: Option<usize>) -> Result<()> {
     let Some(wanted) = dimensions else { return Ok(()) };
-    let of = |lease: &Lease| lease.target.pipeline.dimension(lease.target.model.spec().hidden);
-    let smallest = leases.iter().map(of).min().unwrap_or_default();
+    let of = |route: &Arc<Route>| route.target.pipeline.dimension(route.target.model.spec().hidden);
+    let smallest = routes.iter().map(of).min().unwrap_or_default();
     if (1..=smallest).contains(&wanted) {
         return Ok(());
     }
     Err(Error::invalid("dimensions", format!("'dimensions' must be between 1 and {smallest}, got {wanted}.")))
 }
 
-/// Token ids of every input, made on blocking threads, in order.
-async fn tokenize(app: &App, inputs: Vec<Input>, leases: &[Lease], reading: Reading) -> Result<Vec<Vec<u32>>> {
+/// The sequence of every input, made on blocking threads, in order.
+async fn tokenize(app: &App, inputs: Vec<Input>, routes: Vec<Arc<Route>>, reading: Reading) -> Result<Vec<Sequence>> {
     let (count, reading, caller) = (inputs.len(), Arc::new(reading), Caller::default());
-    let mut work = inputs.into_iter().zip(leases.iter().cloned()).enumerate();
+    let mut work = inputs.into_iter().zip(routes).enumerate();
     let chunks = std::iter::from_fn(|| Some(work.by_ref().take(CHUNK).collect::<Vec<_>>()).filter(|c| !c.is_empty()));
     let tasks = chunks.map(|chunk| {
         let (reading, gone) = (reading.clone(), caller.gone());
         app.threads.run(move || {
-            let read = |(index, (input, lease)): (usize, (Input, Lease))| {
+            let read = |(index, (input, route)): (usize, (Input, Arc<Route>))| {
                 gone.check()?;
                 let param = if count == 1 { "input".to_owned() } else { format!("input[{index}]") };
-                match input {
-                    Input::Text(text) => lease.text.encode(&text, &reading, &param),
-                    Input::Tokens(ids) => {
-                        let vocabulary = lease.target.model.spec().embedding.word.rows;
-                        lease.text.check(ids, vocabulary, &reading, &param)
-                    }
-                }
+                sequence(input, &route, &reading, &param)
             };
             chunk.into_iter().map(read).collect::<Result<Vec<_>>>()
         })
     });
     Ok(try_join_all(tasks).await?.into_iter().flatten().collect())
+}
+
+/// Token ids that come as such have no prompt.
+fn sequence(input: Input, route: &Route, reading: &Reading, param: &str) -> Result<Sequence> {
+    let Route { target, text } = route;
+    let (ids, prompt_tokens) = match input {
+        Input::Text(input) if target.pipeline.leaves_out_prompts() => {
+            (text.encode(&input, reading, param)?, text.prompt_tokens(reading)?)
+        }
+        Input::Text(input) => (text.encode(&input, reading, param)?, 0),
+        Input::Tokens(ids) => (text.check(ids, target.model.spec().embedding.word.rows, reading, param)?, 0),
+    };
+    Ok(Sequence { ids, prompt_tokens, target: target.clone() })
 }
 
 /// Leading dimensions and unit length, in this order, as OpenAI's `dimensions` means it.

@@ -1,15 +1,15 @@
 //! How everything that the configuration names is loaded.
 
 use super::Loaded;
+use super::readings::{Parts, Readings};
 use super::sources::{default_name, device, dtype, in_folder, real_path};
 use crate::adapters;
-use crate::config::{self, Config, PipelineChoice};
+use crate::config::{self, Config};
 use crate::error::{Error, Result};
 use crate::folder::Folder;
 use crate::hub::{Hub, Source};
-use crate::model::{Adapter, Body, DType, Device, Model, Modules, Pipeline};
+use crate::model::{Adapter, Model, Routes};
 use crate::telemetry::Progress;
-use crate::text::{self, Capacity, Text, Tokenizers};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -32,18 +32,28 @@ struct Base {
     name: String,
     root: String,
     path: PathBuf,
-    model: Arc<Model>,
-    pipeline: Arc<Pipeline>,
-    text: Arc<Text>,
+    routes: Routes<Parts>,
+}
+
+impl Base {
+    /// The model on all its routes; none where they have bodies of their own.
+    fn model(&self) -> Option<&Arc<Model>> {
+        let first = &self.routes.main().model;
+        self.routes.iter().all(|parts| Arc::ptr_eq(&parts.model, first)).then_some(first)
+    }
+
+    /// The model that an adapter lies on.
+    fn one_model(&self) -> Result<&Arc<Model>> {
+        let several =
+            || format!("the routes of '{}' have bodies of their own, and no adapter fits them all", self.name);
+        self.model().ok_or_else(|| Error::Config(several()))
+    }
 }
 
 struct Loading<'a> {
     config: &'a Config,
     hub: &'a Hub,
-    device: Device,
-    dtype: DType,
-    tokenizers: Tokenizers,
-    pipelines: Vec<Arc<Pipeline>>,
+    readings: Readings,
     bases: Vec<Base>,
     loaded: Vec<Loaded>,
 }
@@ -56,10 +66,7 @@ impl<'a> Loading<'a> {
         Ok(Self {
             config,
             hub,
-            device: device(&config.server)?,
-            dtype: dtype(&config.server)?,
-            tokenizers: Tokenizers::default(),
-            pipelines: Vec::new(),
+            readings: Readings::new(device(&config.server)?, dtype(&config.server)?),
             bases: Vec::new(),
             loaded: Vec::new(),
         })
@@ -125,17 +132,16 @@ impl<'a> Loading<'a> {
             Some(loaded) => Base { name, ..loaded.clone() },
             None => self.load_base(name, path, root, folder)?,
         };
-        let tasks = base.model.tasks().iter().map(|(name, adapter)| (name.clone(), Some(adapter.clone())));
+        let tasks = base.model().map_or(&[][..], |model| model.tasks());
+        let tasks = tasks.iter().map(|(name, adapter)| (name.clone(), Some(adapter.clone())));
         for (name, adapter) in std::iter::once((base.name.clone(), None)).chain(tasks) {
             self.loaded.push(Loaded {
                 parent: adapter.as_ref().map(|_| base.name.clone()),
                 name,
                 root: root.to_owned(),
                 created: now(),
-                model: base.model.clone(),
                 adapter,
-                pipeline: base.pipeline.clone(),
-                text: base.text.clone(),
+                routes: base.routes.clone(),
             });
         }
         self.bases.push(base.clone());
@@ -145,17 +151,17 @@ impl<'a> Loading<'a> {
     fn load_base(&mut self, name: String, path: PathBuf, root: &str, folder: &Folder) -> Result<Base> {
         let began = Instant::now();
         let progress = Progress::new(&format!("loading {name}"));
-        let modules = Modules::of(folder, &self.device)?.map_or_else(|| Modules::bare(folder), Ok)?;
-        let progress_at = |done, all| progress.at(done, all);
-        let model = Model::load(&modules, &self.device, self.dtype, &progress_at)?;
+        let routes = self.readings.base(folder, &|done, all| progress.at(done, all))?;
         progress.end();
-        let model = Arc::new(model);
-        let source = text::Source { folder, body: &modules.folder, specials: modules.body == Body::Transformer };
-        let text = Arc::new(Text::of(source, None, capacity(&model), &mut self.tokenizers)?);
-        let pipeline = self.share(modules.pipeline);
-        let (mib, ms) = (model.bytes() >> 20, began.elapsed().as_millis() as u64);
-        tracing::info!(model = name, %folder, mib, ms, tokens_max = text.tokens_max(), "model loaded");
-        Ok(Base { name, root: root.to_owned(), path, model, pipeline, text })
+        let base = Base { name, root: root.to_owned(), path, routes };
+        let mut models: Vec<&Arc<Model>> = base.routes.iter().map(|parts| &parts.model).collect();
+        models.sort_by_key(|model| Arc::as_ptr(model));
+        models.dedup_by(|a, b| Arc::ptr_eq(a, b));
+        let bytes: usize = models.into_iter().map(|model| model.bytes()).sum();
+        let (mib, ms) = (bytes >> 20, began.elapsed().as_millis() as u64);
+        let tokens_max = base.routes.main().text.tokens_max();
+        tracing::info!(model = base.name, %folder, mib, ms, tokens_max, "model loaded");
+        Ok(base)
     }
 
     /// Loads and serves an adapter of a base.
@@ -164,7 +170,7 @@ impl<'a> Loading<'a> {
             return Err(Error::Config(format!("'{}' cannot be an adapter's name", entry.name)));
         }
         let peft = adapters::Config::of(folder)?;
-        let adapter = adapters::load(folder, &peft, &base.model)?;
+        let adapter = adapters::load(folder, &peft, base.one_model()?)?;
         self.serve_adapter(entry, folder, base, adapter)?;
         warn_of_another_base(&entry.name, &peft, base);
         Ok(())
@@ -172,7 +178,7 @@ impl<'a> Loading<'a> {
 
     fn serve_adapter(&mut self, entry: &config::Adapter, folder: &Folder, base: &Base, adapter: Adapter) -> Result<()> {
         let adapter = Arc::new(adapter);
-        let (pipeline, text) = self.reading(folder, base)?;
+        let routes = self.readings.adapter(folder, &base.routes, self.config.server.pipeline)?;
         let (sites, rank, kib) = (adapter.deltas().count(), adapter.rank(), adapter.bytes() >> 10);
         tracing::info!(adapter = entry.name, base = base.name, sites, rank, kib, "adapter loaded");
         self.loaded.push(Loaded {
@@ -180,10 +186,8 @@ impl<'a> Loading<'a> {
             parent: Some(base.name.clone()),
             root: entry.source.clone(),
             created: now(),
-            model: base.model.clone(),
             adapter: Some(adapter),
-            pipeline,
-            text,
+            routes,
         });
         Ok(())
     }
@@ -203,7 +207,7 @@ impl<'a> Loading<'a> {
         }
         let (mut fitting, mut reasons) = (Vec::new(), Vec::new());
         for base in &bases {
-            match adapters::load(&folder, &peft, &base.model) {
+            match base.one_model().and_then(|model| adapters::load(&folder, &peft, model)) {
                 Ok(adapter) => fitting.push((base, adapter)),
                 Err(error) => reasons.push(format!("{}: {error}", base.name)),
             }
@@ -222,35 +226,6 @@ impl<'a> Loading<'a> {
             }
         }
     }
-
-    /// The pipeline and the reading of text that an adapter uses.
-    fn reading(&mut self, folder: &Folder, base: &Base) -> Result<(Arc<Pipeline>, Arc<Text>)> {
-        let choice = self.config.server.pipeline;
-        if choice == PipelineChoice::Base {
-            return Ok((base.pipeline.clone(), base.text.clone()));
-        }
-        let own = Modules::of(folder, &self.device)?;
-        if let Some(own) = &own {
-            own.pipeline.check(base.model.spec().hidden)?;
-        }
-        let body = own.as_ref().map_or(folder, |own| &own.folder);
-        let source = text::Source { folder, body, specials: true };
-        let text = Text::of(source, Some(&base.text), capacity(&base.model), &mut self.tokenizers)?;
-        if own.is_none() && choice == PipelineChoice::SentenceTransformers {
-            return Ok((self.share(Pipeline::default()), Arc::new(text.without_prompts())));
-        }
-        let pipeline = own.map_or_else(|| base.pipeline.clone(), |own| self.share(own.pipeline));
-        Ok((pipeline, Arc::new(text)))
-    }
-
-    /// One value for equal pipelines, so that their sequences stay one segment.
-    fn share(&mut self, pipeline: Pipeline) -> Arc<Pipeline> {
-        if let Some(known) = self.pipelines.iter().find(|known| ***known == pipeline) {
-            return known.clone();
-        }
-        self.pipelines.push(Arc::new(pipeline));
-        self.pipelines[self.pipelines.len() - 1].clone()
-    }
 }
 
 /// Shapes that fit are no proof: many bases have the same.
@@ -265,10 +240,6 @@ fn warn_of_another_base(name: &str, peft: &adapters::Config, base: &Base) {
             "trained on a base of another name; its shapes fit"
         );
     }
-}
-
-fn capacity(model: &Model) -> Capacity {
-    Capacity { positions: model.spec().tokens_max, vocabulary: model.spec().embedding.word.rows }
 }
 
 /// Unix seconds.
