@@ -77,6 +77,11 @@ impl Folder {
         self.commit.as_deref()
     }
 
+    /// Whether it is a snapshot of the Hub's repo of this name, at any revision.
+    pub fn is_repo(&self, name: &str) -> bool {
+        self.commit.is_some() && self.origin.split('@').next() == Some(name)
+    }
+
     /// The folder `relative` inside this one, such as a module's; `""` is this one. It need not exist.
     pub fn subfolder(&self, relative: &str) -> Result<Self> {
         Ok(Self { path: self.inside(relative)?, ..self.clone() })

@@ -85,7 +85,8 @@ async fn a_whole_embedding_beside_an_update_goes_before_the_bases() {
     let door = Door::open(&[named("base", "gemma3/base")], &adapters, &[]);
     let ids = |id: u32| serde_json::json!([[1, id, 1]]);
     assert_eq!(door.vectors("changed", ids(5)).await, door.vectors("plain", ids(5)).await);
-    let high = door.app.serving().unwrap().registry.find("base").unwrap().target.model.vocabulary(None) as u32 - 1;
+    let high =
+        door.app.serving().unwrap().registry.find("base").unwrap().main().target.model.vocabulary(None) as u32 - 1;
     assert!(gap(&door.vectors("changed", ids(high)).await, &door.vectors("plain", ids(high)).await) > 1e-2);
 }
 
@@ -105,7 +106,7 @@ fn any_tensor_of_any_kind_that_is_lost_renamed_or_reshaped_is_named() {
     let mut changes = 0;
     for base in ["bert", "qwen2"] {
         let model = Door::open(&[named("base", &format!("{base}/base"))], &[], &[]);
-        let model = model.app.serving().unwrap().registry.find("base").unwrap().target.model.clone();
+        let model = model.app.serving().unwrap().registry.find("base").unwrap().main().target.model.clone();
         let golden = read(&format!("peft/{base}/golden.json"));
         for kind in kinds(&golden) {
             let folder = format!("peft/{base}/{kind}");

@@ -11,7 +11,7 @@ pub fn take<T>(queue: &mut VecDeque<T>, tokens_max: usize, sequence: impl Fn(&T)
     let (mut taken, mut left) = (Vec::new(), VecDeque::with_capacity(queue.len()));
     let (mut model, mut room) = (None, tokens_max);
     while let Some(item) = queue.pop_front() {
-        let Sequence { ids, target } = sequence(&item);
+        let Sequence { ids, target, .. } = sequence(&item);
         let fits = match &model {
             None => true,
             Some(model) => Arc::ptr_eq(model, &target.model) && ids.len() <= room,
@@ -43,10 +43,11 @@ pub fn order<T>(items: &mut [T], sequence: impl Fn(&T) -> &Sequence) {
 
 /// Packs ordered sequences of one model.
 pub fn pack<'a>(sequences: impl Iterator<Item = &'a Sequence>) -> Batch {
-    let mut batch = Batch { ids: Vec::new(), offsets: vec![0], segments: Vec::new() };
-    for (index, Sequence { ids, target }) in sequences.enumerate() {
+    let mut batch = Batch { ids: Vec::new(), offsets: vec![0], prompts: Vec::new(), segments: Vec::new() };
+    for (index, Sequence { ids, prompt_tokens, target }) in sequences.enumerate() {
         batch.ids.extend_from_slice(ids);
         batch.offsets.push(batch.ids.len());
+        batch.prompts.push(*prompt_tokens);
         match batch.segments.last_mut() {
             Some(last) if same(last, target) => last.sequences.end = index + 1,
             _ => batch.segments.push(Segment {

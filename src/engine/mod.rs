@@ -28,6 +28,8 @@ pub struct Target {
 pub struct Sequence {
     /// Each inside the model's vocabulary, no more than the model reads. Only a model without attention takes none.
     pub ids: Vec<u32>,
+    /// How many of them, at the start, are a prompt's; counted only for a pipeline that leaves them out.
+    pub prompt_tokens: usize,
     /// What they run on.
     pub target: Arc<Target>,
 }

@@ -5,7 +5,7 @@ use super::offload::Caller;
 use super::{App, Expected, Serving};
 use crate::engine::{self, Sequence};
 use crate::error::{Error, Result};
-use crate::registry::{Lease, Provenance};
+use crate::registry::{Lease, Provenance, Route};
 use crate::telemetry;
 use crate::text::Reading;
 use futures_util::future::try_join_all;
@@ -65,23 +65,22 @@ pub async fn embed(app: &App, serving: &Serving, call: Call) -> Result<Answer> {
     }
     let model = call.names.for_task(&serving.registry, call.names.model(&serving.registry)?)?;
     let leases = call.names.leases(&serving.registry, &model, call.inputs.len())?;
-    check_dimensions(&leases, call.dimensions)?;
+    let routes: Vec<Arc<Route>> = leases.iter().map(|lease| call.names.route(lease)).collect::<Result<_>>()?;
+    check_dimensions(&routes, call.dimensions)?;
     let provenance = provenance(&leases);
     call.expected.check(&provenance)?;
     let began = Instant::now();
-    let ids = tokenize(app, call.inputs, &leases, call.reading).await?;
+    let sequences = tokenize(app, call.inputs, routes, call.reading).await?;
     telemetry::tokenized(began.elapsed());
 
-    let tokens = ids.iter().map(Vec::len).sum();
-    let sequence = |(ids, lease): (Vec<u32>, &Lease)| Sequence { ids, target: lease.target.clone() };
-    let sequences: Vec<Sequence> = ids.into_iter().zip(&leases).map(sequence).collect();
+    let tokens = sequences.iter().map(|sequence| sequence.ids.len()).sum();
     let admission = serving.engine.admit(sequences.iter().map(Sequence::places).sum())?;
     let replies = serving.engine.submit(sequences, admission)?;
     let mut vectors = Vec::with_capacity(replies.len());
     for reply in replies {
         vectors.push(finish(engine::received(reply.await)?, call.dimensions, call.normalize));
     }
-    Ok(Answer { vectors, tokens, model: model.target.label.clone(), provenance })
+    Ok(Answer { vectors, tokens, model: model.label().to_owned(), provenance })
 }
 
 /// Of every name that inputs use, in the order of their first use.
@@ -91,39 +90,49 @@ fn provenance(leases: &[Lease]) -> Provenance {
     Provenance::combined(&first_uses.map(|lease| &lease.provenance).collect::<Vec<_>>())
 }
 
-fn check_dimensions(leases: &[Lease], dimensions: Option<usize>) -> Result<()> {
+fn check_dimensions(routes: &[Arc<Route>], dimensions: Option<usize>) -> Result<()> {
     let Some(wanted) = dimensions else { return Ok(()) };
-    let of = |lease: &Lease| lease.target.pipeline.dimension(lease.target.model.spec().hidden);
-    let smallest = leases.iter().map(of).min().unwrap_or_default();
+    let of = |route: &Arc<Route>| route.target.pipeline.dimension(route.target.model.spec().hidden);
+    let smallest = routes.iter().map(of).min().unwrap_or_default();
     if (1..=smallest).contains(&wanted) {
         return Ok(());
     }
     Err(Error::invalid("dimensions", format!("'dimensions' must be between 1 and {smallest}, got {wanted}.")))
 }
 
-/// Token ids of every input, made on blocking threads, in order.
-async fn tokenize(app: &App, inputs: Vec<Input>, leases: &[Lease], reading: Reading) -> Result<Vec<Vec<u32>>> {
+/// The sequence of every input, made on blocking threads, in order.
+async fn tokenize(app: &App, inputs: Vec<Input>, routes: Vec<Arc<Route>>, reading: Reading) -> Result<Vec<Sequence>> {
     let (count, reading, caller) = (inputs.len(), Arc::new(reading), Caller::default());
-    let mut work = inputs.into_iter().zip(leases.iter().cloned()).enumerate();
+    let mut work = inputs.into_iter().zip(routes).enumerate();
     let chunks = std::iter::from_fn(|| Some(work.by_ref().take(CHUNK).collect::<Vec<_>>()).filter(|c| !c.is_empty()));
     let tasks = chunks.map(|chunk| {
         let (reading, gone) = (reading.clone(), caller.gone());
         app.threads.run(move || {
-            let read = |(index, (input, lease)): (usize, (Input, Lease))| {
+            let read = |(index, (input, route)): (usize, (Input, Arc<Route>))| {
                 gone.check()?;
                 let param = if count == 1 { "input".to_owned() } else { format!("input[{index}]") };
-                match input {
-                    Input::Text(text) => lease.text.encode(&text, &reading, &param),
-                    Input::Tokens(ids) => {
-                        let vocabulary = lease.target.model.vocabulary(lease.target.adapter.as_deref());
-                        lease.text.check(ids, vocabulary, &reading, &param)
-                    }
-                }
+                sequence(input, &route, &reading, &param)
             };
             chunk.into_iter().map(read).collect::<Result<Vec<_>>>()
         })
     });
     Ok(try_join_all(tasks).await?.into_iter().flatten().collect())
+}
+
+/// Token ids that come as such have no prompt.
+fn sequence(input: Input, route: &Route, reading: &Reading, param: &str) -> Result<Sequence> {
+    let Route { target, text } = route;
+    let (ids, prompt_tokens) = match input {
+        Input::Text(input) if target.pipeline.leaves_out_prompts() => {
+            (text.encode(&input, reading, param)?, text.prompt_tokens(reading)?)
+        }
+        Input::Text(input) => (text.encode(&input, reading, param)?, 0),
+        Input::Tokens(ids) => {
+            let vocabulary = target.model.vocabulary(target.adapter.as_deref());
+            (text.check(ids, vocabulary, reading, param)?, 0)
+        }
+    };
+    Ok(Sequence { ids, prompt_tokens, target: target.clone() })
 }
 
 /// Leading dimensions and unit length, in this order, as OpenAI's `dimensions` means it.

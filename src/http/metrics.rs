@@ -27,7 +27,7 @@ pub async fn metrics(State(app): State<Arc<App>>) -> Response {
 /// runs in one batch, so each counts as running and none as waiting.
 fn gateway(text: &mut String, running: usize, adapters: &[&Lease]) {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    let names: Vec<&str> = adapters.iter().map(|served| served.target.label.as_str()).collect();
+    let names: Vec<&str> = adapters.iter().map(|served| served.label()).collect();
     let (names, count) = (names.join(",").replace(['"', '\\', '\n'], "_"), adapters.len());
     let lora = format!("max_lora=\"{count}\",running_lora_adapters=\"{names}\",waiting_lora_adapters=\"\"");
     for (name, labels, value) in [

@@ -34,13 +34,13 @@ pub async fn one(State(app): State<Arc<App>>, id: std::result::Result<Path<Strin
 
 fn describe(served: &Served) -> Value {
     json!({
-        "id": served.target.label,
+        "id": served.label(),
         "object": "model",
         "created": served.created,
         "owned_by": "veneer",
         "root": served.root,
         "parent": served.parent,
-        "max_model_len": served.text.tokens_max(),
+        "max_model_len": served.main().text.tokens_max(),
         "generation": served.provenance.generation.map(|generation| generation.to_string()),
         "fingerprint": served.provenance.fingerprint.to_string(),
     })

@@ -1,12 +1,13 @@
 //! The places where a request names a base and adapters, and what they come to: a lease an input.
 
 use crate::error::{Error, Result};
-use crate::registry::{self, Lease, Registry};
+use crate::registry::{self, Lease, Registry, Route};
 use crate::text::names_of;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{Error as _, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use std::fmt;
+use std::sync::Arc;
 
 /// The places where a request can name what it wants.
 #[derive(Default)]
@@ -15,8 +16,8 @@ pub struct Names {
     pub model: Option<String>,
     /// An adapter, each with the place that names it; all must agree.
     pub adapters: Vec<(&'static str, String)>,
-    /// What the vectors are for, each with the place that says so: it chooses among the adapters inside a base's own
-    /// checkpoint.
+    /// What the vectors are for, each with the place that says so: it chooses among a model's routes, and among the
+    /// adapters inside a base's own checkpoint.
     pub tasks: Vec<(&'static str, String)>,
     /// Several adapters for the whole request.
     pub several: Option<Several>,
@@ -118,10 +119,10 @@ impl Names {
 
     /// What the task makes of the model that is named: a base with an adapter a task is asked for with that adapter.
     pub fn for_task(&self, registry: &Registry, model: Lease) -> Result<Lease> {
-        let has: Vec<&str> = model.target.model.tasks().iter().map(|(name, _)| name.as_str()).collect();
+        let has: Vec<&str> = model.main().target.model.tasks().iter().map(|(name, _)| name.as_str()).collect();
         let Some((place, task)) = self.tasks.first().filter(|_| !has.is_empty()) else { return Ok(model) };
         let find = |task: &str| {
-            let known = names_of(task).unwrap_or(&[]).iter().copied().chain([task]).find(|name| has.contains(name));
+            let known = names_of(task).find(|name| has.contains(name));
             known.map(str::to_owned).ok_or_else(|| {
                 let message = format!("The model has no task '{task}'; it has: {}.", has.join(", "));
                 Error::invalid("task", message)
@@ -142,6 +143,19 @@ impl Names {
             return Err(Error::invalid("task", message));
         }
         Ok(model)
+    }
+
+    /// The route of a model that the kind of text leads to.
+    pub fn route(&self, lease: &Lease) -> Result<Arc<Route>> {
+        let Some((place, kind)) = self.tasks.first() else { return lease.route(None).cloned() };
+        let route = lease.route(Some(kind))?;
+        for (other_place, other) in &self.tasks {
+            if !Arc::ptr_eq(lease.route(Some(other))?, route) {
+                let message = format!("{place} is '{kind}', but {other_place} is '{other}'.");
+                return Err(Error::invalid("task", message));
+            }
+        }
+        Ok(route.clone())
     }
 
     /// One lease an input.

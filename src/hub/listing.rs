@@ -30,10 +30,11 @@ struct LargeFile {
     sha256: String,
 }
 
-const CONFIGS: [&str; 8] = [
+const CONFIGS: [&str; 9] = [
     "config.json",
     "adapter_config.json",
     "modules.json",
+    "router_config.json",
     "config_sentence_transformers.json",
     "tokenizer.json",
     "tokenizer_config.json",
@@ -112,11 +113,13 @@ fn is_hex(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
-/// `1_Pooling` and its like, and folders in them.
+/// `1_Pooling` and its like, a router's `query_0_Dense`, and folders in them.
 fn is_module_folder(folder: &str) -> bool {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.' | b'/');
-    let (index, _) = folder.split_once('_').unwrap_or_default();
-    !index.is_empty() && index.bytes().all(|byte| byte.is_ascii_digit()) && folder.bytes().all(is_plain)
+    let is_index = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+    let (name, _) = folder.split_once('/').unwrap_or((folder, ""));
+    let (before, _) = name.rsplit_once('_').unwrap_or_default();
+    before.split('_').any(is_index) && folder.bytes().all(is_plain)
 }
 
 /// `model-00001-of-00002.safetensors`.

@@ -1,12 +1,12 @@
-//! Activation functions of the MLP, plain and gated.
+//! Activation functions, elementwise: of the MLP, plain and gated, and of dense layers after pooling.
 
 use super::math::{erf, exp, tanh, vectorized};
 use super::view::Rows;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-/// An MLP's nonlinearity.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// A nonlinearity. What torch.nn gives a default is that default.
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Activation {
     /// x Phi(x), exact: `gelu` in a Hugging Face configuration.
     Gelu,
@@ -18,6 +18,34 @@ pub enum Activation {
     Silu,
     /// The hyperbolic tangent.
     Tanh,
+    /// 1 / (1 + e^-x).
+    Sigmoid,
+    /// ln sigmoid(x).
+    LogSigmoid,
+    /// x, below 0 times this slope.
+    LeakyRelu(f32),
+    /// x, below 0 e^x - 1.
+    Elu,
+    /// ELU of alpha 1.673 times 1.051, which keep mean and variance.
+    Selu,
+    /// ln(1 + e^x); x itself above 20, as in torch.
+    Softplus,
+    /// x tanh(softplus(x)).
+    Mish,
+    /// Between these two.
+    Clamp(f32, f32),
+    /// x + 3 between 0 and 6, over 6.
+    HardSigmoid,
+    /// x times that.
+    HardSwish,
+    /// x / (1 + |x|).
+    Softsign,
+    /// Half nearer to 0.
+    Softshrink,
+    /// 0 within a half of 0.
+    Hardshrink,
+    /// x - tanh(x).
+    Tanhshrink,
 }
 
 impl Activation {
@@ -50,6 +78,48 @@ pub fn activate(x: &Tensor, activation: Activation, gate: Gate) -> Result<Tensor
     x.apply_op1_no_bwd(&Activate { activation, gate })
 }
 
+impl Activation {
+    /// NaN stays NaN in every one.
+    fn apply(self, y: &mut [f32], x: &[f32]) {
+        match self {
+            Self::Gelu => map(y, x, |x| 0.5 * x * (1.0 + erf(x * std::f32::consts::FRAC_1_SQRT_2))),
+            Self::GeluTanh => map(y, x, |x| {
+                let inner = (2.0 / std::f32::consts::PI).sqrt() * (x + 0.044715 * x * x * x);
+                0.5 * x * (1.0 + tanh(inner))
+            }),
+            // Not `max`, which makes 0 of NaN.
+            Self::Relu => map(y, x, |x| if x < 0.0 { 0.0 } else { x }),
+            Self::Silu => map(y, x, |x| x / (1.0 + exp(-x))),
+            Self::Tanh => map(y, x, tanh),
+            Self::Sigmoid => map(y, x, |x| 1.0 / (1.0 + exp(-x))),
+            Self::LogSigmoid => map(y, x, |x| if x < 0.0 { x } else { 0.0 * x } - exp(-x.abs()).ln_1p()),
+            Self::LeakyRelu(slope) => map(y, x, |x| if x < 0.0 { slope * x } else { x }),
+            Self::Elu => map(y, x, elu),
+            // The constants of Klambauer et al., 2017.
+            Self::Selu => map(y, x, |x| 1.050_701 * if x < 0.0 { 1.673_263_2 * elu(x) } else { x }),
+            Self::Softplus => map(y, x, softplus),
+            Self::Mish => map(y, x, |x| x * tanh(softplus(x))),
+            Self::Clamp(low, high) => map(y, x, |x| x.clamp(low, high)),
+            Self::HardSigmoid => map(y, x, |x| (x + 3.0).clamp(0.0, 6.0) / 6.0),
+            Self::HardSwish => map(y, x, |x| x * (x + 3.0).clamp(0.0, 6.0) / 6.0),
+            Self::Softsign => map(y, x, |x| x / (1.0 + x.abs())),
+            Self::Softshrink => map(y, x, |x| x - x.clamp(-0.5, 0.5)),
+            Self::Hardshrink => map(y, x, |x| if x.abs() <= 0.5 { 0.0 } else { x }),
+            Self::Tanhshrink => map(y, x, |x| x - tanh(x)),
+        }
+    }
+}
+
+#[inline(always)]
+fn elu(x: f32) -> f32 {
+    if x < 0.0 { exp(x) - 1.0 } else { x }
+}
+
+#[inline(always)]
+fn softplus(x: f32) -> f32 {
+    if x > 20.0 { x } else { exp(x).ln_1p() }
+}
+
 struct Activate {
     activation: Activation,
     gate: Gate,
@@ -67,17 +137,7 @@ impl CustomOp1 for Activate {
         y.par_chunks_exact_mut(width).with_min_len(1 + 8192 / width).enumerate().for_each(|(i, y)| {
             let (first, second) = rows.row(i).split_at(width);
             let (x, gated) = if self.gate == Gate::Second { (second, first) } else { (first, second) };
-            match self.activation {
-                Activation::Gelu => map(y, x, |x| 0.5 * x * (1.0 + erf(x * std::f32::consts::FRAC_1_SQRT_2))),
-                Activation::GeluTanh => map(y, x, |x| {
-                    let inner = (2.0 / std::f32::consts::PI).sqrt() * (x + 0.044715 * x * x * x);
-                    0.5 * x * (1.0 + tanh(inner))
-                }),
-                // Not `max`, which makes 0 of NaN.
-                Activation::Relu => map(y, x, |x| if x < 0.0 { 0.0 } else { x }),
-                Activation::Silu => map(y, x, |x| x / (1.0 + exp(-x))),
-                Activation::Tanh => map(y, x, tanh),
-            }
+            self.activation.apply(y, x);
             y.iter_mut().zip(gated).for_each(|(y, gated)| *y *= gated);
         });
         Ok((CpuStorage::F32(y), Shape::from((rows.count, width))))
@@ -113,6 +173,31 @@ mod tests {
         ] {
             let ours = activate(&x, activation, Gate::Absent).unwrap();
             assert!(difference(&ours, &plain) < 3e-6, "{activation:?}");
+        }
+    }
+
+    #[test]
+    fn each_activation_at_two_points_is_torchs() {
+        let x = Tensor::new(&[[-2.5f32, 0.25, f32::NAN]], &Device::Cpu).unwrap();
+        for (activation, expected) in [
+            (Activation::Sigmoid, [0.075_858_18, 0.562_176_5]),
+            (Activation::LogSigmoid, [-2.578_889_8, -0.575_939_4]),
+            (Activation::LeakyRelu(0.01), [-0.025, 0.25]),
+            (Activation::Elu, [-0.917_915, 0.25]),
+            (Activation::Selu, [-1.613_785_7, 0.262_675_26]),
+            (Activation::Softplus, [0.078_889_73, 0.825_939_4]),
+            (Activation::Mish, [-0.196_816_19, 0.169_572_4]),
+            (Activation::Clamp(-1.0, 1.0), [-1.0, 0.25]),
+            (Activation::HardSigmoid, [0.083_333_33, 0.541_666_7]),
+            (Activation::HardSwish, [-0.208_333_33, 0.135_416_67]),
+            (Activation::Softsign, [-0.714_285_73, 0.2]),
+            (Activation::Softshrink, [-2.0, 0.0]),
+            (Activation::Hardshrink, [-2.5, 0.0]),
+            (Activation::Tanhshrink, [-1.513_385_7, 0.005_081_34]),
+        ] {
+            let ours: Vec<Vec<f32>> = activate(&x, activation, Gate::Absent).unwrap().to_vec2().unwrap();
+            let near = expected.iter().zip(&ours[0]).all(|(expected, ours)| (expected - ours).abs() < 1e-6);
+            assert!(near && ours[0][2].is_nan(), "{activation:?}: {ours:?}");
         }
     }
 

@@ -7,6 +7,7 @@ mod layers;
 mod modules;
 mod pickle;
 mod pipeline;
+mod routes;
 mod sites;
 mod spec;
 mod static_embedding;
@@ -16,7 +17,8 @@ mod transformer;
 pub use checkpoint::{Checkpoint, canonical};
 pub use delta::{Adapter, Delta, LinearDelta, LowRank, Magnitude, NormDelta, OwnRows, Plan, TableDelta};
 pub use modules::{Body, Modules};
-pub use pipeline::Pipeline;
+pub use pipeline::{Pipeline, States};
+pub use routes::Routes;
 pub use sites::{Site, SiteKind, Sites, Weight};
 pub use spec::Spec;
 
@@ -45,6 +47,8 @@ pub struct Batch {
     pub ids: Vec<u32>,
     /// First token of every sequence, and the total.
     pub offsets: Vec<usize>,
+    /// How many tokens at the start of every sequence are its prompt's.
+    pub prompts: Vec<usize>,
     /// All sequences, in order, by what is done with them.
     pub segments: Vec<Segment>,
 }
@@ -70,7 +74,7 @@ impl Model {
                 (spec, checkpoint)
             }
         };
-        modules.pipeline.check(spec.hidden)?;
+        modules.pipeline.check(&spec)?;
         let mut loader = layers::Loader::new(&checkpoint, device, dtype, spec.tokens_max);
         let blocks = spec.layers.len();
         let transformer = Transformer::load(&spec, &mut loader, &|done| progress(done, blocks))?;
@@ -133,15 +137,22 @@ impl Model {
     pub fn embed(&self, batch: &Batch) -> Result<Vec<Vec<f32>>> {
         let rows = |segment: &Segment| batch.offsets[segment.sequences.start]..batch.offsets[segment.sequences.end];
         let plan = Plan::new(batch.segments.iter().map(|segment| (rows(segment), segment.adapter.clone())));
-        let hidden = self.transformer.forward(&batch.ids, &batch.offsets, &plan)?;
+        let mut layers = Vec::new();
+        let kept = batch.segments.iter().any(|segment| segment.pipeline.reads_layers()).then_some(&mut layers);
+        let hidden = self.transformer.forward(&batch.ids, &batch.offsets, &plan, kept)?;
         let mut vectors = Vec::with_capacity(batch.offsets.len() - 1);
         for segments in batch.segments.chunk_by(|a, b| Arc::ptr_eq(&a.pipeline, &b.pipeline)) {
             let (Some(first), Some(last)) = (segments.first(), segments.last()) else { continue };
             let (start, end) = (rows(first).start, rows(last).end);
-            let offsets = &batch.offsets[first.sequences.start..=last.sequences.end];
+            let sequences = first.sequences.start..last.sequences.end;
+            let offsets = &batch.offsets[sequences.start..=sequences.end];
             let offsets: Vec<usize> = offsets.iter().map(|offset| offset - start).collect();
-            let hidden: Tensor = hidden.narrow(0, start, end - start)?;
-            vectors.extend(first.pipeline.forward(&hidden, &offsets)?.to_vec2::<f32>()?);
+            let part = |x: &Tensor| x.narrow(0, start, end - start);
+            let layers = if first.pipeline.reads_layers() { layers.as_slice() } else { &[] };
+            let layers = layers.iter().map(part).collect::<candle_core::Result<_>>()?;
+            let states =
+                States { hidden: part(&hidden)?, layers, offsets: &offsets, prompts: &batch.prompts[sequences] };
+            vectors.extend(first.pipeline.forward(&states)?.to_vec2::<f32>()?);
         }
         if vectors.len() + 1 != batch.offsets.len() {
             return Err(Error::Internal("segments do not cover the batch".into()));

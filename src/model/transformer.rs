@@ -33,17 +33,27 @@ impl Transformer {
     }
 
     /// Packed token ids and the sequences' offsets (first token of each, and the total) -> hidden states
-    /// `[tokens, hidden]`.
-    pub fn forward(&self, ids: &[u32], offsets: &[usize], plan: &Plan) -> Result<Tensor> {
+    /// `[tokens, hidden]`. Into `layers` go those of the embedding and of every block, as transformers counts them: the
+    /// last are what is returned.
+    pub fn forward(
+        &self,
+        ids: &[u32],
+        offsets: &[usize],
+        plan: &Plan,
+        mut layers: Option<&mut Vec<Tensor>>,
+    ) -> Result<Tensor> {
         let first = self.embedding.forward(ids, offsets, plan)?;
         let mut x = first.clone();
         for block in &self.blocks {
-            x = block.forward(&x, &first, offsets, plan)?;
+            let next = block.forward(&x, &first, offsets, plan)?;
+            let before = std::mem::replace(&mut x, next);
+            layers.as_deref_mut().into_iter().for_each(|layers| layers.push(before.clone()));
         }
-        match &self.final_norm {
-            Some(norm) => norm.forward(&x, plan),
-            None => Ok(x),
+        if let Some(norm) = &self.final_norm {
+            x = norm.forward(&x, plan)?;
         }
+        layers.into_iter().for_each(|layers| layers.push(x.clone()));
+        Ok(x)
     }
 }
 

@@ -1,6 +1,6 @@
 //! Several adapters of one base as one name, for one request.
 
-use super::{Lease, Provenance, Report, Served};
+use super::{Lease, Provenance, Report, Route, Served};
 use crate::engine::Target;
 use crate::error::{Error, Result};
 use crate::model::Adapter;
@@ -14,7 +14,7 @@ pub fn blend(shares: &[(Lease, f32)]) -> Result<Lease> {
     let mut parts = Vec::with_capacity(shares.len());
     for (index, (lease, weight)) in shares.iter().enumerate() {
         let name = &lease.name;
-        let Some(adapter) = &lease.target.adapter else { return fail(format!("'{name}' is no adapter.")) };
+        let Some(adapter) = &lease.main().target.adapter else { return fail(format!("'{name}' is no adapter.")) };
         if shares[..index].iter().any(|(other, _)| Arc::ptr_eq(other, lease)) {
             return fail(format!("'{name}' is in the blend twice."));
         }
@@ -23,35 +23,50 @@ pub fn blend(shares: &[(Lease, f32)]) -> Result<Lease> {
             let reason = "it does not add to the base, it replaces or multiplies something of it";
             return fail(format!("'{name}' cannot be weighted or blended: {reason}."));
         }
-        let pipeline = !Arc::ptr_eq(&lease.target.pipeline, &first.target.pipeline);
-        let differences: Vec<&str> =
-            pipeline.then_some("pipeline").into_iter().chain(lease.text.differences(&first.text)).collect();
-        if !differences.is_empty() {
-            let differences = differences.join(" and ");
+        if let Some(differences) = differences(first, lease) {
             return fail(format!("'{}' and '{name}' cannot be blended: they differ in {differences}.", first.name));
         }
         parts.push((adapter.clone(), *weight));
     }
-    let adapter = match parts.as_slice() {
-        [(one, 1.0)] => one.clone(),
-        _ => Arc::new(Adapter::blend(&parts)),
-    };
-    let target = &first.target;
-    let parent = first.parent.clone().unwrap_or_default();
+    if let [(_, 1.0)] = parts.as_slice() {
+        return Ok(first.clone());
+    }
+    let adapter = Arc::new(Adapter::blend(&parts));
+    // Metrics have a bounded number of names.
+    let label = first.parent.clone().unwrap_or_default();
+    let routes = first.routes.map(|route| {
+        let Route { target, text } = &**route;
+        let (model, pipeline) = (target.model.clone(), target.pipeline.clone());
+        let target = Arc::new(Target { model, adapter: Some(adapter.clone()), pipeline, label: label.clone() });
+        Ok(Arc::new(Route { target, text: text.clone() }))
+    })?;
     Ok(Arc::new(Served {
-        name: parent.clone(),
+        name: label,
         parent: first.parent.clone(),
         root: first.root.clone(),
         created: first.created,
-        target: Arc::new(Target {
-            model: target.model.clone(),
-            adapter: Some(adapter),
-            pipeline: target.pipeline.clone(),
-            // Metrics have a bounded number of names.
-            label: parent,
-        }),
-        text: first.text.clone(),
+        routes,
         report: Report::default(),
         provenance: Provenance::blended(shares.iter().map(|(lease, weight)| (&lease.provenance, *weight))),
     }))
+}
+
+/// In what two adapters read text and end differently, on any route.
+fn differences(one: &Lease, other: &Lease) -> Option<String> {
+    let (mut ones, mut others) = (one.routes.iter(), other.routes.iter());
+    let mut differences = Vec::new();
+    loop {
+        match (ones.next(), others.next()) {
+            (Some(a), Some(b)) => {
+                let pipeline = !Arc::ptr_eq(&a.target.pipeline, &b.target.pipeline);
+                differences.extend(pipeline.then_some("pipeline").into_iter().chain(b.text.differences(&a.text)));
+            }
+            (None, None) => break,
+            _ => {
+                differences.push("routes");
+                break;
+            }
+        }
+    }
+    (!differences.is_empty()).then(|| differences.join(" and "))
 }

@@ -3,9 +3,10 @@
 
 use super::Loaded;
 use super::golden::Agreement;
+use super::readings::Parts;
 use crate::error::{Error, Result};
 use crate::model::{Adapter, Batch, Model, Pipeline, Segment};
-use crate::text::{Prompt, Reading, Text, Truncation};
+use crate::text::{Prompt, Reading, Truncation};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -54,7 +55,7 @@ struct Alone {
     model: Arc<Model>,
     pipeline: Arc<Pipeline>,
     /// What a text made of the probes: equal for adapters that read alike.
-    sequences: Vec<Vec<u32>>,
+    sequences: Vec<Tokens>,
     vectors: Vec<Vec<f64>>,
 }
 
@@ -65,21 +66,21 @@ impl Prober {
     }
 
     /// What an adapter does to its base, whose own pipeline and reading these are. One that does nothing is warned of.
-    pub fn effect(&mut self, loaded: &Loaded, kind: String, base: (&Arc<Pipeline>, &Text)) -> Result<Effect> {
+    pub fn effect(&mut self, loaded: &Loaded, kind: String, base: &Parts) -> Result<Effect> {
         let unread = |error: Error| Error::load(Path::new(&loaded.root), format!("a probe sentence: {error}"));
-        let sequences = read(&loaded.text, &PROBES, Prompt::Default).map_err(unread)?;
+        let sequences = read(loaded.routes.main(), &PROBES, Prompt::Default).map_err(unread)?;
         // An adapter with a larger vocabulary may have made ids that the base has not.
-        let vocabulary = loaded.model.vocabulary(None);
-        let known = sequences.iter().flatten().all(|id| (*id as usize) < vocabulary);
-        let plain = if known { sequences.clone() } else { read(base.1, &PROBES, Prompt::Default).map_err(unread)? };
+        let vocabulary = loaded.routes.main().model.vocabulary(None);
+        let known = sequences.iter().flat_map(|tokens| &tokens.ids).all(|id| (*id as usize) < vocabulary);
+        let plain = if known { sequences.clone() } else { read(base, &PROBES, Prompt::Default).map_err(unread)? };
         let before = self.alone(loaded, &plain)?;
         let after = self.vectors(loaded, loaded.adapter.as_ref(), &sequences)?;
         let distances = before.iter().zip(&after).map(|(a, b)| 1.0 - cosine(a, b));
         let moves = distances.fold((f64::INFINITY, 0.0), |(smallest, largest): (f64, f64), distance: f64| {
             (smallest.min(distance.max(0.0)), largest.max(distance))
         });
-        let pipeline = (!Arc::ptr_eq(&loaded.pipeline, base.0)).then_some("pipeline");
-        let overrides = pipeline.into_iter().chain(loaded.text.differences(base.1)).collect();
+        let pipeline = (!Arc::ptr_eq(&loaded.routes.main().pipeline, &base.pipeline)).then_some("pipeline");
+        let overrides = pipeline.into_iter().chain(loaded.routes.main().text.differences(&base.text)).collect();
         let effect = Effect { kind, overrides, moves };
         if effect.is_nothing() {
             tracing::warn!(adapter = loaded.name, "it moves no probe sentence away from its base; was it trained?");
@@ -87,8 +88,8 @@ impl Prober {
         Ok(effect)
     }
 
-    fn alone(&mut self, loaded: &Loaded, sequences: &[Vec<u32>]) -> Result<Vec<Vec<f64>>> {
-        let Loaded { model, pipeline, .. } = loaded;
+    fn alone(&mut self, loaded: &Loaded, sequences: &[Tokens]) -> Result<Vec<Vec<f64>>> {
+        let Parts { model, pipeline, .. } = loaded.routes.main();
         let same = |known: &&Alone| {
             Arc::ptr_eq(&known.model, model) && Arc::ptr_eq(&known.pipeline, pipeline) && known.sequences == sequences
         };
@@ -106,18 +107,19 @@ impl Prober {
         &self,
         loaded: &Loaded,
         adapter: Option<&Arc<Adapter>>,
-        sequences: &[Vec<u32>],
+        sequences: &[Tokens],
     ) -> Result<Vec<Vec<f64>>> {
+        let Parts { model, pipeline, .. } = loaded.routes.main();
         let (mut vectors, mut rest) = (Vec::with_capacity(sequences.len()), sequences);
         while !rest.is_empty() {
             let mut tokens = 0;
-            let fits = |ids: &&Vec<u32>| {
-                tokens += ids.len();
+            let fits = |sequence: &&Tokens| {
+                tokens += sequence.ids.len();
                 tokens <= self.batch_tokens_max
             };
             let count = rest.iter().take_while(fits).count().max(1);
             let (taken, left) = rest.split_at(count);
-            vectors.extend(loaded.model.embed(&batch(taken, adapter, &loaded.pipeline))?);
+            vectors.extend(model.embed(&batch(taken, adapter, pipeline))?);
             rest = left;
         }
         if !vectors.iter().flatten().all(|element| element.is_finite()) {
@@ -127,20 +129,31 @@ impl Prober {
     }
 }
 
-/// Token ids of texts, cut where they are too long.
-pub fn read(text: &Text, texts: &[impl AsRef<str>], prompt: Prompt) -> Result<Vec<Vec<u32>>> {
-    let truncate = Some(Truncation { tokens: None, left: None });
-    let reading = Reading { prompt, truncate, ..Reading::default() };
-    texts.iter().map(|one| text.encode(one.as_ref(), &reading, "text")).collect()
+/// A text as a model reads it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tokens {
+    ids: Vec<u32>,
+    /// How many at the start are a prompt's.
+    prompt: usize,
 }
 
-fn batch(sequences: &[Vec<u32>], adapter: Option<&Arc<Adapter>>, pipeline: &Arc<Pipeline>) -> Batch {
-    let end = |offset: &mut usize, ids: &Vec<u32>| {
-        *offset += ids.len();
+/// Tokens of texts, cut where they are too long.
+pub fn read(parts: &Parts, texts: &[impl AsRef<str>], prompt: Prompt) -> Result<Vec<Tokens>> {
+    let truncate = Some(Truncation { tokens: None, left: None });
+    let reading = Reading { prompt, truncate, ..Reading::default() };
+    let text = &parts.text;
+    let prompt = if parts.pipeline.leaves_out_prompts() { text.prompt_tokens(&reading)? } else { 0 };
+    texts.iter().map(|one| Ok(Tokens { ids: text.encode(one.as_ref(), &reading, "text")?, prompt })).collect()
+}
+
+fn batch(sequences: &[Tokens], adapter: Option<&Arc<Adapter>>, pipeline: &Arc<Pipeline>) -> Batch {
+    let end = |offset: &mut usize, sequence: &Tokens| {
+        *offset += sequence.ids.len();
         Some(*offset)
     };
     Batch {
-        ids: sequences.concat(),
+        ids: sequences.iter().flat_map(|sequence| sequence.ids.iter().copied()).collect(),
+        prompts: sequences.iter().map(|sequence| sequence.prompt).collect(),
         offsets: std::iter::once(0).chain(sequences.iter().scan(0, end)).collect(),
         segments: vec![Segment {
             sequences: 0..sequences.len(),

@@ -43,7 +43,7 @@ pub fn verify(folder: &Folder, loaded: &Loaded, prober: &Prober, cosine_min: f64
     let fail = |reason: String| Error::load(folder.path().join(FILE), reason);
     golden.check(loaded).map_err(fail)?;
     let prompt = golden.prompt_name.map_or(Prompt::Default, Prompt::Named);
-    let sequences = read(&loaded.text, &golden.texts, prompt).map_err(|error| fail(error.to_string()))?;
+    let sequences = read(loaded.routes.main(), &golden.texts, prompt).map_err(|error| fail(error.to_string()))?;
     let vectors = prober.vectors(loaded, loaded.adapter.as_ref(), &sequences)?;
     let mut smallest = f64::INFINITY;
     for (index, (ours, expected)) in vectors.iter().zip(golden.vectors).enumerate() {
@@ -73,7 +73,8 @@ impl Golden {
                 "it has {texts} texts and {vectors} vectors; expected one vector a text, at least one"
             ));
         }
-        let dimension = loaded.pipeline.dimension(loaded.model.spec().hidden);
+        let main = loaded.routes.main();
+        let dimension = main.pipeline.dimension(main.model.spec().hidden);
         for (index, vector) in self.vectors.iter().enumerate() {
             if vector.len() != dimension {
                 let found = vector.len();

@@ -4,7 +4,7 @@ use super::Loaded;
 use super::check::{Prober, Report};
 use super::golden;
 use super::provenance::Provenance;
-use super::reading::{Readings, Used};
+use super::readings::{Parts, Readings};
 use super::sources::{
     base_of, default_name, device, dtype, in_folder, real_path, require_adapter, several_in, warn_of_another_base,
 };
@@ -13,9 +13,8 @@ use crate::config::{self, Config};
 use crate::error::{Error, Result};
 use crate::folder::Folder;
 use crate::hub::{Hub, Source};
-use crate::model::{Adapter, DType, Device, Model, Modules, Pipeline};
+use crate::model::{Adapter, Model, Routes};
 use crate::telemetry::Progress;
-use crate::text::Text;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -40,12 +39,8 @@ pub struct Base {
     name: String,
     root: String,
     path: PathBuf,
-    /// Its weights.
-    pub model: Arc<Model>,
-    /// What follows them.
-    pub pipeline: Arc<Pipeline>,
-    /// How it reads text.
-    pub text: Arc<Text>,
+    /// Its weights, what follows them, and how it reads text, by kind of text.
+    pub routes: Routes<Parts>,
     /// The bits behind it.
     pub provenance: Provenance,
 }
@@ -61,8 +56,6 @@ struct Fitted {
 struct Loading<'a> {
     config: &'a Config,
     hub: &'a Hub,
-    device: Device,
-    dtype: DType,
     prober: Prober,
     readings: Readings,
     bases: Vec<Base>,
@@ -74,13 +67,10 @@ impl<'a> Loading<'a> {
         if config.models.is_empty() {
             return Err(Error::Config("no model is configured: give --model SOURCE".into()));
         }
-        let device = device(&config.server)?;
         Ok(Self {
             config,
             hub,
-            readings: Readings::new(config.server.pipeline, device.clone()),
-            device,
-            dtype: dtype(&config.server)?,
+            readings: Readings::new(device(&config.server)?, dtype(&config.server)?),
             prober: Prober::new(config.limits.max_batch_tokens),
             bases: Vec::new(),
             loaded: Vec::new(),
@@ -143,10 +133,8 @@ impl<'a> Loading<'a> {
             parent: None,
             root: root.to_owned(),
             created: now(),
-            model: base.model.clone(),
             adapter: None,
-            pipeline: base.pipeline.clone(),
-            text: base.text.clone(),
+            routes: base.routes.clone(),
             provenance: base.provenance.clone(),
             report: Report::default(),
         };
@@ -155,7 +143,8 @@ impl<'a> Loading<'a> {
             alone.report.golden = self.golden(folder, &alone)?;
         }
         self.loaded.push(alone.clone());
-        for (task, adapter) in base.model.tasks() {
+        let tasks = base.model().map_or(&[][..], |model| model.tasks());
+        for (task, adapter) in tasks {
             let mut loaded = Loaded {
                 name: task.clone(),
                 parent: Some(base.name.clone()),
@@ -164,7 +153,8 @@ impl<'a> Loading<'a> {
                 ..alone.clone()
             };
             let kind = "in the base's own checkpoint".to_owned();
-            loaded.report = Report { effect: Some(self.prober.effect(&loaded, kind, base.reading())?), golden: None };
+            loaded.report =
+                Report { effect: Some(self.prober.effect(&loaded, kind, base.routes.main())?), golden: None };
             self.loaded.push(loaded);
         }
         Ok(())
@@ -177,17 +167,18 @@ impl<'a> Loading<'a> {
     fn load_base(&mut self, name: String, path: PathBuf, root: &str, folder: &Folder) -> Result<Base> {
         let (began, folder) = (Instant::now(), &folder.afresh());
         let progress = Progress::new(&format!("loading {name}"));
-        let modules = Modules::of(folder, &self.device)?.map_or_else(|| Modules::bare(folder), Ok)?;
-        let progress_at = |done, all| progress.at(done, all);
-        let model = Model::load(&modules, &self.device, self.dtype, &progress_at)?;
+        let routes = self.readings.base(folder, &|done, all| progress.at(done, all))?;
         progress.end();
-        let model = Arc::new(model);
-        let text = self.readings.of_base(folder, &modules, &model)?;
-        let pipeline = self.readings.share(modules.pipeline);
         let provenance = Provenance::of_base(folder, &self.config.server.dtype)?;
-        let (mib, ms) = (model.bytes() >> 20, began.elapsed().as_millis() as u64);
-        tracing::info!(model = name, %folder, mib, ms, tokens_max = text.tokens_max(), "model loaded");
-        Ok(Base { name, root: root.to_owned(), path, model, pipeline, text, provenance })
+        let base = Base { name, root: root.to_owned(), path, routes, provenance };
+        let mut models: Vec<&Arc<Model>> = base.routes.iter().map(|parts| &parts.model).collect();
+        models.sort_by_key(|model| Arc::as_ptr(model));
+        models.dedup_by(|a, b| Arc::ptr_eq(a, b));
+        let bytes: usize = models.into_iter().map(|model| model.bytes()).sum();
+        let (mib, ms) = (bytes >> 20, began.elapsed().as_millis() as u64);
+        let tokens_max = base.routes.main().text.tokens_max();
+        tracing::info!(model = base.name, %folder, mib, ms, tokens_max, "model loaded");
+        Ok(base)
     }
 
     /// Loads and serves an adapter of a base.
@@ -200,20 +191,19 @@ impl<'a> Loading<'a> {
 
     fn serve_adapter(&mut self, entry: &config::Adapter, fitted: Fitted, base: &Base) -> Result<()> {
         let adapter = Arc::new(fitted.adapter);
-        let Used { pipeline, text, provenance } = self.readings.of_adapter(&fitted.folder, base, &adapter)?;
+        let (routes, provenance) =
+            self.readings.adapter(&fitted.folder, base, &adapter, self.config.server.pipeline)?;
         let mut loaded = Loaded {
             name: entry.name.clone(),
             parent: Some(base.name.clone()),
             root: entry.source.clone(),
             created: now(),
-            model: base.model.clone(),
             adapter: Some(adapter.clone()),
-            pipeline,
-            text,
+            routes,
             provenance,
             report: Report::default(),
         };
-        let effect = self.prober.effect(&loaded, fitted.peft.summary(), base.reading())?;
+        let effect = self.prober.effect(&loaded, fitted.peft.summary(), base.routes.main())?;
         loaded.report = Report { golden: self.golden(&fitted.folder, &loaded)?, effect: Some(effect.clone()) };
         let (sites, rank, kib) = (adapter.deltas().count(), adapter.rank(), adapter.bytes() >> 10);
         let (kind, moves) = (effect.kind, effect.moves.1);
@@ -256,18 +246,26 @@ impl<'a> Loading<'a> {
 }
 
 impl Base {
-    /// How it is pooled and read without any adapter.
-    fn reading(&self) -> (&Arc<Pipeline>, &Text) {
-        (&self.pipeline, &self.text)
+    /// The model on all its routes; none where they have bodies of their own.
+    fn model(&self) -> Option<&Arc<Model>> {
+        let first = &self.routes.main().model;
+        self.routes.iter().all(|parts| Arc::ptr_eq(&parts.model, first)).then_some(first)
+    }
+
+    /// The model that an adapter lies on.
+    fn one_model(&self) -> Result<&Arc<Model>> {
+        let several =
+            || format!("the routes of '{}' have bodies of their own, and no adapter fits them all", self.name);
+        self.model().ok_or_else(|| Error::Config(several()))
     }
 }
 
 impl Fitted {
     fn on(base: &Base, folder: &Folder) -> Result<Self> {
+        require_adapter(folder)?;
         let folder = folder.afresh();
-        require_adapter(&folder)?;
         let peft = adapters::Config::of(&folder)?;
-        let adapter = adapters::load(&folder, &peft, &base.model)?;
+        let adapter = adapters::load(&folder, &peft, base.one_model()?)?;
         Ok(Self { peft, adapter, folder })
     }
 }

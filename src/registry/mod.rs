@@ -5,7 +5,7 @@ mod check;
 mod golden;
 mod load;
 mod provenance;
-mod reading;
+mod readings;
 mod sources;
 
 pub use blend::blend;
@@ -17,8 +17,9 @@ use crate::config::Config;
 use crate::engine::{self, Engine, Sequence, Target};
 use crate::error::{Error, Result};
 use crate::hub::Hub;
-use crate::model::{Adapter, Model, Pipeline};
-use crate::text::{Reading, Text};
+use crate::model::{Adapter, Routes};
+use crate::text::{Reading, Text, names_of};
+use readings::Parts;
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -42,10 +43,8 @@ pub struct Served {
     pub root: String,
     /// When it was loaded, Unix seconds.
     pub created: u64,
-    /// What it runs on.
-    pub target: Arc<Target>,
-    /// How its text is read.
-    pub text: Arc<Text>,
+    /// What becomes of its texts, by their kind.
+    pub routes: Routes<Arc<Route>>,
     /// The bits behind it.
     pub provenance: Provenance,
     /// What loading found out about it.
@@ -59,12 +58,42 @@ struct Loaded {
     parent: Option<String>,
     root: String,
     created: u64,
-    model: Arc<Model>,
     adapter: Option<Arc<Adapter>>,
-    pipeline: Arc<Pipeline>,
-    text: Arc<Text>,
+    routes: Routes<Parts>,
     provenance: Provenance,
     report: Report,
+}
+
+/// What becomes of texts of one kind.
+pub struct Route {
+    /// What they run on.
+    pub target: Arc<Target>,
+    /// How they are read.
+    pub text: Arc<Text>,
+}
+
+impl Served {
+    /// The route of texts of no stated kind, else any.
+    pub fn main(&self) -> &Route {
+        self.routes.main()
+    }
+
+    /// Its name in replies and metrics.
+    pub fn label(&self) -> &str {
+        &self.main().target.label
+    }
+
+    /// The route of a text of this kind, or of no stated one; that there is none is the caller's error.
+    pub fn route(&self, kind: Option<&str>) -> Result<&Arc<Route>> {
+        let (found, message) = match kind {
+            None => (self.routes.unstated(), "The model reads texts by their kind: say it with 'input_type'".into()),
+            Some(kind) => (self.routes.named(names_of(kind)), format!("The model has no route for '{kind}'")),
+        };
+        found.ok_or_else(|| {
+            let known: Vec<&str> = self.routes.names().collect();
+            Error::invalid("input_type", format!("{message}; it has: {}.", known.join(", ")))
+        })
+    }
 }
 
 impl Registry {
@@ -89,11 +118,15 @@ impl Registry {
                 Some(base) if by_name[&loaded.name].len() > 1 => format!("{base}:{}", loaded.name),
                 _ => loaded.name.clone(),
             };
-            let Loaded { name, parent, root, created, model, adapter, pipeline, text, provenance, report } = loaded;
-            let target = Arc::new(Target { model, adapter, pipeline, label });
-            Arc::new(Served { name, parent, root, created, target, text, provenance, report })
+            let Loaded { name, parent, root, created, adapter, routes, provenance, report } = loaded;
+            let routes = routes.map(|Parts { model, pipeline, text }| {
+                let (model, adapter, pipeline) = (model.clone(), adapter.clone(), pipeline.clone());
+                let target = Arc::new(Target { model, adapter, pipeline, label: label.clone() });
+                Ok(Arc::new(Route { target, text: text.clone() }))
+            })?;
+            Ok(Arc::new(Served { name, parent, root, created, routes, provenance, report }))
         });
-        Ok(Self { served: served.collect(), by_name })
+        Ok(Self { served: served.collect::<Result<_>>()?, by_name })
     }
 
     /// All names, bases before their adapters' own order.
@@ -104,10 +137,13 @@ impl Registry {
     /// Runs every base once, so that a model that cannot is found before the first request.
     pub fn warm_up(&self, engine: &Engine) -> Result<()> {
         for base in self.served.iter().filter(|served| served.parent.is_none()) {
-            let ids = base.text.encode("warm up", &Reading::default(), "warm-up")?;
-            let admission = engine.admit(ids.len())?;
-            for reply in engine.submit(vec![Sequence { ids, target: base.target.clone() }], admission)? {
-                engine::received(reply.blocking_recv())?;
+            for Route { target, text } in base.routes.iter().map(Arc::as_ref) {
+                let ids = text.encode("warm up", &Reading::default(), "warm-up")?;
+                let admission = engine.admit(ids.len())?;
+                let sequence = Sequence { ids, prompt_tokens: 0, target: target.clone() };
+                for reply in engine.submit(vec![sequence], admission)? {
+                    engine::received(reply.blocking_recv())?;
+                }
             }
         }
         Ok(())
@@ -122,7 +158,7 @@ impl Registry {
                 pair.ok_or_else(|| Error::UnknownModel(name.to_owned()))
             }
             several => {
-                let choices: Vec<String> = several.iter().map(|s| format!("'{}'", s.target.label)).collect();
+                let choices: Vec<String> = several.iter().map(|s| format!("'{}'", s.label())).collect();
                 let message = format!("'{name}' exists on several models: ask for {}.", choices.join(" or "));
                 Err(Error::invalid("model", message))
             }

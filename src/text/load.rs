@@ -1,10 +1,11 @@
 //! The files that say how text is read: the tokenizer, limits, prompts.
 
-use super::Text;
+use super::settings::{Settings, TokenizerConfig};
+use super::{Text, UNPROMPTED};
 use crate::error::{Error, Result};
-use crate::folder::{Folder, says_nothing};
+use crate::folder::Folder;
 use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use serde_json::Value;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use tokenizers::normalizers::{Lowercase, Sequence};
@@ -13,8 +14,9 @@ use tokenizers::{NormalizerWrapper, Tokenizer};
 /// Where a reader's files lie.
 #[derive(Clone, Copy)]
 pub struct Source<'a> {
-    /// The model's or adapter's folder, with its prompts.
-    pub folder: &'a Folder,
+    /// The model's or adapter's folder, with its prompts; none where the model has no modules.json: then
+    /// sentence-transformers reads no file of its own.
+    pub folder: Option<&'a Folder>,
     /// The folder of its first module, with tokenizer and limits; often the same.
     pub body: &'a Folder,
     /// Whether texts are wrapped in special tokens, as transformers want it. Where not, a tokenizer's own truncation
@@ -37,78 +39,34 @@ pub struct Tokenizers {
     known: HashMap<String, Arc<Tokenizer>>,
 }
 
-/// tokenizer_config.json, as far as it changes what a fast tokenizer does.
-#[derive(Default, Deserialize)]
-struct TokenizerConfig {
-    /// 1e30 where there is no limit.
-    model_max_length: Option<f64>,
-    truncation_side: Option<String>,
-    do_lower_case: Option<bool>,
-    strip_accents: Option<bool>,
-    tokenize_chinese_chars: Option<bool>,
-    add_prefix_space: Option<bool>,
-}
-
 #[derive(Default, Deserialize)]
 struct SentenceTransformers {
+    /// A prompt that is null is empty.
     #[serde(default)]
-    prompts: BTreeMap<String, String>,
+    prompts: BTreeMap<String, Option<String>>,
     default_prompt_name: Option<String>,
 }
 
-/// The names under which sentence-transformers looks for its transformer's settings, in its order.
-const SETTINGS: [&str; 7] = [
-    "sentence_bert_config.json",
-    "sentence_roberta_config.json",
-    "sentence_distilbert_config.json",
-    "sentence_camembert_config.json",
-    "sentence_albert_config.json",
-    "sentence_xlm-roberta_config.json",
-    "sentence_xlnet_config.json",
-];
+/// Prompts by name, and the one for texts that none is asked for.
+type Prompts = (BTreeMap<String, String>, Option<String>);
 
-/// Those settings.
-#[derive(Default)]
-struct Settings {
-    tokens_max: Option<usize>,
-    lower_case: bool,
-}
-
-impl Settings {
-    /// Reads the first of [`SETTINGS`] that is there. A key may be there only with a value that is reproduced.
-    fn of(folder: &Folder) -> Result<Self> {
-        let mut settings = Self::default();
-        for name in SETTINGS {
-            let Some(file) = folder.json::<Map<String, Value>>(name)? else { continue };
-            for (key, value) in file {
-                let plain = match key.as_str() {
-                    "max_seq_length" => {
-                        settings.tokens_max = value.as_u64().map(|max| max as usize);
-                        value.is_null() || value.as_u64().is_some_and(|max| max > 0)
-                    }
-                    "do_lower_case" => {
-                        settings.lower_case = value.as_bool().unwrap_or_default();
-                        value.is_null() || value.is_boolean()
-                    }
-                    "transformer_task" => value == "feature-extraction",
-                    "module_output_name" => value == "token_embeddings",
-                    "modality_config" => {
-                        value == json!({"text": {"method": "forward", "method_output_name": "last_hidden_state"}})
-                    }
-                    // Arguments for Python's loaders; that of running a model's own code is ours to ignore.
-                    "model_args" | "config_args" | "tokenizer_args" => {
-                        value.as_object().is_some_and(|args| args.keys().all(|key| key == "trust_remote_code"))
-                    }
-                    _ => says_nothing(&value),
-                };
-                if !plain {
-                    let reason = format!("{key} = {value} is not supported");
-                    return Err(Error::load(folder.path().join(name), reason));
-                }
+impl SentenceTransformers {
+    /// A folder's prompts; none where it has no such file.
+    fn prompts(folder: &Folder) -> Result<Option<Prompts>> {
+        const FILE: &str = "config_sentence_transformers.json";
+        let Some(Self { prompts, default_prompt_name }) = folder.json(FILE)? else { return Ok(None) };
+        let prompts: BTreeMap<String, String> =
+            prompts.into_iter().map(|(name, prompt)| (name, prompt.unwrap_or_default())).collect();
+        let default = |name: String| match prompts.get(&name) {
+            Some(prompt) => Ok(prompt.clone()),
+            None if UNPROMPTED.contains(&name.as_str()) => Ok(String::new()),
+            None => {
+                let unknown = format!("default_prompt_name '{name}' is not among the prompts");
+                Err(Error::load(folder.path().join(FILE), unknown))
             }
-            break;
-        }
-        Ok(settings)
+        };
+        let default = default_prompt_name.map(default).transpose()?;
+        Ok(Some((prompts, default)))
     }
 }
 
@@ -116,9 +74,9 @@ impl Text {
     /// Reads a folder's tokenizer, limits and prompts; what the folder lacks comes from `base`.
     pub fn of(source: Source, base: Option<&Text>, capacity: Capacity, tokenizers: &mut Tokenizers) -> Result<Self> {
         let Source { folder, body, specials } = source;
-        let settings = if specials { Settings::of(body)? } else { Settings::default() };
+        let settings = if specials && folder.is_some() { Settings::of(body)? } else { Settings::default() };
         // Without specials sentence-transformers reads tokenizer.json alone.
-        let config = if specials { body.json::<TokenizerConfig>("tokenizer_config.json")? } else { None };
+        let config = if specials { settings.over(body)? } else { None };
         let own = tokenizers.of(body, &settings, config.as_ref(), capacity)?;
         let (tokenizer, truncation) = match (own, base) {
             (Some(own), _) => own,
@@ -136,22 +94,13 @@ impl Text {
             Some(config) => config.truncation_side.as_deref() == Some("left"),
             None => base.is_some_and(|base| base.cut_left),
         };
-        let (prompts, default_prompt) = match folder.json::<SentenceTransformers>(PROMPTS)? {
-            Some(config) => {
-                let prompt = |name: String| {
-                    let unknown = format!("default_prompt_name '{name}' is not among the prompts");
-                    config.prompts.get(&name).cloned().ok_or_else(|| Error::load(folder.path().join(PROMPTS), unknown))
-                };
-                let default_prompt = config.default_prompt_name.map(prompt).transpose()?;
-                (config.prompts, default_prompt)
-            }
+        let (prompts, default_prompt) = match folder.map(SentenceTransformers::prompts).transpose()?.flatten() {
+            Some(own) => own,
             None => base.map(|base| (base.prompts.clone(), base.default_prompt.clone())).unwrap_or_default(),
         };
-        Ok(Self { tokenizer, tokens_max, specials, cut_left, prompts, default_prompt })
+        Ok(Self { tokenizer, tokens_max, specials, cut_left, prompts, default_prompt, routed: false })
     }
 }
-
-const PROMPTS: &str = "config_sentence_transformers.json";
 
 impl Tokenizers {
     /// The folder's own tokenizer, and the length to which its file cuts; none where it ships none. The tokenizer itself
@@ -172,16 +121,18 @@ impl Tokenizers {
         content["truncation"] = Value::Null;
         content["padding"] = Value::Null;
         if let Some(config) = config {
-            overlay(&mut content, config);
+            config.lay_over(&mut content);
         }
+        // As sentence-transformers does: a normalizer that lowers somewhere is left as it is.
+        let lower_case = settings.lower_case && !lowers(&content["normalizer"]);
         let content = content.to_string();
-        let key = format!("{} {content}", settings.lower_case);
+        let key = format!("{lower_case} {content}");
         if let Some(tokenizer) = self.known.get(&key) {
             return Ok(Some((tokenizer.clone(), truncation)));
         }
         let fail = |e: tokenizers::Error| Error::load(&path, e.to_string());
         let mut tokenizer = Tokenizer::from_bytes(content).map_err(fail)?;
-        if settings.lower_case {
+        if lower_case {
             let lower = NormalizerWrapper::Lowercase(Lowercase);
             let normalizers = std::iter::once(lower).chain(tokenizer.get_normalizer().cloned()).collect();
             tokenizer.with_normalizer(Some(Sequence::new(normalizers))).map_err(fail)?;
@@ -200,22 +151,8 @@ impl Tokenizers {
     }
 }
 
-/// Lays tokenizer_config.json over tokenizer.json as transformers' fast tokenizers do when they load: the arguments of
-/// BERT's normalizer and of byte-level pre-tokenization are the configuration's where it names them.
-fn overlay(content: &mut Value, config: &TokenizerConfig) {
-    let set = |part: &mut Value, key: &str, value: Option<bool>| {
-        if let Some(value) = value {
-            part[key] = Value::Bool(value);
-        }
-    };
-    let normalizer = &mut content["normalizer"];
-    if normalizer["type"] == "BertNormalizer" {
-        set(normalizer, "lowercase", config.do_lower_case);
-        set(normalizer, "strip_accents", config.strip_accents);
-        set(normalizer, "handle_chinese_chars", config.tokenize_chinese_chars);
-    }
-    let pre_tokenizer = &mut content["pre_tokenizer"];
-    if pre_tokenizer["type"] == "ByteLevel" {
-        set(pre_tokenizer, "add_prefix_space", config.add_prefix_space);
-    }
+/// Whether a normalizer, or one in its sequence, is the one that makes lower case.
+fn lowers(normalizer: &Value) -> bool {
+    let one = |normalizer: &Value| normalizer["type"] == "Lowercase";
+    one(normalizer) || normalizer["normalizers"].as_array().is_some_and(|sequence| sequence.iter().any(one))
 }

@@ -1,6 +1,7 @@
 //! Text to token ids: prompts, the tokenizer, limits and truncation, as sentence-transformers does it.
 
 mod load;
+mod settings;
 
 pub use load::{Capacity, Source, Tokenizers};
 
@@ -20,6 +21,8 @@ pub struct Text {
     cut_left: bool,
     prompts: BTreeMap<String, String>,
     default_prompt: Option<String>,
+    /// Whether a kind of text may be one that no prompt is for: it chooses a route of the model.
+    routed: bool,
 }
 
 /// What a request may ask of the reading of one input.
@@ -43,8 +46,9 @@ pub enum Prompt {
     Text(String),
     /// The model's prompt of this name; that there is none is the caller's error.
     Named(String),
-    /// The one for this kind of text: query, document, or a name of the model's own. A model without any prompt reads
-    /// every kind alike; one with prompts, but none of this name, cannot be asked for it.
+    /// The one for this kind of text: query, document, or a name of the model's own. Without one for it, queries and
+    /// documents have none, not even the default. A model without any prompt reads every kind alike; one with prompts,
+    /// but none of this name, cannot be asked for it, unless the name is a route's.
     Kind(String),
 }
 
@@ -82,17 +86,37 @@ impl Text {
         self
     }
 
+    /// The same reader of a model with routes or without: where there are some, a kind that no prompt is for is read
+    /// with the default.
+    pub fn routed(self, routed: bool) -> Self {
+        Self { routed, ..self }
+    }
+
     /// A text's token ids; `param` names the input in errors.
     pub fn encode(&self, text: &str, reading: &Reading, param: &str) -> Result<Vec<u32>> {
+        match self.prompt(&reading.prompt)? {
+            "" => self.tokens(text, reading, param),
+            prompt => self.tokens(&format!("{prompt}{text}"), reading, param),
+        }
+    }
+
+    /// How many tokens at the start of a text are taken for its prompt's, as sentence-transformers counts: those of the
+    /// prompt alone, special tokens included, but for a special one at the end.
+    pub fn prompt_tokens(&self, reading: &Reading) -> Result<usize> {
         let prompt = self.prompt(&reading.prompt)?;
-        let prompted;
-        let text = match prompt {
-            "" => text,
-            prompt => {
-                prompted = format!("{prompt}{text}");
-                &prompted
-            }
+        if prompt.is_empty() {
+            return Ok(0);
+        }
+        let whole = Reading { truncate: Some(Truncation { tokens: None, left: None }), ..reading.clone() };
+        let ids = self.tokens(prompt, &whole, "prompt")?;
+        let is_special = |id: &u32| {
+            let token = self.tokenizer.id_to_token(*id);
+            token.is_some_and(|token| self.tokenizer.get_added_vocabulary().is_special_token(&token))
         };
+        Ok(ids.len() - usize::from(ids.last().is_some_and(is_special)))
+    }
+
+    fn tokens(&self, text: &str, reading: &Reading, param: &str) -> Result<Vec<u32>> {
         let special = reading.add_special_tokens.unwrap_or(self.specials);
         let encoding = self.tokenizer.encode_fast(text, special).map_err(|e| Error::invalid(param, e.to_string()))?;
         let Some(limit) = self.limit(encoding.len(), reading)? else { return self.non_empty(encoding, param) };
@@ -154,20 +178,18 @@ impl Text {
             Prompt::Default => Ok(self.default_prompt.as_deref().unwrap_or_default()),
             Prompt::Text(text) => Ok(text),
             Prompt::Kind(kind) => {
-                let unprompted = self.prompts.values().all(String::is_empty);
-                let (names, needs_none) = match names_of(kind) {
-                    Some(names) => (names, true),
-                    None => (&[kind.as_str()][..], unprompted),
-                };
-                let known = names.iter().find_map(|name| self.prompts.get(*name));
-                match known.or(self.default_prompt.as_ref().filter(|_| needs_none)) {
+                let known = names_of(kind).find_map(|name| self.prompts.get(name));
+                let default = self.default_prompt.as_deref().filter(|_| self.routed).unwrap_or_default();
+                match known {
                     Some(prompt) => Ok(prompt),
-                    None if needs_none => Ok(""),
+                    None if is_common(kind) => Ok(""),
+                    None if self.routed || self.prompts.values().all(String::is_empty) => Ok(default),
                     None => Err(self.no_prompt("input_type", kind)),
                 }
             }
             Prompt::Named(name) => match self.prompts.get(name) {
                 Some(prompt) => Ok(prompt),
+                None if UNPROMPTED.contains(&name.as_str()) => Ok(""),
                 None => Err(self.no_prompt("prompt_name", name)),
             },
         }
@@ -179,14 +201,27 @@ impl Text {
     }
 }
 
-/// The names under which models have what is for a query or for a document, a prompt or an adapter; none for a kind of
-/// text of the model's own.
-pub fn names_of(kind: &str) -> Option<&'static [&'static str]> {
-    match kind {
-        "query" | "search_query" => Some(&["query", "retrieval.query"]),
-        "document" | "passage" | "search_document" => Some(&["document", "passage", "corpus", "retrieval.passage"]),
-        _ => None,
-    }
+/// Prompts that every model of sentence-transformers has; empty, where its files name none.
+const UNPROMPTED: [&str; 2] = ["query", "document"];
+
+/// Kinds of text that clients name, and the names under which models have what is for them.
+const COMMON: [(&str, &[&str]); 5] = [
+    ("query", &["query", "retrieval.query"]),
+    ("search_query", &["query", "retrieval.query"]),
+    ("document", &["document", "retrieval.passage"]),
+    ("search_document", &["document", "retrieval.passage"]),
+    ("passage", &["passage", "document", "retrieval.passage"]),
+];
+
+/// The names under which models have what is for a kind of text, a prompt, a route or an adapter, in order; the kind's
+/// own comes last where it is not among them.
+pub fn names_of(kind: &str) -> impl Iterator<Item = &str> {
+    let common = COMMON.iter().find(|(name, _)| *name == kind).map_or(&[][..], |(_, names)| *names);
+    common.iter().copied().chain(std::iter::once(kind))
+}
+
+fn is_common(kind: &str) -> bool {
+    COMMON.iter().any(|(name, _)| *name == kind)
 }
 
 fn no_tokens(param: &str) -> Error {

@@ -1,0 +1,106 @@
+//! A sentence-transformers folder: what its modules.json lists, or what is made of a folder without one.
+
+mod build;
+mod router;
+
+use super::pipeline::{Pipeline, Poolings};
+use super::routes::Routes;
+use crate::error::{Error, Result};
+use crate::folder::Folder;
+use crate::kernels::Pooling;
+use candle_core::Device;
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+/// A folder's modules on one route: where its body lies, and what follows it.
+#[derive(Clone)]
+pub struct Modules {
+    /// The folder of the body's files.
+    pub folder: Folder,
+    /// What the body is.
+    pub body: Body,
+    /// What follows.
+    pub pipeline: Pipeline,
+}
+
+/// What gives the hidden states.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Body {
+    /// A transformer, as its config.json describes it.
+    Transformer,
+    /// A row a token and nothing more (sentence-transformers' `StaticEmbedding`, model2vec).
+    Static,
+}
+
+/// One entry of modules.json, or of a Router's `types`.
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+struct Module {
+    #[serde(rename = "type")]
+    class: String,
+    /// Relative to the model's folder.
+    path: String,
+}
+
+impl Module {
+    /// The class without its package, which sentence-transformers has changed over time.
+    fn class_name(&self) -> &str {
+        self.class.rsplit('.').next().unwrap_or_default()
+    }
+}
+
+/// config_sentence_transformers.json, as far as it says what becomes of a vector.
+#[derive(Default, Deserialize)]
+struct Settings {
+    model_type: Option<String>,
+    truncate_dim: Option<usize>,
+}
+
+/// Where those settings are.
+const SETTINGS: &str = "config_sentence_transformers.json";
+
+/// Models that sentence-transformers, knowing them by name, pools without their prompts whatever their files say.
+const PROMPTS_LEFT_OUT: [&str; 3] = ["hkunlp/instructor-base", "hkunlp/instructor-large", "hkunlp/instructor-xl"];
+
+impl Modules {
+    /// As the folder's modules.json says, by route; none where it has no such file.
+    pub fn of(folder: &Folder, device: &Device) -> Result<Option<Routes<Self>>> {
+        let Some(listed) = folder.json::<Vec<Module>>("modules.json")? else { return Ok(None) };
+        let settings: Settings = folder.json(SETTINGS)?.unwrap_or_default();
+        let fail = |reason: String| Error::load(folder.path().join(SETTINGS), reason);
+        if let Some(other) = settings.model_type.filter(|model_type| model_type != "SentenceTransformer") {
+            return Err(fail(format!("model_type '{other}' is not supported, only 'SentenceTransformer'")));
+        }
+        if settings.truncate_dim == Some(0) {
+            return Err(fail("truncate_dim = 0 leaves nothing of a vector".into()));
+        }
+        let routes = router::routes(folder, &listed)?.map(|modules| {
+            let mut built = build::modules(folder, modules, device)?;
+            built.pipeline.truncate = settings.truncate_dim;
+            built.pipeline.poolings.include_prompt &= !PROMPTS_LEFT_OUT.iter().any(|name| folder.is_repo(name));
+            Ok(built)
+        })?;
+        Ok(Some(routes))
+    }
+
+    /// What sentence-transformers makes of a folder without modules.json: mean pooling, or the last token of a causal
+    /// language model. Where it would apply a chat template, the folder is refused.
+    pub fn bare(folder: &Folder) -> Result<Self> {
+        #[derive(Deserialize)]
+        struct Config {
+            #[serde(default)]
+            architectures: Vec<String>,
+            is_causal: Option<bool>,
+        }
+        let config: Config = folder.require_json("config.json")?;
+        let tokenizer: Map<String, Value> = folder.json("tokenizer_config.json")?.unwrap_or_default();
+        if tokenizer.contains_key("chat_template") || folder.file("chat_template.jinja")?.is_some() {
+            let reason = "it has a chat template and no modules.json, so texts would be read as chat messages, which is \
+                          not supported; save it with sentence-transformers";
+            return Err(Error::load(folder.path().join("modules.json"), reason));
+        }
+        let generates = config.architectures.first().is_some_and(|name| name.ends_with("ForCausalLM"));
+        let pooling = if generates && config.is_causal != Some(false) { Pooling::LastToken } else { Pooling::Mean };
+        let pipeline = Pipeline { poolings: Poolings::one(pooling), ..Pipeline::default() };
+        Ok(Self { folder: folder.clone(), body: Body::Transformer, pipeline })
+    }
+}

@@ -1,0 +1,119 @@
+//! Folders to models, pipelines and readers of text, by route: what is equal is loaded once.
+
+use super::load::Base;
+use super::provenance::{Provenance, ReadAs};
+use crate::config::PipelineChoice;
+use crate::error::Result;
+use crate::folder::Folder;
+use crate::model::{Adapter, Body, DType, Device, Model, Modules, Pipeline, Routes};
+use crate::text::{self, Capacity, Text, Tokenizers};
+use std::cell::RefCell;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// What texts on one route need.
+#[derive(Clone)]
+pub struct Parts {
+    pub model: Arc<Model>,
+    pub pipeline: Arc<Pipeline>,
+    pub text: Arc<Text>,
+}
+
+/// Loads them.
+pub struct Readings {
+    device: Device,
+    dtype: DType,
+    tokenizers: RefCell<Tokenizers>,
+    pipelines: RefCell<Vec<Arc<Pipeline>>>,
+}
+
+impl Readings {
+    pub fn new(device: Device, dtype: DType) -> Self {
+        Self { device, dtype, tokenizers: RefCell::default(), pipelines: RefCell::default() }
+    }
+
+    /// A base's, with its models.
+    pub fn base(&self, folder: &Folder, progress: &dyn Fn(usize, usize)) -> Result<Routes<Parts>> {
+        let listed = Modules::of(folder, &self.device)?;
+        let own = listed.is_some().then_some(folder);
+        let routes = listed.map_or_else(|| Modules::bare(folder).map(Routes::one), Ok)?;
+        let mut models: Vec<(PathBuf, Arc<Model>)> = Vec::new();
+        routes.map(|modules| {
+            let path = modules.folder.path();
+            let model = match models.iter().find(|(known, _)| known == path) {
+                Some((_, model)) => {
+                    modules.pipeline.check(model.spec())?;
+                    model.clone()
+                }
+                None => {
+                    let model = Arc::new(Model::load(modules, &self.device, self.dtype, progress)?);
+                    models.push((path.to_owned(), model.clone()));
+                    model
+                }
+            };
+            let specials = modules.body == Body::Transformer;
+            let source = text::Source { folder: own, body: &modules.folder, specials };
+            let text = Text::of(source, None, capacity(&model, None), &mut self.tokenizers.borrow_mut())?;
+            let text = Arc::new(text.routed(routes.differ()));
+            Ok(Parts { model, pipeline: self.share(&modules.pipeline), text })
+        })
+    }
+
+    /// Those of an adapter of a base, whose routes have one model, and the bits behind it. Its weights were found in
+    /// `weights`.
+    pub fn adapter(
+        &self,
+        weights: &Folder,
+        base: &Base,
+        adapter: &Adapter,
+        choice: PipelineChoice,
+    ) -> Result<(Routes<Parts>, Provenance)> {
+        let (folder, known) = (&weights.afresh(), &base.routes);
+        if choice == PipelineChoice::Base {
+            return Ok((known.clone(), base.provenance.with_adapter(weights, folder, ReadAs::Base)?));
+        }
+        let main = known.main();
+        let text = |body: &Folder, parts: &Parts| {
+            let source = text::Source { folder: Some(folder), body, specials: true };
+            let capacity = capacity(&parts.model, Some(adapter));
+            Text::of(source, Some(&parts.text), capacity, &mut self.tokenizers.borrow_mut())
+        };
+        let (routes, read_as) = match Modules::of(folder, &self.device)? {
+            Some(own) => {
+                let routes = own.map(|modules| {
+                    modules.pipeline.check(main.model.spec())?;
+                    let text = Arc::new(text(&modules.folder, main)?.routed(own.differ()));
+                    Ok(Parts { model: main.model.clone(), pipeline: self.share(&modules.pipeline), text })
+                });
+                (routes?, ReadAs::Own)
+            }
+            None if choice == PipelineChoice::SentenceTransformers => {
+                let text = Arc::new(text(folder, main)?.without_prompts());
+                let pipeline = self.share(&Pipeline::default());
+                (Routes::one(Parts { model: main.model.clone(), pipeline, text }), ReadAs::Bare)
+            }
+            None => {
+                let routes = known.map(|parts| {
+                    let text = Arc::new(text(folder, parts)?.routed(known.differ()));
+                    Ok(Parts { text, ..parts.clone() })
+                });
+                (routes?, ReadAs::Own)
+            }
+        };
+        Ok((routes, base.provenance.with_adapter(weights, folder, read_as)?))
+    }
+
+    /// One value for equal pipelines, so that their sequences stay one segment.
+    fn share(&self, pipeline: &Pipeline) -> Arc<Pipeline> {
+        let mut known = self.pipelines.borrow_mut();
+        if let Some(known) = known.iter().find(|known| ***known == *pipeline) {
+            return known.clone();
+        }
+        known.push(Arc::new(pipeline.clone()));
+        known[known.len() - 1].clone()
+    }
+}
+
+fn capacity(model: &Model, adapter: Option<&Adapter>) -> Capacity {
+    Capacity { positions: model.spec().tokens_max, vocabulary: model.vocabulary(adapter) }
+}
