@@ -3,7 +3,6 @@
 mod support;
 
 use serde_json::{Map, Value, json};
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use support::{Door, config, copy_of, edit_json, embeddings, fixture, gap, named, read, refusal, rows, texts};
@@ -64,22 +63,19 @@ async fn every_pipeline_is_within_1e5_of_the_oracle_alone_and_packed() {
     for base in ["bert", "qwen2"] {
         let golden = read(&format!("pipelines/{base}/golden.json"));
         let (texts, plain) = (texts(&golden), rows(&golden["base"]));
-        let asked: Vec<(String, String, Map<String, Value>)> = serde_json::from_value(golden["asked"].clone()).unwrap();
-        let mut by_row: BTreeMap<String, Vec<(String, Map<String, Value>)>> = BTreeMap::new();
-        for (row, way, arguments) in asked {
-            by_row.entry(row).or_default().push((way, arguments));
-        }
-        for (row, ways) in by_row {
+        let asked: Vec<(String, Map<String, Value>)> = serde_json::from_value(golden["asked"].clone()).unwrap();
+        for (row, ways) in asked {
             let folder = assembled(base, &row);
             let door = open(&folder);
             let (mut error, mut effect, mut packed) = (0f32, 0f32, 0f32);
             for (way, arguments) in ways {
-                let ours = ask(&door, &texts, &arguments).await;
+                let arguments = arguments.as_object().unwrap();
+                let ours = ask(&door, &texts, arguments).await;
                 let oracle = rows(&golden[format!("{row} {way}")]);
                 error = error.max(gap(&ours, &oracle));
                 effect = effect.max(difference(&ours, &plain));
                 for (text, ours) in texts.iter().zip(ours) {
-                    let alone = ask(&door, std::slice::from_ref(text), &arguments).await;
+                    let alone = ask(&door, std::slice::from_ref(text), arguments).await;
                     // Vectors that are not of unit length: relative to their largest number.
                     let largest = ours.iter().fold(1f32, |largest, x| largest.max(x.abs()));
                     packed = packed.max(gap(&alone, &[ours]) / largest);

@@ -154,6 +154,10 @@ impl<'a> Loading<'a> {
         let routes = self.readings.base(folder, &|done, all| progress.at(done, all))?;
         progress.end();
         let base = Base { name, root: root.to_owned(), path, routes };
+        if base.model().is_none() && base.routes.iter().any(|parts| !parts.model.tasks().is_empty()) {
+            let reason = "a body with adapters in its own checkpoint cannot be one of several on a Router's routes";
+            return Err(Error::load(folder.path().join("modules.json"), reason));
+        }
         let mut models: Vec<&Arc<Model>> = base.routes.iter().map(|parts| &parts.model).collect();
         models.sort_by_key(|model| Arc::as_ptr(model));
         models.dedup_by(|a, b| Arc::ptr_eq(a, b));
