@@ -6,10 +6,11 @@
 //! # Words
 //! *Request*, *input* (one text of a request), *sequence* (its tokens), *batch* (packed sequences), *segment* (the rows
 //! of one adapter in a batch), *base*, *adapter*, *site* (a module an adapter changes, named by its checkpoint path),
-//! *rank*, *scale*, *delta* (the change at one site), *checkpoint*, *family* (an architecture's spec and names), *spec*,
-//! *hidden states*, *pooling*, *pipeline* (what follows the transformer), *registry*, *lease* (a request's hold on what
-//! it was resolved to), *worker*, *permit*, *generation* and *fingerprint* (hashes of an adapter's bits, and of those it
-//! lies on), *probe* (a sentence that shows what an adapter does).
+//! *rank*, *scale*, *delta* (the change at one site), *blend* (several adapters at once), *checkpoint*, *family* (an
+//! architecture's spec and names), *spec*, *hidden states*, *pooling*, *pipeline* (what follows the transformer), *route*
+//! (what becomes of one kind of text, such as queries, where a model tells them apart), *registry*, *lease* (a request's
+//! hold on what it was resolved to), *worker*, *permit*, *generation* and *fingerprint* (hashes of an adapter's bits, and
+//! of those it lies on), *probe* (a sentence that shows what an adapter does).
 //!
 //! # The house
 //! From the top; an arrow of knowledge only ever goes down. `tests/tidy.rs` holds it.
@@ -19,7 +20,7 @@
 //! | `main.rs`, `once.rs` | the binary: arguments to configuration to telemetry to serving to draining; what runs once |
 //! | [`cli`] | subcommands, and a flag for every key of the configuration |
 //! | [`http`] | the only place that names axum or a status code: routes, layers, [`http::embed`] and one file a dialect |
-//! | [`registry`] | names to (base, adapter, pipeline, text); how all of it is loaded, checked, and named by its bits |
+//! | [`registry`] | names to routes of (base, adapter, pipeline, text); how all of it is loaded, checked, and named by its bits |
 //! | [`engine`] | the queue, the batcher (pure), the worker: the one thread that owns a device |
 //! | [`adapters`] | PEFT files to deltas; everything binds or the load fails |
 //! | [`text`] | prompts, tokenizers, limits, truncation |
@@ -31,7 +32,7 @@
 //! # One request
 //! 1. `http/openai.rs` parses the body into a [`http::Call`]; what is wrong with it is refused here.
 //! 2. [`registry::Registry::find`] turns the name into a lease before anything is queued: unknown is 404, never a
-//!    silent base vector.
+//!    silent base vector. Where the model has routes, the kind of text chooses one: [`registry::Served::route`].
 //! 3. [`text::Text::encode`] tokenizes on blocking threads, as many as are configured, and stops with its caller.
 //! 4. [`engine::Engine::admit`] takes permits, one a token; a full queue is 429.
 //! 5. The worker takes what waits for the oldest sequence's model, up to `max_batch_tokens`, and sorts it so that each
@@ -78,8 +79,11 @@
 //!
 //! # Absent on purpose
 //! - A padded batch, a merged copy of a model, a timer in the batcher, a lock around a model.
-//! - CUDA and int8 (the configuration names them, start-up refuses them), other PEFT types than LoRA, modules after
-//!   pooling other than Dense and Normalize, loading adapters while serving: not built yet, and refused by name.
+//! - CUDA and int8 (the configuration names them, start-up refuses them), other PEFT types than LoRA, loading adapters
+//!   while serving: not built yet, and refused by name.
+//! - Of sentence-transformers' modules those that are no part of a transformer's pipeline (convolutions, LSTMs, words and
+//!   their weights, images, sparse and multi-vector encoders), and its modules on features under names of their own.
+//! - A Router in a forward pass: at load every route becomes a pipeline, and a request's kind of text chooses one.
 //! - Arithmetic in half precision: `dtype` is how matrices lie in memory; they are widened tile by tile, and hidden
 //!   states, norms and adapters stay f32.
 //! - `folder` is a leaf, not part of `hub`, because models, adapters and tokenizers read folders and know no Hub.

@@ -68,6 +68,25 @@ async fn the_default_prompt_is_used_unless_another_is_asked_for() {
     assert_read_as(&door, cases).await;
 }
 
+/// As encode_query and encode_document of sentence-transformers, for which every model has these two prompts.
+#[tokio::test]
+async fn queries_and_documents_are_never_read_with_the_default() {
+    let folder = copy_of("bert/base");
+    let config = json!({"prompts": {"passage": "part: ", "own": "own: ", "none": null}, "default_prompt_name": "own"});
+    std::fs::write(folder.path().join("config_sentence_transformers.json"), config.to_string()).unwrap();
+    let door = Door::open(&[format!("base={}", folder.path().display())], &[], &[]);
+    let cases = vec![
+        (json!({}), "own: a mill"),
+        (json!({"input_type": "query"}), "a mill"),
+        (json!({"input_type": "document"}), "a mill"),
+        (json!({"input_type": "passage"}), "part: a mill"),
+        (json!({"prompt_name": "passage"}), "part: a mill"),
+        (json!({"prompt_name": "query"}), "a mill"),
+        (json!({"prompt_name": "none"}), "a mill"),
+    ];
+    assert_read_as(&door, cases).await;
+}
+
 #[tokio::test]
 async fn prompt_goes_before_prompt_name_before_input_type_before_task() {
     let (door, _folder) = door(Some("document"));

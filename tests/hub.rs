@@ -157,6 +157,9 @@ fn shards_vocabularies_and_pickles_are_downloaded_where_nothing_better_is_listed
         "vocab.txt",
         "adapter_model.bin",
         "2_Dense/pytorch_model.bin",
+        "router_config.json",
+        "query_0_StaticEmbedding/tokenizer.json",
+        "3_Router/document_0_Dense/model.safetensors",
     ];
     for name in needed {
         write(repo.path(), name, name);

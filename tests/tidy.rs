@@ -137,8 +137,11 @@ fn models_name_no_architecture_outside_families() {
     let named: Vec<String> = entries.chain(["model_type".to_owned()]).collect();
     assert!(named.len() > 20 && named.contains(&"\"qwen3\"".to_owned()), "{named:?}");
     for source in &sources {
+        // sentence-transformers' own key of this name says what kind of encoder a folder is.
+        let own = source.name() == "src/model/modules/mod.rs";
         let code = source.code().to_lowercase();
-        let found = named.iter().find(|name| code.contains(name.as_str()));
+        let mut named = named.iter().filter(|name| !own || *name != "model_type");
+        let found = named.find(|name| code.contains(name.as_str()));
         assert!(found.is_none() || source.name().starts_with("src/model/families/"), "{found:?} in {}", source.name());
     }
 }

@@ -171,6 +171,10 @@ impl<'a> Loading<'a> {
         progress.end();
         let provenance = Provenance::of_base(folder, &self.config.server.dtype)?;
         let base = Base { name, root: root.to_owned(), path, routes, provenance };
+        if base.model().is_none() && base.routes.iter().any(|parts| !parts.model.tasks().is_empty()) {
+            let reason = "a body with adapters in its own checkpoint cannot be one of several on a Router's routes";
+            return Err(Error::load(folder.path().join("modules.json"), reason));
+        }
         let mut models: Vec<&Arc<Model>> = base.routes.iter().map(|parts| &parts.model).collect();
         models.sort_by_key(|model| Arc::as_ptr(model));
         models.dedup_by(|a, b| Arc::ptr_eq(a, b));

@@ -18,7 +18,7 @@ use crate::engine::{self, Engine, Sequence, Target};
 use crate::error::{Error, Result};
 use crate::hub::Hub;
 use crate::model::{Adapter, Routes};
-use crate::text::{Reading, Text, names_of};
+use crate::text::{Reading, Text, Truncation, names_of};
 use readings::Parts;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -136,9 +136,11 @@ impl Registry {
 
     /// Runs every base once, so that a model that cannot is found before the first request.
     pub fn warm_up(&self, engine: &Engine) -> Result<()> {
+        // A model may read fewer tokens than this text has.
+        let reading = Reading { truncate: Some(Truncation { tokens: None, left: None }), ..Reading::default() };
         for base in self.served.iter().filter(|served| served.parent.is_none()) {
             for Route { target, text } in base.routes.iter().map(Arc::as_ref) {
-                let ids = text.encode("warm up", &Reading::default(), "warm-up")?;
+                let ids = text.encode("warm up", &reading, "warm-up")?;
                 let admission = engine.admit(ids.len())?;
                 let sequence = Sequence { ids, prompt_tokens: 0, target: target.clone() };
                 for reply in engine.submit(vec![sequence], admission)? {

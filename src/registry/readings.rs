@@ -37,17 +37,17 @@ impl Readings {
         let listed = Modules::of(folder, &self.device)?;
         let own = listed.is_some().then_some(folder);
         let routes = listed.map_or_else(|| Modules::bare(folder).map(Routes::one), Ok)?;
-        let mut models: Vec<(PathBuf, Arc<Model>)> = Vec::new();
+        let mut models: Vec<(PathBuf, Body, Arc<Model>)> = Vec::new();
         routes.map(|modules| {
             let path = modules.folder.path();
-            let model = match models.iter().find(|(known, _)| known == path) {
-                Some((_, model)) => {
+            let model = match models.iter().find(|(known, body, _)| known == path && *body == modules.body) {
+                Some((.., model)) => {
                     modules.pipeline.check(model.spec())?;
                     model.clone()
                 }
                 None => {
                     let model = Arc::new(Model::load(modules, &self.device, self.dtype, progress)?);
-                    models.push((path.to_owned(), model.clone()));
+                    models.push((path.to_owned(), modules.body, model.clone()));
                     model
                 }
             };
