@@ -77,10 +77,20 @@
 //! 6. Where the spec lacks something, add a field or one enum arm in `model/spec`, its meaning in one file of
 //!    `model/layers`, and arithmetic, if it needs any, in one file of `kernels` with a plain twin in its tests.
 //!
+//! # How to add a type of adapter
+//! 1. One file in `adapters/methods`: a reader of the keys of adapter_config.json that change vectors (what only training
+//!    reads is left, what is not understood stays and is refused), and a [`model::Delta`] of one module's tensors, each
+//!    taken once with its shape. What every type may have, whole weights and biases and rows of tokens, is not its affair.
+//! 2. Prefer a low-rank update or a scale, which lies beside the base's weight; else `Module::plus` holds the effective
+//!    weight. `is_sum` is true only where PEFT adds several such adapters up, and then they can be blended.
+//! 3. A line in the table of `methods/mod.rs`, in README.md, and in the tables of `tests/fixtures/peft_types.py`, with the
+//!    merge by hand; `tests/peft.rs` finds the rest.
+//!
 //! # Absent on purpose
 //! - A padded batch, a merged copy of a model, a timer in the batcher, a lock around a model.
-//! - CUDA and int8 (the configuration names them, start-up refuses them), other PEFT types than LoRA, loading adapters
-//!   while serving: not built yet, and refused by name.
+//! - CUDA and int8 (the configuration names them, start-up refuses them), loading adapters while serving, PEFT's
+//!   `layer_replication` and initializations that change the base (PiSSA, OLoRA): not built yet, and refused by name.
+//! - Of PEFT what learns prompts or prefixes, routes between adapters, or draws its matrices from torch's random numbers.
 //! - Of sentence-transformers' modules those that are no part of a transformer's pipeline (convolutions, LSTMs, words and
 //!   their weights, images, sparse and multi-vector encoders), and its modules on features under names of their own.
 //! - A Router in a forward pass: at load every route becomes a pipeline, and a request's kind of text chooses one.
