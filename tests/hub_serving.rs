@@ -4,8 +4,9 @@ mod hub_stand_in;
 mod support;
 
 use hub_stand_in::StandIn;
+use serde_json::json;
 use std::fs;
-use support::{Door, config, fixture, gap, read, rows};
+use support::{Door, config, copy_of, edit_json, embeddings, fixture, gap, read, rows};
 use tempfile::TempDir;
 
 /// A base repo, and an adapter repo whose adapter_config.json names it.
@@ -63,4 +64,22 @@ async fn a_base_and_an_adapter_by_id_are_served_again_without_the_hub() {
         assert_golden(&door, "a", "lora-all").await;
         assert_eq!(scene.hub.requests().len() == before, offline, "requests while offline is {offline}");
     }
+}
+
+/// sentence-transformers knows them by name, and their files do not say it.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_instructor_models_are_pooled_without_their_prompts() {
+    let (home, base) = (tempfile::tempdir().unwrap(), fixture("distilbert/base"));
+    let hub = StandIn::start(&[("hkunlp/instructor-base", "main", &base), ("org/base", "main", &base)]);
+    let keys = [("endpoint", hub.endpoint.as_str()), ("hf_home", home.path().to_str().unwrap())];
+    let told = copy_of("distilbert/base");
+    edit_json(&told.path().join("1_Pooling/config.json"), |pooling| pooling["include_prompt"] = json!(false));
+    let models = ["a=hkunlp/instructor-base@main", "b=org/base", &format!("c={}", told.path().display())];
+    let door = Door::with(config(&models.map(str::to_owned), &[], &keys).unwrap()).unwrap();
+    let ask = async |model: &str| {
+        let body = json!({"model": model, "input": "a text", "prompt": "Represent the sentence: "});
+        embeddings(&door.ask(body).await.1)
+    };
+    assert_eq!(ask("a").await, ask("c").await);
+    assert_ne!(ask("a").await, ask("b").await);
 }

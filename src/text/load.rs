@@ -123,7 +123,7 @@ impl Tokenizers {
         if let Some(config) = config {
             config.lay_over(&mut content);
         }
-        // As sentence-transformers does: a normalizer that lowers somewhere is left as it is.
+        // As sentence-transformers does: a normalizer with a step that does it is left as it is.
         let lower_case = settings.lower_case && !lowers(&content["normalizer"]);
         let content = content.to_string();
         let key = format!("{lower_case} {content}");

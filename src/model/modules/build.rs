@@ -55,6 +55,9 @@ impl Built<'_> {
         if class != "Transformer" && !module.class.starts_with("sentence_transformers.") {
             return Err(self.refusal(module, "it is not sentence-transformers' own"));
         }
+        if let Some((_, reason)) = REFUSED.iter().find(|(name, _)| *name == class) {
+            return Err(self.refusal(module, reason));
+        }
         match class {
             "Transformer" | "StaticEmbedding" if self.body.is_some() => {
                 return Err(self.refusal(module, "there is a body before it"));
@@ -92,10 +95,7 @@ impl Built<'_> {
                 }
             }
             "Dropout" => {}
-            _ => {
-                let reason = REFUSED.iter().find(|(name, _)| *name == class).map(|(_, reason)| *reason);
-                return Err(self.refusal(module, reason.unwrap_or("it is not known")));
-            }
+            _ => return Err(self.refusal(module, "it is not known")),
         }
         Ok(())
     }
