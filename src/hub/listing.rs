@@ -30,7 +30,7 @@ struct LargeFile {
     sha256: String,
 }
 
-const CONFIGS: [&str; 9] = [
+const CONFIGS: [&str; 10] = [
     "config.json",
     "adapter_config.json",
     "modules.json",
@@ -40,6 +40,7 @@ const CONFIGS: [&str; 9] = [
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
+    "veneer_golden.json",
 ];
 /// Read only where there is no `tokenizer.json`.
 const VOCABULARIES: [&str; 6] =
