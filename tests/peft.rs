@@ -230,3 +230,18 @@ async fn a_checkpoint_of_several_adapters_is_served_whole() {
     let refusal = Door::with(config).err().expect("which one?").to_string();
     assert!(refusal.contains("dora") && refusal.contains("--adapters"), "{refusal}");
 }
+
+#[tokio::test]
+async fn every_kind_lies_over_a_base_in_half_precision() {
+    for base in ["bert", "qwen2"] {
+        let golden = read(&format!("peft/{base}/golden.json"));
+        let (texts, kinds) = (texts(&golden), kinds(&golden));
+        let adapters: Vec<String> = kinds.iter().map(|kind| named(kind, &format!("peft/{base}/{kind}"))).collect();
+        let door = Door::open(&[named("base", &format!("{base}/base"))], &adapters, &[("dtype", "float16")]);
+        for kind in kinds {
+            let found = support::cosine(&door.vectors(&kind, &texts).await, &rows(&golden[&kind]));
+            println!("{base:8} {kind:20} float16, least cosine {found:.6}");
+            assert!(found >= 0.9999, "{base} {kind}: {found}");
+        }
+    }
+}

@@ -2,9 +2,10 @@
 
 use super::super::keys::{Keys, Ranks, Reading};
 use super::super::modules::Module;
-use super::Method;
+use super::{Method, residual};
 use crate::error::Result;
 use crate::model::{Delta, LinearDelta, LowRank, Magnitude, SiteKind, TableDelta};
+use candle_core::Tensor;
 use serde_json::Value;
 
 /// PEFT's `LoraConfig`.
@@ -15,6 +16,8 @@ struct Lora {
     has_bias: bool,
     /// `use_dora`: whether each update has lengths of its own.
     is_dora: bool,
+    /// `init_lora_weights` "olora": whether the base's weight was left with a residual.
+    is_olora: bool,
 }
 
 /// Initializations that leave the base as it is.
@@ -30,20 +33,21 @@ pub fn read(keys: &mut Keys) -> Reading<Box<dyn Method>> {
         ranks: Ranks::read(keys, "lora_alpha", by_root)?,
         has_bias: keys.or("lora_bias", false)?,
         is_dora: keys.or("use_dora", false)?,
+        is_olora: takes_from_base(&keys.or("init_lora_weights", Value::Null)?)?,
     };
     if lora.has_bias && lora.is_dora {
         return Err("lora_bias with use_dora is not supported".into());
     }
-    refuse_other_base(&keys.or("init_lora_weights", Value::Null)?)?;
     keys.leave(&INERT);
     Ok(Box::new(lora))
 }
 
-/// An initialization that takes something from the base's weights.
-fn refuse_other_base(initialization: &Value) -> Reading<()> {
+/// Whether the initialization takes OLoRA's share out of the base's weights; what others take is refused.
+fn takes_from_base(initialization: &Value) -> Reading<bool> {
     match initialization {
-        Value::Null | Value::Bool(_) => Ok(()),
-        Value::String(name) if PLAIN_INITIALIZATIONS.contains(&name.to_lowercase().as_str()) => Ok(()),
+        Value::Null | Value::Bool(_) => Ok(false),
+        Value::String(name) if PLAIN_INITIALIZATIONS.contains(&name.to_lowercase().as_str()) => Ok(false),
+        Value::String(name) if name.to_lowercase() == "olora" => Ok(true),
         other => Err(format!(
             "init_lora_weights = {other} changes the base weights, which is not supported; save the adapter with \
              PEFT's path_initial_model_for_weight_conversion"
@@ -67,9 +71,9 @@ impl Method for Lora {
         kind != SiteKind::Norm
     }
 
-    /// DoRA measures what other adapters gave before it.
+    /// DoRA measures what other adapters gave before it, OLoRA what they left of the weight.
     fn is_sum(&self) -> bool {
-        !self.is_dora
+        !self.is_dora && !self.is_olora
     }
 
     fn summary(&self) -> String {
@@ -88,7 +92,12 @@ impl Method for Lora {
             ),
             _ => (module.take("lora_A.weight", &[rank, inner])?, module.take("lora_B.weight", &[outer, rank])?, outer),
         };
-        let update = LowRank { a: a.t()?.contiguous()?, b: (b.t()?.contiguous()? * scale)? };
+        let mut update = LowRank { a: a.t()?.contiguous()?, b: (b.t()?.contiguous()? * scale)? };
+        if self.is_olora && module.kind == SiteKind::Linear {
+            let taken = residual::of_olora(module, rank)?;
+            update.a = Tensor::cat(&[update.a, taken.a], 1)?;
+            update.b = Tensor::cat(&[update.b, (taken.b * -scale)?], 0)?;
+        }
         let magnitude = match self.is_dora {
             true => {
                 let m = module.take("lora_magnitude_vector", &[outputs])?;

@@ -9,6 +9,7 @@ mod kronecker;
 mod layer_norm;
 mod lora;
 mod orthogonal;
+mod residual;
 mod scales;
 mod sparse;
 mod tokens;
