@@ -44,6 +44,14 @@ impl Names {
             Self::List(entries) => entries.iter().any(|entry| [path, name].iter().any(|name| fits(name, entry))),
         }
     }
+
+    /// The same, where PEFT looks for entries at the end of a name, also within its last part.
+    pub fn end(&self, name: &str) -> bool {
+        match self {
+            Self::List(entries) => entries.iter().any(|entry| name.ends_with(entry.as_str())),
+            other => other.name(name, name),
+        }
+    }
 }
 
 fn fits(name: &str, entry: &str) -> bool {
@@ -95,10 +103,7 @@ impl Targets {
             let ends = name.match_indices('.').map(|(end, _)| end).chain([name.len()]);
             ends.map(|end| name[..end].to_owned()).collect::<Vec<_>>()
         };
-        // PEFT looks for these at the end of a name, also within its last part.
-        let Names::List(saved) = &self.saved else { return false };
-        let is_saved = |name: &String| saved.iter().any(|end| name.ends_with(end.as_str()));
-        above(path).iter().any(is_saved) || above(name).iter().any(is_saved)
+        above(path).iter().chain(&above(name)).any(|name| self.saved.end(name))
     }
 
     /// Why a module's update should not be there, where it should not.
