@@ -2,7 +2,8 @@
 
 use super::super::keys::{Keys, Ranks, Reading};
 use super::super::modules::Module;
-use super::{Method, residual};
+use super::Method;
+use super::residual::Residual;
 use crate::error::Result;
 use crate::model::{Delta, LinearDelta, LowRank, Magnitude, SiteKind, TableDelta};
 use candle_core::Tensor;
@@ -16,8 +17,8 @@ struct Lora {
     has_bias: bool,
     /// `use_dora`: whether each update has lengths of its own.
     is_dora: bool,
-    /// `init_lora_weights` "olora": whether the base's weight was left with a residual.
-    is_olora: bool,
+    /// `init_lora_weights` "olora" or "pissa": what was taken out of the base's weight.
+    residual: Option<Residual>,
 }
 
 /// Initializations that leave the base as it is.
@@ -33,7 +34,7 @@ pub fn read(keys: &mut Keys) -> Reading<Box<dyn Method>> {
         ranks: Ranks::read(keys, "lora_alpha", by_root)?,
         has_bias: keys.or("lora_bias", false)?,
         is_dora: keys.or("use_dora", false)?,
-        is_olora: takes_from_base(&keys.or("init_lora_weights", Value::Null)?)?,
+        residual: residual(&keys.or("init_lora_weights", Value::Null)?)?,
     };
     if lora.has_bias && lora.is_dora {
         return Err("lora_bias with use_dora is not supported".into());
@@ -42,12 +43,13 @@ pub fn read(keys: &mut Keys) -> Reading<Box<dyn Method>> {
     Ok(Box::new(lora))
 }
 
-/// Whether the initialization takes OLoRA's share out of the base's weights; what others take is refused.
-fn takes_from_base(initialization: &Value) -> Reading<bool> {
+/// What the initialization takes out of the base's weights; what cannot be known from the weights is refused.
+fn residual(initialization: &Value) -> Reading<Option<Residual>> {
     match initialization {
-        Value::Null | Value::Bool(_) => Ok(false),
-        Value::String(name) if PLAIN_INITIALIZATIONS.contains(&name.to_lowercase().as_str()) => Ok(false),
-        Value::String(name) if name.to_lowercase() == "olora" => Ok(true),
+        Value::Null | Value::Bool(_) => Ok(None),
+        Value::String(name) if PLAIN_INITIALIZATIONS.contains(&name.to_lowercase().as_str()) => Ok(None),
+        Value::String(name) if name.to_lowercase() == "olora" => Ok(Some(Residual::Olora)),
+        Value::String(name) if name == "pissa" => Ok(Some(Residual::Pissa)),
         other => Err(format!(
             "init_lora_weights = {other} changes the base weights, which is not supported; save the adapter with \
              PEFT's path_initial_model_for_weight_conversion"
@@ -71,9 +73,9 @@ impl Method for Lora {
         kind != SiteKind::Norm
     }
 
-    /// DoRA measures what other adapters gave before it, OLoRA what they left of the weight.
+    /// DoRA measures what other adapters gave before it, a residual what they left of the weight.
     fn is_sum(&self) -> bool {
-        !self.is_dora && !self.is_olora
+        !self.is_dora && self.residual.is_none()
     }
 
     fn summary(&self) -> String {
@@ -93,10 +95,10 @@ impl Method for Lora {
             _ => (module.take("lora_A.weight", &[rank, inner])?, module.take("lora_B.weight", &[outer, rank])?, outer),
         };
         let mut update = LowRank { a: a.t()?.contiguous()?, b: (b.t()?.contiguous()? * scale)? };
-        if self.is_olora && module.kind == SiteKind::Linear {
-            let taken = residual::of_olora(module, rank)?;
+        if let Some(residual) = self.residual.filter(|_| module.kind == SiteKind::Linear) {
+            let taken = residual.taken(module, rank, scale)?;
             update.a = Tensor::cat(&[update.a, taken.a], 1)?;
-            update.b = Tensor::cat(&[update.b, (taken.b * -scale)?], 0)?;
+            update.b = Tensor::cat(&[update.b, taken.b.neg()?], 0)?;
         }
         let magnitude = match self.is_dora {
             true => {

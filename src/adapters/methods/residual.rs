@@ -4,38 +4,61 @@ use crate::adapters::modules::Module;
 use crate::error::Result;
 use crate::model::LowRank;
 use candle_core::Tensor;
+use faer::Mat;
 
-/// OLoRA's (arXiv:2406.01775) first `rank` terms `Q R` of the QR decomposition of a module's weight `[out, in]`: the weight
-/// projected on its first columns.
-pub fn of_olora(module: &Module, rank: usize) -> Result<LowRank> {
-    // [in, out], so that the weight's columns are rows.
-    let weight = module.weight()?;
-    if rank > module.inputs().min(module.outputs()) {
-        return Err(module.fail(&format!("OLoRA of rank {rank} does not fit its weight {:?}", module.shape)));
-    }
-    let mut q: Vec<Vec<f64>> = Vec::with_capacity(rank);
-    for column in weight.narrow(0, 0, rank)?.to_vec2::<f32>()? {
-        let mut column: Vec<f64> = column.into_iter().map(f64::from).collect();
-        let before = length(&column);
-        // Twice, since what is nearly parallel loses digits the first time.
-        for known in q.iter().chain(&q) {
-            let along: f64 = known.iter().zip(&column).map(|(a, b)| a * b).sum();
-            column.iter_mut().zip(known).for_each(|(x, known)| *x -= along * known);
-        }
-        let after = length(&column);
-        if after <= before * 1e-7 {
-            return Err(
-                module.fail("OLoRA of a weight whose first columns depend on each other has no definite residual")
-            );
-        }
-        column.iter_mut().for_each(|x| *x /= after);
-        q.push(column);
-    }
-    let elements = q.into_iter().flatten().map(|x| x as f32).collect();
-    let b = Tensor::from_vec(elements, (rank, module.outputs()), module.device())?;
-    Ok(LowRank { a: weight.matmul(&b.t()?)?, b })
+/// Which terms of a module's weight `[out, in]` are taken out, as many as the update's rank. Each is the weight projected
+/// on some orthonormal directions of its outputs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Residual {
+    /// OLoRA's (arXiv:2406.01775), the first terms of the QR decomposition: the directions span the first columns.
+    Olora,
+    /// PiSSA's (arXiv:2404.02948), the largest terms of the singular value decomposition.
+    Pissa,
 }
 
-fn length(vector: &[f64]) -> f64 {
-    vector.iter().map(|x| x * x).sum::<f64>().sqrt()
+impl Residual {
+    /// What is taken out of a module's weight, as an update of this rank. `scale` is that of the adapter's own update.
+    pub fn taken(self, module: &Module, rank: usize, scale: f64) -> Result<LowRank> {
+        // [in, out], so that the weight's columns are rows.
+        let weight = module.weight()?;
+        if rank > module.inputs().min(module.outputs()) {
+            return Err(module.fail(&format!("{self:?} of rank {rank} does not fit its weight {:?}", module.shape)));
+        }
+        let rows = weight.to_vec2::<f32>()?;
+        let directions = match self {
+            Self::Olora => first_columns(&rows[..rank]),
+            Self::Pissa => largest(&rows, rank),
+        };
+        let Some(directions) = directions else {
+            let reason = format!("{self:?} of rank {rank} of this weight has no definite residual");
+            return Err(module.fail(&reason));
+        };
+        let elements = (0..rank).flat_map(|i| directions.col(i).iter().map(|x| *x as f32)).collect();
+        let b = Tensor::from_vec(elements, (rank, module.outputs()), module.device())?;
+        // PiSSA divides by the scale what the adapter begins with, OLoRA does not.
+        let share = if self == Self::Olora { scale } else { 1.0 };
+        Ok(LowRank { a: (weight.matmul(&b.t()?)? * share)?, b })
+    }
+}
+
+/// Orthonormal columns that span some rows; none where the rows depend on each other.
+fn first_columns(rows: &[Vec<f32>]) -> Option<Mat<f64>> {
+    let qr = transposed(rows).qr();
+    let longest =
+        rows.iter().map(|row| row.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt()).fold(0.0, f64::max);
+    let definite = (0..rows.len()).all(|i| qr.R()[(i, i)].abs() > longest * 1e-7);
+    definite.then(|| qr.compute_thin_Q())
+}
+
+/// The left singular vectors of the `count` largest singular values; none where the next value is as large as the last
+/// of them, or they do not converge.
+fn largest(rows: &[Vec<f32>], count: usize) -> Option<Mat<f64>> {
+    let svd = transposed(rows).thin_svd().ok()?;
+    let values: Vec<f64> = svd.S().column_vector().iter().copied().collect();
+    let definite = values.get(count).is_none_or(|next| values[count - 1] - next > values[0] * 1e-7);
+    definite.then(|| svd.U().subcols(0, count).to_owned())
+}
+
+fn transposed(rows: &[Vec<f32>]) -> Mat<f64> {
+    Mat::from_fn(rows[0].len(), rows.len(), |i, j| f64::from(rows[j][i]))
 }
