@@ -88,9 +88,9 @@
 //!
 //! # Absent on purpose
 //! - A padded batch, a merged copy of a model, a timer in the batcher, a lock around a model.
-//! - CUDA and int8 (the configuration names them, start-up refuses them), loading adapters while serving, PEFT's
-//!   `layer_replication` and initializations that change the base (PiSSA): not built yet, and refused by name.
-//! - Of PEFT what learns prompts or prefixes, routes between adapters, or draws its matrices from torch's random numbers.
+//! - CUDA and int8 (the configuration names them, start-up refuses them), loading adapters while serving: not built yet.
+//! - Of PEFT what learns prompts or prefixes, routes between adapters, draws its matrices from torch's random numbers, or
+//!   changes the base in ways that its weights do not tell (LoftQ, CorDA).
 //! - Of sentence-transformers' modules those that are no part of a transformer's pipeline (convolutions, LSTMs, words and
 //!   their weights, images, sparse and multi-vector encoders), and its modules on features under names of their own.
 //! - A Router in a forward pass: at load every route becomes a pipeline, and a request's kind of text chooses one.

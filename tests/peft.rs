@@ -123,7 +123,9 @@ fn any_tensor_of_any_kind_that_is_lost_renamed_or_reshaped_is_named() {
                     let copy = copy_of(&folder);
                     change_tensors(copy.path(), |tensors| change(tensors, name));
                     let copy = Folder::open(copy.path()).unwrap();
-                    let loaded = adapters::load(&copy, &adapters::Config::of(&copy).unwrap(), &model);
+                    let config = adapters::Config::of(&copy).unwrap();
+                    let repeated = (!config.blocks.is_empty()).then(|| model.repeating(&config.blocks).unwrap());
+                    let loaded = adapters::load(&copy, &config, repeated.as_ref().unwrap_or(&model));
                     let error =
                         loaded.err().unwrap_or_else(|| panic!("{folder}: {name} {what}, and it loads")).to_string();
                     let module = name.trim_start_matches("base_model.").trim_start_matches("model.");

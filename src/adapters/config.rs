@@ -22,6 +22,9 @@ pub struct Config {
     pub(super) method: Box<dyn Method>,
     pub(super) targets: Targets,
     pub(super) biases: Biases,
+    /// `layer_replication`: ranges of the base's blocks, first and one past the last, that the adapter's model has
+    /// instead of them; empty: the base's own.
+    pub blocks: Vec<(usize, usize)>,
     /// `trainable_token_indices` by the embedding's name, or of the only one.
     pub(super) tokens: Vec<(Option<String>, Vec<u32>)>,
 }
@@ -71,6 +74,7 @@ impl Config {
             path,
             base: keys.take::<String>("base_model_name_or_path")?.filter(|base| !base.is_empty()),
             kind,
+            blocks: keys.or("layer_replication", Vec::new())?,
             tokens: tokens(&mut keys, kind)?,
             method: read(&mut keys)?,
             targets: Targets::read(&mut keys)?,

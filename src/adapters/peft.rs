@@ -15,7 +15,7 @@ pub fn load(folder: &Folder, config: &Config, model: &Model) -> Result<Adapter> 
     let checkpoint = open(folder, model.spec().nested_as)?;
     let modules = Modules::of(&checkpoint, &*config.method, config.kind)?;
     let (mut deltas, mut changed, mut held, mut tokens) = (Vec::new(), Vec::new(), Vec::new(), 0);
-    let mut is_sum = config.method.is_sum();
+    let mut is_sum = config.method.is_sum() && config.blocks.is_empty();
     for module in modules.iter(model) {
         let module = module?;
         agree(&module, config, &checkpoint)?;

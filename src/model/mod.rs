@@ -7,6 +7,7 @@ mod layers;
 mod modules;
 mod pickle;
 mod pipeline;
+mod repetition;
 mod routes;
 mod sites;
 mod spec;
@@ -23,6 +24,7 @@ pub use sites::{Site, SiteKind, Sites, Weight};
 pub use spec::Spec;
 
 use crate::error::{Error, Result};
+use crate::folder::Folder;
 use candle_core::Tensor;
 pub use candle_core::{DType, Device};
 use std::collections::HashMap;
@@ -38,7 +40,11 @@ pub struct Model {
     tasks: Vec<(String, Arc<Adapter>)>,
     idle: HashMap<String, Vec<usize>>,
     device: Device,
+    dtype: DType,
     bytes: usize,
+    /// Where it was loaded from, and what of it another model of these files can share.
+    folder: Folder,
+    shared: HashMap<String, Vec<Tensor>>,
 }
 
 /// Packed sequences, sorted so that each segment is one row range.
@@ -75,18 +81,30 @@ impl Model {
             }
         };
         modules.pipeline.check(&spec)?;
-        let mut loader = layers::Loader::new(&checkpoint, device, dtype, spec.tokens_max);
-        let blocks = spec.layers.len();
-        let transformer = Transformer::load(&spec, &mut loader, &|done| progress(done, blocks))?;
-        let sites = loader.sites;
-        let tasks = spec.tasks.as_ref().map(|tasks| tasks::load(tasks, &sites, &checkpoint, device)).transpose()?;
-        let idle = checkpoint.names().filter(|name| is_below(name, &spec.idle));
-        let idle = idle.filter_map(|name| Some((name.to_owned(), checkpoint.shape(name)?))).collect();
-        spec.idle.iter().for_each(|module| checkpoint.leave(module));
+        let loader = layers::Loader::new(&checkpoint, device, dtype, spec.tokens_max);
+        let model = Self::assemble(spec, loader, modules.folder.clone(), progress)?;
+        model.spec.idle.iter().for_each(|module| checkpoint.leave(module));
         checkpoint.leave_computed();
         checkpoint.finish()?;
+        Ok(model)
+    }
+
+    /// Loads what a spec names, and nothing else that the checkpoint has.
+    fn assemble(
+        spec: Spec,
+        mut loader: layers::Loader,
+        folder: Folder,
+        progress: &dyn Fn(usize, usize),
+    ) -> Result<Self> {
+        let blocks = spec.layers.len();
+        let transformer = Transformer::load(&spec, &mut loader, &|done| progress(done, blocks))?;
+        let layers::Loader { checkpoint, device, dtype, sites, shared, .. } = loader;
+        let tasks = spec.tasks.as_ref().map(|tasks| tasks::load(tasks, &sites, checkpoint, device)).transpose()?;
+        let idle = checkpoint.names().filter(|name| is_below(name, &spec.idle));
+        let idle = idle.filter_map(|name| Some((name.to_owned(), checkpoint.shape(name)?))).collect();
         let bytes = checkpoint.bytes_taken();
-        Ok(Self { spec, sites, transformer, tasks: tasks.unwrap_or_default(), idle, device: device.clone(), bytes })
+        let (tasks, device) = (tasks.unwrap_or_default(), device.clone());
+        Ok(Self { spec, sites, transformer, tasks, idle, device, dtype, bytes, folder, shared })
     }
 
     /// Its architecture.

@@ -28,6 +28,8 @@ pub struct Sites {
     weights: HashMap<Site, Weight>,
     /// Stacked projections met so far.
     projections: usize,
+    /// The beginning of paths, and what stands there instead while it is set.
+    pub(super) known_as: Option<(String, String)>,
 }
 
 #[derive(Debug)]
@@ -93,10 +95,12 @@ impl Sites {
     }
 
     fn add(&mut self, path: &str, kind: SiteKind, shape: [usize; 2], has_bias: bool) -> Site {
+        let known_as = self.known_as.as_ref().and_then(|(from, to)| Some(format!("{to}{}", path.strip_prefix(from)?)));
+        let path = known_as.unwrap_or_else(|| path.to_owned());
         let next = Site(self.all.len());
-        let site = *self.by_path.entry(path.to_owned()).or_insert(next);
+        let site = *self.by_path.entry(path.clone()).or_insert(next);
         if site == next {
-            self.all.push(Entry { path: path.to_owned(), kind, shape, has_bias, is_alias: false, place: None });
+            self.all.push(Entry { path, kind, shape, has_bias, is_alias: false, place: None });
         }
         site
     }

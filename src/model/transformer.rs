@@ -67,13 +67,16 @@ struct Block {
 
 impl Block {
     fn load(spec: &spec::Layer, hidden: usize, loader: &mut Loader) -> Result<Self> {
-        Ok(Self {
+        loader.sites.known_as.clone_from(&spec.known_as);
+        let block = Self {
             attention_norms: Norms::load(&spec.attention_norms, hidden, loader)?,
             attention: Attention::load(&spec.attention, loader)?,
             mlp_norms: Norms::load(&spec.mlp_norms, hidden, loader)?,
             mlp: FeedForward::load(&spec.mlp, loader)?,
             convolution: spec.convolution.as_ref().map(|c| Convolution::load(c, hidden, loader)).transpose()?,
-        })
+        };
+        loader.sites.known_as = None;
+        Ok(block)
     }
 
     /// `x` and the model's `first` hidden states, `[tokens, hidden]`, to the next.

@@ -65,20 +65,11 @@ impl Prober {
         Self { batch_tokens_max, alone: Vec::new() }
     }
 
-    /// What an adapter does to its base, whose own pipeline and reading these are. One that does nothing is warned of.
+    /// What an adapter does to its base, whose own model, pipeline and reading these are. One that does nothing is
+    /// warned of.
     pub fn effect(&mut self, loaded: &Loaded, kind: String, base: &Parts) -> Result<Effect> {
         let unread = |error: Error| Error::load(Path::new(&loaded.root), format!("a probe sentence: {error}"));
-        let sequences = read(loaded.routes.main(), &PROBES, Prompt::Default).map_err(unread)?;
-        // An adapter with a larger vocabulary may have made ids that the base has not.
-        let vocabulary = loaded.routes.main().model.vocabulary(None);
-        let known = sequences.iter().flat_map(|tokens| &tokens.ids).all(|id| (*id as usize) < vocabulary);
-        let plain = if known { sequences.clone() } else { read(base, &PROBES, Prompt::Default).map_err(unread)? };
-        let before = self.alone(loaded, &plain)?;
-        let after = self.vectors(loaded, loaded.adapter.as_ref(), &sequences)?;
-        let distances = before.iter().zip(&after).map(|(a, b)| 1.0 - cosine(a, b));
-        let moves = distances.fold((f64::INFINITY, 0.0), |(smallest, largest): (f64, f64), distance: f64| {
-            (smallest.min(distance.max(0.0)), largest.max(distance))
-        });
+        let moves = self.moves(loaded, base).map_err(unread)?;
         let pipeline = (!Arc::ptr_eq(&loaded.routes.main().pipeline, &base.pipeline)).then_some("pipeline");
         let overrides = pipeline.into_iter().chain(loaded.routes.main().text.differences(&base.text)).collect();
         let effect = Effect { kind, overrides, moves };
@@ -88,15 +79,31 @@ impl Prober {
         Ok(effect)
     }
 
-    fn alone(&mut self, loaded: &Loaded, sequences: &[Tokens]) -> Result<Vec<Vec<f64>>> {
-        let Parts { model, pipeline, .. } = loaded.routes.main();
+    fn moves(&mut self, loaded: &Loaded, base: &Parts) -> Result<(f64, f64)> {
+        let own = loaded.routes.main();
+        let sequences = read(own, &PROBES, Prompt::Default)?;
+        // An adapter with a larger vocabulary may have made ids that the base has not.
+        let vocabulary = base.model.vocabulary(None);
+        let known = sequences.iter().flat_map(|tokens| &tokens.ids).all(|id| (*id as usize) < vocabulary);
+        let plain = if known { sequences.clone() } else { read(base, &PROBES, Prompt::Default)? };
+        let before = self.alone(&Parts { model: base.model.clone(), ..own.clone() }, &plain)?;
+        let after = self.vectors(own, loaded.adapter.as_ref(), &sequences)?;
+        let distances = before.iter().zip(&after).map(|(a, b)| 1.0 - cosine(a, b));
+        Ok(distances.fold((f64::INFINITY, 0.0), |(smallest, largest): (f64, f64), distance: f64| {
+            (smallest.min(distance.max(0.0)), largest.max(distance))
+        }))
+    }
+
+    /// A base's vectors.
+    fn alone(&mut self, parts: &Parts, sequences: &[Tokens]) -> Result<Vec<Vec<f64>>> {
+        let Parts { model, pipeline, .. } = parts;
         let same = |known: &&Alone| {
             Arc::ptr_eq(&known.model, model) && Arc::ptr_eq(&known.pipeline, pipeline) && known.sequences == sequences
         };
         if let Some(known) = self.alone.iter().find(same) {
             return Ok(known.vectors.clone());
         }
-        let vectors = self.vectors(loaded, None, sequences)?;
+        let vectors = self.vectors(parts, None, sequences)?;
         let (model, pipeline, sequences) = (model.clone(), pipeline.clone(), sequences.to_vec());
         self.alone.push(Alone { model, pipeline, sequences, vectors: vectors.clone() });
         Ok(vectors)
@@ -105,11 +112,10 @@ impl Prober {
     /// The vectors of token ids as the pipeline leaves them, in order. One that is not finite is an error.
     pub fn vectors(
         &self,
-        loaded: &Loaded,
+        Parts { model, pipeline, .. }: &Parts,
         adapter: Option<&Arc<Adapter>>,
         sequences: &[Tokens],
     ) -> Result<Vec<Vec<f64>>> {
-        let Parts { model, pipeline, .. } = loaded.routes.main();
         let (mut vectors, mut rest) = (Vec::with_capacity(sequences.len()), sequences);
         while !rest.is_empty() {
             let mut tokens = 0;
@@ -123,7 +129,7 @@ impl Prober {
             rest = left;
         }
         if !vectors.iter().flatten().all(|element| element.is_finite()) {
-            return Err(Error::load(Path::new(&loaded.root), "it gives a vector that is not finite"));
+            return Err(Error::Internal("it gives a vector that is not finite".into()));
         }
         Ok(vectors.into_iter().map(|vector| vector.into_iter().map(f64::from).collect()).collect())
     }

@@ -44,7 +44,8 @@ pub fn verify(folder: &Folder, loaded: &Loaded, prober: &Prober, cosine_min: f64
     golden.check(loaded).map_err(fail)?;
     let prompt = golden.prompt_name.map_or(Prompt::Default, Prompt::Named);
     let sequences = read(loaded.routes.main(), &golden.texts, prompt).map_err(|error| fail(error.to_string()))?;
-    let vectors = prober.vectors(loaded, loaded.adapter.as_ref(), &sequences)?;
+    let vectors = prober.vectors(loaded.routes.main(), loaded.adapter.as_ref(), &sequences);
+    let vectors = vectors.map_err(|error| fail(error.to_string()))?;
     let mut smallest = f64::INFINITY;
     for (index, (ours, expected)) in vectors.iter().zip(golden.vectors).enumerate() {
         let expected: Vec<f64> = expected.into_iter().map(f64::from).collect();

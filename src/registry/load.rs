@@ -48,6 +48,8 @@ pub struct Base {
 /// An adapter that is loaded on a base.
 struct Fitted {
     peft: adapters::Config,
+    /// The base's, or one of its blocks repeated.
+    model: Arc<Model>,
     adapter: Adapter,
     /// Where its files were found.
     folder: Folder,
@@ -197,6 +199,7 @@ impl<'a> Loading<'a> {
         let adapter = Arc::new(fitted.adapter);
         let (routes, provenance) =
             self.readings.adapter(&fitted.folder, base, &adapter, self.config.server.pipeline)?;
+        let routes = routes.map(|parts| Ok(Parts { model: fitted.model.clone(), ..parts.clone() }))?;
         let mut loaded = Loaded {
             name: entry.name.clone(),
             parent: Some(base.name.clone()),
@@ -269,8 +272,12 @@ impl Fitted {
         require_adapter(folder)?;
         let folder = folder.afresh();
         let peft = adapters::Config::of(&folder)?;
-        let adapter = adapters::load(&folder, &peft, base.one_model()?)?;
-        Ok(Self { peft, adapter, folder })
+        let model = match peft.blocks.as_slice() {
+            [] => base.one_model()?.clone(),
+            blocks => Arc::new(base.one_model()?.repeating(blocks)?),
+        };
+        let adapter = adapters::load(&folder, &peft, &model)?;
+        Ok(Self { peft, model, adapter, folder })
     }
 }
 

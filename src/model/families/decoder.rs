@@ -183,6 +183,7 @@ impl Decoder {
                 down: Projection::new(inner, self.mlp_bias, [(at("mlp.down_proj"), hidden)]),
             }),
             convolution: None,
+            known_as: None,
         }
     }
 }

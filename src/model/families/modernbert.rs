@@ -120,6 +120,7 @@ impl Config {
                 down: one(inner, self.mlp_bias, "mlp.Wo", hidden),
             }),
             convolution: None,
+            known_as: None,
         })
     }
 }

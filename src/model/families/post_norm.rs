@@ -179,6 +179,7 @@ impl PostNorm {
                 down: stacked(inner, biases.down, &[names.down], hidden),
             }),
             convolution: None,
+            known_as: None,
         }
     }
 }

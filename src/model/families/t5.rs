@@ -108,6 +108,7 @@ impl Config {
                 down: stacked(self.d_ff, &["1.DenseReluDense.wo"], hidden),
             }),
             convolution: None,
+            known_as: None,
         })
     }
 }

@@ -33,7 +33,10 @@ struct Position {
 
 impl Table {
     fn load(spec: &spec::Table, width: usize, loader: &mut Loader) -> Result<Self> {
-        let rows = loader.weight(&spec.path, "weight", &[spec.rows, width])?;
+        let key = format!("table {}", spec.path);
+        let rows =
+            loader.shared(key, |loader| Ok(vec![loader.weight(&spec.path, "weight", &[spec.rows, width])?]))?;
+        let rows = rows[0].clone();
         let site = loader.sites.add_table(&spec.path, [spec.rows, width], &rows);
         Ok(Self { rows, site })
     }

@@ -21,12 +21,8 @@ pub struct Linear {
 impl Linear {
     /// Stacks the projection's modules.
     pub fn load(spec: &Projection, loader: &mut Loader) -> Result<Self> {
-        let (mut weights, mut biases, mut sites, mut start) = (Vec::new(), Vec::new(), Vec::new(), 0);
+        let (mut sites, mut start) = (Vec::new(), 0);
         for part in &spec.parts {
-            weights.push(loader.weight(&part.path, "weight", &[part.rows, spec.columns])?.t()?);
-            if spec.bias {
-                biases.push(loader.tensor(&part.path, "bias", &[part.rows])?);
-            }
             sites.push((loader.sites.add_linear(&part.path, [part.rows, spec.columns], spec.bias), start, part.rows));
             start += part.rows;
         }
@@ -37,8 +33,9 @@ impl Linear {
                 span.rows,
             ));
         }
-        let weight = Tensor::cat(&weights, 1)?.contiguous()?;
-        let bias = if spec.bias { Some(Tensor::cat(&biases, 0)?) } else { None };
+        let paths: Vec<&str> = spec.parts.iter().map(|part| part.path.as_str()).collect();
+        let stacked = loader.shared(format!("linear {}", paths.join(" ")), |loader| stack(spec, loader))?;
+        let (weight, bias) = (stacked[0].clone(), stacked.get(1).cloned());
         loader.sites.hold(&sites, &weight, bias.as_ref())?;
         Ok(Self { weight, bias, sites })
     }
@@ -78,4 +75,17 @@ impl Linear {
         let mut within = self.sites.iter().filter(|(_, start, _)| (first..first + columns).contains(start));
         within.any(|(site, ..)| adapter.delta(*site).is_some())
     }
+}
+
+/// The modules' weights as one, `[in, out]`, and their biases, `[out]`.
+fn stack(spec: &Projection, loader: &mut Loader) -> Result<Vec<Tensor>> {
+    let (mut weights, mut biases) = (Vec::new(), Vec::new());
+    for part in &spec.parts {
+        weights.push(loader.weight(&part.path, "weight", &[part.rows, spec.columns])?.t()?);
+        if spec.bias {
+            biases.push(loader.tensor(&part.path, "bias", &[part.rows])?);
+        }
+    }
+    let weight = Tensor::cat(&weights, 1)?.contiguous()?;
+    Ok(if spec.bias { vec![weight, Tensor::cat(&biases, 0)?] } else { vec![weight] })
 }

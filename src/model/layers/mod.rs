@@ -37,8 +37,8 @@ pub struct Loader<'a> {
     pub sites: Sites,
     /// Longest sequence that position tables must cover, in tokens.
     pub tokens_max: usize,
-    /// Tables that several layers share, by what made them.
-    shared: HashMap<String, Vec<Tensor>>,
+    /// Tensors that several layers or models share, by what made them.
+    pub shared: HashMap<String, Vec<Tensor>>,
 }
 
 impl<'a> Loader<'a> {

@@ -96,6 +96,8 @@ pub struct Layer {
     pub mlp: FeedForward,
     /// A convolution of the first hidden states, added to what this block returns.
     pub convolution: Option<Convolution>,
+    /// Of a repeated block: the beginning of its checkpoint paths, and what adapters know in its place.
+    pub known_as: Option<(String, String)>,
 }
 
 /// The norms around a step `f` of a block: `sum(x + after(f(before(x))))`, or `sum(x + after(x + f(before(x))))`.
