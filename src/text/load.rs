@@ -33,10 +33,17 @@ pub struct Capacity {
     pub vocabulary: usize,
 }
 
+/// A tokenizer, and the highest id that it gives.
+#[derive(Clone)]
+struct Own {
+    tokenizer: Arc<Tokenizer>,
+    id_max: u32,
+}
+
 /// Tokenizers by content, so that adapters which ship a copy of their base's share it.
 #[derive(Default)]
 pub struct Tokenizers {
-    known: HashMap<String, Arc<Tokenizer>>,
+    known: HashMap<String, Own>,
 }
 
 #[derive(Default, Deserialize)]
@@ -77,14 +84,18 @@ impl Text {
         let settings = if specials && folder.is_some() { Settings::of(body)? } else { Settings::default() };
         // Without specials sentence-transformers reads tokenizer.json alone.
         let config = if specials { settings.over(body)? } else { None };
-        let own = tokenizers.of(body, &settings, config.as_ref(), capacity)?;
-        let (tokenizer, truncation) = match (own, base) {
+        let own = tokenizers.of(body, &settings, config.as_ref())?;
+        let whose = if own.is_some() { "it" } else { "its base's tokenizer" };
+        let (Own { tokenizer, id_max }, truncation) = match (own, base) {
             (Some(own), _) => own,
-            (None, Some(base)) => (base.tokenizer.clone(), None),
-            (None, None) => {
-                return Err(Error::load(body.path().join("tokenizer.json"), "there is no such file"));
-            }
+            (None, Some(base)) => (Own { tokenizer: base.tokenizer.clone(), id_max: base.id_max }, None),
+            (None, None) => return Err(Error::load(body.path().join("tokenizer.json"), "there is no such file")),
         };
+        if id_max as usize >= capacity.vocabulary {
+            let end = capacity.vocabulary;
+            let reason = format!("{whose} has token id {id_max}, but the model's vocabulary ends at {end}");
+            return Err(Error::load(body.path().join("tokenizer.json"), reason));
+        }
         let declared = config.as_ref().and_then(|config| config.model_max_length);
         let declared = declared.filter(|max| *max >= 1.0 && *max < 1e9).map(|max| max as usize);
         let declared = if specials { declared } else { truncation };
@@ -98,7 +109,7 @@ impl Text {
             Some(own) => own,
             None => base.map(|base| (base.prompts.clone(), base.default_prompt.clone())).unwrap_or_default(),
         };
-        Ok(Self { tokenizer, tokens_max, specials, cut_left, prompts, default_prompt, routed: false })
+        Ok(Self { tokenizer, id_max, tokens_max, specials, cut_left, prompts, default_prompt, routed: false })
     }
 }
 
@@ -110,8 +121,7 @@ impl Tokenizers {
         folder: &Folder,
         settings: &Settings,
         config: Option<&TokenizerConfig>,
-        capacity: Capacity,
-    ) -> Result<Option<(Arc<Tokenizer>, Option<usize>)>> {
+    ) -> Result<Option<(Own, Option<usize>)>> {
         let Some(mut content) = folder.json::<Value>("tokenizer.json")? else { return Ok(None) };
         let path = folder.path().join("tokenizer.json");
         if !content.is_object() {
@@ -127,8 +137,8 @@ impl Tokenizers {
         let lower_case = settings.lower_case && !lowers(&content["normalizer"]);
         let content = content.to_string();
         let key = format!("{lower_case} {content}");
-        if let Some(tokenizer) = self.known.get(&key) {
-            return Ok(Some((tokenizer.clone(), truncation)));
+        if let Some(own) = self.known.get(&key) {
+            return Ok(Some((own.clone(), truncation)));
         }
         let fail = |e: tokenizers::Error| Error::load(&path, e.to_string());
         let mut tokenizer = Tokenizer::from_bytes(content).map_err(fail)?;
@@ -137,17 +147,10 @@ impl Tokenizers {
             let normalizers = std::iter::once(lower).chain(tokenizer.get_normalizer().cloned()).collect();
             tokenizer.with_normalizer(Some(Sequence::new(normalizers))).map_err(fail)?;
         }
-        let highest = tokenizer.get_vocab(true).into_values().max().unwrap_or_default();
-        if highest as usize >= capacity.vocabulary {
-            let end = capacity.vocabulary;
-            return Err(Error::load(
-                path,
-                format!("it has token id {highest}, but the model's vocabulary ends at {end}"),
-            ));
-        }
-        let tokenizer = Arc::new(tokenizer);
-        self.known.insert(key, tokenizer.clone());
-        Ok(Some((tokenizer, truncation)))
+        let id_max = tokenizer.get_vocab(true).into_values().max().unwrap_or_default();
+        let own = Own { tokenizer: Arc::new(tokenizer), id_max };
+        self.known.insert(key, own.clone());
+        Ok(Some((own, truncation)))
     }
 }
 

@@ -14,6 +14,8 @@ use tokenizers::{Encoding, PostProcessor, Token, Tokenizer, TruncationDirection}
 #[derive(Clone)]
 pub struct Text {
     tokenizer: Arc<Tokenizer>,
+    /// The highest id that it gives.
+    id_max: u32,
     tokens_max: usize,
     /// Whether texts are wrapped in special tokens where a request does not say; a text without them may be empty.
     specials: bool,
