@@ -4,55 +4,9 @@ mod support;
 
 use serde_json::{Value, json};
 use std::fs;
-use support::tensors::{Stored, Tensors, change_tensors};
-use support::{Door, config, copy_of, fixture, gap, named, read, rows};
-use tempfile::TempDir;
-
-/// A copy of a fixture adapter that a test breaks.
-struct Broken {
-    folder: TempDir,
-}
-
-impl Broken {
-    fn copy(fixture_name: &str) -> Self {
-        Self { folder: copy_of(fixture_name) }
-    }
-
-    /// Changes adapter_config.json.
-    fn config(self, change: impl FnOnce(&mut Value)) -> Self {
-        let path = self.folder.path().join("adapter_config.json");
-        let mut config = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
-        change(&mut config);
-        fs::write(path, config.to_string()).unwrap();
-        self
-    }
-
-    /// Changes the tensors.
-    fn tensors(self, change: impl FnOnce(&mut Tensors)) -> Self {
-        change_tensors(self.folder.path(), change);
-        self
-    }
-
-    /// Why it does not load on the base of its family.
-    fn refusal(&self, family: &str) -> String {
-        let adapter = format!("broken={}", self.folder.path().display());
-        let config = config(&[named("base", &format!("{family}/base"))], &[adapter], &[]).unwrap();
-        let refusal = Door::with(config).err().expect("it must not load").to_string();
-        assert_eq!(refusal.lines().count(), 1, "{refusal}");
-        refusal
-    }
-
-    fn door(&self, family: &str) -> Door {
-        let adapter = format!("changed={}", self.folder.path().display());
-        Door::open(&[named("base", &format!("{family}/base"))], &[adapter], &[])
-    }
-}
-
-fn assert_says(text: &str, parts: &[&str]) {
-    for part in parts {
-        assert!(text.contains(part), "'{part}' is not in: {text}");
-    }
-}
+use support::changed::{Changed, assert_says};
+use support::tensors::{Stored, Tensors};
+use support::{Door, config, copy_of, fixture, gap, named, read, rows, texts};
 
 /// The first tensor's name that ends so.
 fn ending(tensors: &Tensors, end: &str) -> String {
@@ -62,7 +16,7 @@ fn ending(tensors: &Tensors, end: &str) -> String {
 #[test]
 fn a_without_its_b_is_refused_and_named() {
     let mut lost = String::new();
-    let broken = Broken::copy("bert/lora-attention").tensors(|tensors| {
+    let broken = Changed::copy("bert/lora-attention").tensors(|tensors| {
         lost = ending(tensors, "lora_B.weight");
         tensors.remove(&lost);
     });
@@ -76,7 +30,7 @@ fn a_stray_tensor_is_refused_and_named() {
         ("base_model.model.encoder.layer.9.attention.self.query.lora_A.weight", "has no module"),
         ("base_model.model.classifier_of_mine.weight", "that adapters can change"),
     ] {
-        let broken = Broken::copy("bert/lora-attention").tensors(|tensors| {
+        let broken = Changed::copy("bert/lora-attention").tensors(|tensors| {
             tensors.insert(name.into(), Stored::f32(vec![4, 32], &[0.1; 128]));
         });
         assert_says(&broken.refusal("bert"), &["adapter_model.safetensors", name, cause]);
@@ -85,7 +39,7 @@ fn a_stray_tensor_is_refused_and_named() {
 
 #[test]
 fn a_module_that_the_base_lacks_is_refused_and_named() {
-    let broken = Broken::copy("bert/lora-attention").tensors(|tensors| {
+    let broken = Changed::copy("bert/lora-attention").tensors(|tensors| {
         for half in ["A", "B"] {
             let from = format!("base_model.model.encoder.layer.0.attention.self.query.lora_{half}.weight");
             let tensor = tensors.remove(&from).unwrap();
@@ -105,7 +59,7 @@ fn a_hidden_size_that_does_not_fit_is_refused_at_load() {
 
 #[test]
 fn weights_that_are_not_finite_are_refused() {
-    let broken = Broken::copy("bert/lora-attention").tensors(|tensors| {
+    let broken = Changed::copy("bert/lora-attention").tensors(|tensors| {
         let name = ending(tensors, "lora_A.weight");
         tensors.get_mut(&name).unwrap().set(7, f32::NAN);
     });
@@ -113,43 +67,24 @@ fn weights_that_are_not_finite_are_refused() {
 }
 
 #[test]
-fn what_is_not_reproduced_is_refused_by_name() {
-    for (key, value) in [
-        ("peft_type", json!("PREFIX_TUNING")),
-        ("bias", json!("all")),
-        ("bias", json!("some")),
-        ("modules_to_save", json!(["LayerNorm"])),
-        ("trainable_token_indices", json!([1, 2])),
-        ("layer_replication", json!([[0, 1]])),
-        ("init_lora_weights", json!("pissa")),
-        ("init_lora_weights", json!("loftq")),
-        ("use_qalora", json!(true)),
-        ("a_key_of_next_year", json!({"on": true})),
-    ] {
-        let broken = Broken::copy("bert/lora-attention").config(|config| config[key] = value.clone());
-        assert_says(&broken.refusal("bert"), &["adapter_config.json", key]);
-    }
-}
-
-#[test]
 fn what_the_configuration_says_is_there_must_be_there() {
     for (key, tensor) in [("use_dora", "lora_magnitude_vector"), ("lora_bias", "lora_B.bias")] {
-        let broken = Broken::copy("bert/lora-attention").config(|config| config[key] = json!(true));
+        let broken = Changed::copy("bert/lora-attention").config(|config| config[key] = json!(true));
         assert_says(&broken.refusal("bert"), &["adapter_model.safetensors", tensor, "is missing"]);
     }
 }
 
 #[test]
 fn ranks_that_disagree_are_refused() {
-    let broken = Broken::copy("bert/lora-attention").config(|config| config["r"] = json!(5));
+    let broken = Changed::copy("bert/lora-attention").config(|config| config["r"] = json!(5));
     assert_says(&broken.refusal("bert"), &["lora_A.weight", "[4, 32]", "[5, 32]"]);
 }
 
 #[test]
 fn target_modules_must_agree_with_the_tensors() {
-    let outside = Broken::copy("bert/lora-attention").config(|config| config["target_modules"] = json!(["query"]));
+    let outside = Changed::copy("bert/lora-attention").config(|config| config["target_modules"] = json!(["query"]));
     assert_says(&outside.refusal("bert"), &["adapter_config.json", "value", "does not name it"]);
-    let more = Broken::copy("bert/lora-attention")
+    let more = Changed::copy("bert/lora-attention")
         .config(|config| config["target_modules"] = json!(["query", "value", "key"]));
     assert_says(&more.refusal("bert"), &["adapter_config.json", "self.key", "is missing"]);
 }
@@ -159,7 +94,7 @@ async fn all_spellings_of_target_modules_and_of_prefixes_are_the_same_adapter() 
     let golden = read("bert/golden.json");
     let texts: Vec<String> = serde_json::from_value(golden["texts"].clone()).unwrap();
     for targets in [json!(".*\\.(query|value)"), json!(null), json!("all-linear")] {
-        let changed = Broken::copy("bert/lora-attention").config(|config| config["target_modules"] = targets);
+        let changed = Changed::copy("bert/lora-attention").config(|config| config["target_modules"] = targets);
         let ours = changed.door("bert").vectors("changed", &texts).await;
         assert!(gap(&ours, &rows(&golden["lora-attention"])) <= 1e-5);
     }
@@ -170,7 +105,7 @@ async fn all_spellings_of_target_modules_and_of_prefixes_are_the_same_adapter() 
         "base_model.model._orig_mod.",
         "0.auto_model.",
     ] {
-        let changed = Broken::copy("bert/lora-attention").tensors(|tensors| {
+        let changed = Changed::copy("bert/lora-attention").tensors(|tensors| {
             *tensors = std::mem::take(tensors)
                 .into_iter()
                 .map(|(name, tensor)| {
@@ -191,7 +126,7 @@ async fn an_adapter_without_its_own_files_reads_as_its_base() {
     for name in ["adapter_config.json", "adapter_model.safetensors"] {
         fs::copy(fixture("bert/lora-all").join(name), bare.path().join(name)).unwrap();
     }
-    let bare = Broken { folder: bare };
+    let bare = Changed { folder: bare };
     let ours = bare.door("bert").vectors("changed", &texts).await;
     assert!(gap(&ours, &rows(&golden["lora-all"])) <= 1e-5);
 }
@@ -231,4 +166,76 @@ async fn an_adapter_without_a_default_prompt_takes_none_from_its_base() {
     let plain = Door::family("bert");
     assert_eq!(door.vectors("m", ["x"]).await, plain.vectors("base", ["query: x"]).await);
     assert_eq!(door.vectors("a", ["x"]).await, plain.vectors("lora-all", ["x"]).await);
+}
+
+/// What trainers write beside an adapter that no forward pass to the hidden states reads.
+#[tokio::test]
+async fn heads_and_settings_of_training_change_nothing() {
+    let golden = read("bert/golden.json");
+    let head = |name: &str, shape: Vec<usize>| {
+        let elements = shape.iter().product();
+        (format!("base_model.model.{name}"), Stored::f32(shape, &vec![0.5; elements]))
+    };
+    let changed = Changed::copy("bert/lora-attention")
+        .tensors(|tensors| {
+            tensors.extend([
+                head("classifier.bias", vec![2]),
+                head("classifier.modules_to_save.bias", vec![2]),
+                head("classifier.modules_to_save.weight", vec![2, 32]),
+                head("cls.predictions.bias", vec![384]),
+                head("lm_head.weight", vec![390, 32]),
+                head("qa_outputs.bias", vec![2]),
+                head("pooler.dense.base_layer.bias", vec![32]),
+            ]);
+        })
+        .config(|config| {
+            config["modules_to_save"] = json!(["classifier", "cls.predictions"]);
+            config["loftq_config"] = json!({"loftq_bits": 4});
+            config["eva_config"] = json!({"rho": 2.0});
+            config["lora_dtype"] = json!("bfloat16");
+            config["lorap_emb_lr"] = json!(1e-6);
+            config["alpha_pattern"] = json!({"key": -3});
+        });
+    let ours = changed.door("bert").vectors("changed", &texts(&golden)).await;
+    assert!(gap(&ours, &rows(&golden["lora-attention"])) <= 1e-5);
+}
+
+/// The trainer's model had the body inside, so the configuration's names are longer than the body's own.
+#[tokio::test]
+async fn patterns_are_read_for_the_names_of_the_trainers_model() {
+    let layer = |layer: usize| format!("bert.encoder.layer.{layer}.attention.self.query");
+    let changed = |settings: Value| {
+        Changed::copy("bert/lora-attention")
+            .tensors(|tensors| {
+                let all = std::mem::take(tensors).into_iter().filter(|(name, _)| name.contains("layer.1"));
+                tensors.extend(all.map(|(name, tensor)| (name.replace("model.encoder", "model.bert.encoder"), tensor)));
+            })
+            .config(|config| {
+                let settings = settings.as_object().unwrap().clone();
+                config.as_object_mut().unwrap().extend(settings);
+            })
+    };
+    for settings in [
+        json!({"exclude_modules": [layer(0), layer(0).replace("query", "value")]}),
+        json!({"exclude_modules": r"bert\.encoder\.layer\.0.*"}),
+        json!({"target_modules": r"bert\.encoder\.layer\.1.*(query|value)"}),
+        json!({"layers_to_transform": [1]}),
+        json!({"layers_to_transform": 1, "layers_pattern": "layer"}),
+    ] {
+        let door = changed(settings).door("bert");
+        assert!(gap(&door.vectors("changed", ["x"]).await, &door.vectors("base", ["x"]).await) > 1e-2);
+    }
+    for settings in [json!({}), json!({"exclude_modules": [layer(0)]}), json!({"layers_to_transform": [0, 1]})] {
+        assert_says(&changed(settings).refusal("bert"), &["adapter_config.json", "layer.0.attention", "is missing"]);
+    }
+}
+
+/// PEFT saves a copy of the base's embedding beside an update of it; only another one takes the base's place.
+#[tokio::test]
+async fn a_copy_of_the_bases_embedding_does_not_keep_an_adapter_from_blends() {
+    let base = named("base", "gemma3/base");
+    let door = Door::open(&[base], &[named("a", "peft/gemma3/lora-embedding")], &[]);
+    let ask = json!({"model": "base", "input": ["x"], "adapters": [{"name": "a", "weight": 0.5}]});
+    let (status, reply) = door.ask(ask).await;
+    assert_eq!(status, 200, "{reply}");
 }

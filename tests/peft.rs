@@ -18,7 +18,7 @@ fn kinds(golden: &Value) -> Vec<String> {
 #[tokio::test]
 async fn every_kind_is_within_1e5_of_the_oracle_and_far_from_the_base() {
     let mut wrong = Vec::new();
-    for base in ["bert", "qwen2", "gemma3"] {
+    for base in ["bert", "qwen2", "gemma3", "t5"] {
         let golden = read(&format!("peft/{base}/golden.json"));
         let texts = texts(&golden);
         let plain = rows(&golden["base"]);

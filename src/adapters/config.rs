@@ -90,18 +90,37 @@ impl Config {
         &self.path
     }
 
+    /// Tokens whose rows it trains in the embedding at a path.
+    pub(super) fn tokens_of(&self, path: &str) -> Option<&[u32]> {
+        self.tokens.iter().find(|(name, _)| is_called(path, name.as_deref())).map(|(_, ids)| ids.as_slice())
+    }
+
+    /// Fails where tokens of an embedding are trained, and none of these paths is that embedding's.
+    pub(super) fn require_tokens(&self, paths: &[&str]) -> Reading<()> {
+        match self.tokens.iter().find(|(name, _)| !paths.iter().any(|path| is_called(path, name.as_deref()))) {
+            Some((Some(name), _)) => {
+                Err(format!("trainable_token_indices names '{name}', but '{name}.trainable_tokens_delta' is missing"))
+            }
+            Some((None, _)) => {
+                Err("trainable_token_indices or token_indices names tokens, but 'trainable_tokens_delta' is missing"
+                    .into())
+            }
+            None => Ok(()),
+        }
+    }
+
     /// Its type, rank and scale in a few words.
     pub fn summary(&self) -> String {
         format!("{} {}", self.kind, self.method.summary()).trim_end().to_owned()
     }
 }
 
-/// BOFT, which alone of the others has biases, calls them after itself.
+/// Some types call the biases of what they change after themselves.
 fn biases(keys: &mut Keys) -> Reading<Biases> {
     match keys.take::<String>("bias")?.as_deref() {
         None | Some("none") => Ok(Biases::None),
         Some("all") => Ok(Biases::All),
-        Some("lora_only" | "boft_only" | "oft_only" | "hra_only") => Ok(Biases::Changed),
+        Some("lora_only" | "boft_only" | "oft_only" | "hra_only" | "vera_only") => Ok(Biases::Changed),
         Some(other) => Err(format!("bias = \"{other}\" is not supported")),
     }
 }
@@ -118,6 +137,11 @@ fn tokens(keys: &mut Keys, kind: &str) -> Reading<Vec<(Option<String>, Vec<u32>)
         }
         Some(ids) => Ok(vec![(None, ids_of(ids)?)]),
     }
+}
+
+/// Whether an embedding has this name, or one ends with it; nameless is any.
+fn is_called(path: &str, name: Option<&str>) -> bool {
+    name.is_none_or(|name| path.strip_suffix(name).is_some_and(|head| head.is_empty() || head.ends_with('.')))
 }
 
 fn ids_of(value: Value) -> Reading<Vec<u32>> {

@@ -33,9 +33,17 @@ impl Keys {
         Ok(self.take(key)?.unwrap_or(default))
     }
 
+    /// A number, or PEFT's default where the key is missing; PEFT cannot count with null.
+    pub fn number<T: DeserializeOwned>(&mut self, key: &str, default: T) -> Reading<T> {
+        match self.left.get(key) {
+            Some(Value::Null) => Err(format!("{key} must be a number, not null")),
+            _ => self.or(key, default),
+        }
+    }
+
     /// A count, which must not be 0.
     pub fn count(&mut self, key: &str, default: usize) -> Reading<usize> {
-        match self.or(key, default)? {
+        match self.number(key, default)? {
             0 => Err(format!("{key} must be at least 1")),
             count => Ok(count),
         }
@@ -63,15 +71,21 @@ pub struct ByModule {
 }
 
 impl ByModule {
+    /// Ranks: `default`, but for what `rank_pattern` says.
+    pub fn ranks(keys: &mut Keys, default: usize) -> Reading<Self> {
+        let is_rank = |number: f64| number >= 1.0 && number.fract() == 0.0;
+        Self::read(keys, "rank_pattern", default as f64, is_rank, "a whole number from 1 on")
+    }
+
     /// `default`, but for what the map under `key` says.
-    pub fn read(keys: &mut Keys, key: &str, default: f64) -> Reading<Self> {
+    fn read(keys: &mut Keys, key: &str, default: f64, fits: fn(f64) -> bool, expected: &str) -> Reading<Self> {
         let map: Map<String, Value> = keys.or(key, Map::new())?;
         let exceptions = map.into_iter().map(|(pattern, value)| {
             let regex = Regex::new(&format!("^(?:.*\\.)?(?:{pattern})$"));
             let regex = regex.map_err(|e| format!("{key} '{pattern}': {e}"))?;
             match value.as_f64() {
-                Some(number) if number > 0.0 => Ok((regex, number)),
-                _ => Err(format!("{key} '{pattern}': expected a positive number, found {value}")),
+                Some(number) if fits(number) => Ok((regex, number)),
+                _ => Err(format!("{key} '{pattern}': expected {expected}, found {value}")),
             }
         });
         Ok(Self { default, exceptions: exceptions.collect::<Reading<_>>()? })
@@ -83,9 +97,13 @@ impl ByModule {
     }
 
     /// A module's: that of the first pattern, in file order, that matches its name.
-    pub fn of(&self, module: &str) -> f64 {
-        let found = self.exceptions.iter().find(|(regex, _)| regex.is_match(module).unwrap_or(false));
-        found.map_or(self.default, |(_, value)| *value)
+    pub fn of(&self, module: &str) -> Reading<f64> {
+        for (regex, value) in &self.exceptions {
+            if matches(regex, module)? {
+                return Ok(*value);
+            }
+        }
+        Ok(self.default)
     }
 }
 
@@ -101,9 +119,9 @@ pub struct Ranks {
 impl Ranks {
     /// From `r`, the key `alpha`, `rank_pattern` and `alpha_pattern`; `alpha` of 8 where there is none.
     pub fn read(keys: &mut Keys, alpha: &str, by_root: bool) -> Reading<Self> {
-        let (rank, alpha) = (keys.count("r", 8)?, keys.or(alpha, 8.0)?);
-        let rank = ByModule::read(keys, "rank_pattern", rank as f64)?;
-        Ok(Self { rank, alpha: ByModule::read(keys, "alpha_pattern", alpha)?, by_root })
+        let (rank, alpha) = (keys.count("r", 8)?, keys.number(alpha, 8.0)?);
+        let rank = ByModule::ranks(keys, rank)?;
+        Ok(Self { rank, alpha: ByModule::read(keys, "alpha_pattern", alpha, f64::is_finite, "a number")?, by_root })
     }
 
     /// The rank and the scale of most modules, in words.
@@ -113,14 +131,14 @@ impl Ranks {
         format!("r={} scale={scale}{varies}", self.rank.default)
     }
 
-    /// A module's rank.
-    pub fn rank(&self, module: &str) -> usize {
-        self.rank.of(module) as usize
+    /// A module's rank and the factor on its update.
+    pub fn of(&self, module: &str) -> Reading<(usize, f64)> {
+        let (rank, alpha) = (self.rank.of(module)?, self.alpha.of(module)?);
+        Ok((rank as usize, alpha / if self.by_root { rank.sqrt() } else { rank }))
     }
+}
 
-    /// The factor on a module's update.
-    pub fn scale(&self, module: &str) -> f64 {
-        let (alpha, rank) = (self.alpha.of(module), self.rank(module) as f64);
-        if self.by_root { alpha / rank.sqrt() } else { alpha / rank }
-    }
+/// Whether a pattern is found in a name; an error where that takes too long to tell.
+pub fn matches(pattern: &Regex, name: &str) -> Reading<bool> {
+    pattern.is_match(name).map_err(|e| format!("pattern '{pattern}' on '{name}': {e}"))
 }

@@ -3,6 +3,7 @@
 mod config;
 mod keys;
 mod methods;
+mod module;
 mod modules;
 mod peft;
 mod targets;

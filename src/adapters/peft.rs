@@ -3,47 +3,65 @@
 use super::Config;
 use super::config::Biases;
 use super::keys::Reading;
-use super::modules::{BIAS, Module, Modules, TOKENS, WEIGHT};
+use super::module::Module;
+use super::modules::{BIAS, Modules, TOKENS, WEIGHT};
 use crate::error::{Error, Result};
 use crate::folder::Folder;
 use crate::model::{
     Adapter, Checkpoint, DType, Delta, LinearDelta, Model, NormDelta, OwnRows, Site, SiteKind, TableDelta, Weight,
 };
+use std::collections::HashMap;
 
 /// Lays the folder's checkpoint on a model.
 pub fn load(folder: &Folder, config: &Config, model: &Model) -> Result<Adapter> {
     let checkpoint = open(folder, model.spec().nested_as)?;
-    let modules = Modules::of(&checkpoint, &*config.method, config.kind)?;
-    let (mut deltas, mut changed, mut held, mut tokens) = (Vec::new(), Vec::new(), Vec::new(), 0);
+    let modules = Modules::of(&checkpoint, config)?;
+    let mut bound = Bound { deltas: HashMap::new(), held: HashMap::new(), tokens: Vec::new(), outer: None };
     let mut is_sum = config.method.is_sum() && config.blocks.is_empty();
     for module in modules.iter(model) {
         let module = module?;
-        agree(&module, config, &checkpoint)?;
-        if module.is_unknown() {
-            module.leave();
+        if module.has(TOKENS) {
+            bound.tokens.push(module.path);
+        }
+        let Some(site) = module.site else {
+            idle(&module, config)?;
             continue;
-        }
+        };
+        agree(&module, config, &checkpoint)?;
         let delta = bind(&module, config)?;
-        let Some(site) = module.site else { continue };
-        if module.is_changed() {
-            changed.push(site);
+        is_sum &= !module.has(BIAS) && !module.has(TOKENS) && !replaces(&module, delta.as_ref());
+        let is_changed = module.is_changed() || module.has(TOKENS) && config.method.parts().is_empty();
+        let held = Held { is_changed, has_bias: module.has(BIAS) };
+        if bound.held.insert(site, held).is_some() {
+            let reason = format!("it and '{}' are one module, and both are changed", model.sites().path(site));
+            return Err(module.fail(&reason));
         }
-        tokens += usize::from(module.has(TOKENS));
-        is_sum &= ![WEIGHT, BIAS, TOKENS].iter().any(|part| module.has(part));
-        held.push((site, module.has(BIAS)));
-        deltas.extend(delta.map(|delta| (site, delta)));
+        bound.outer = bound.outer.or_else(|| module.name.strip_suffix(module.path).map(str::to_owned));
+        bound.deltas.extend(delta.map(|delta| (site, delta)));
     }
     checkpoint.finish()?;
-    complete(model, config, &changed, &held).map_err(|reason| Error::load(config.path(), reason))?;
-    if tokens != config.tokens.len() {
-        let reason =
-            format!("trainable_token_indices is for {} embeddings, the checkpoint has {tokens}", config.tokens.len());
-        return Err(Error::load(config.path(), reason));
-    }
-    if deltas.is_empty() {
+    bound.complete(model, config).map_err(|reason| Error::load(config.path(), reason))?;
+    if bound.deltas.is_empty() {
         return Err(Error::load(checkpoint.path(), "it changes no module that the forward pass runs"));
     }
-    Ok(Adapter::new(deltas, is_sum))
+    Ok(Adapter::new(bound.deltas, is_sum))
+}
+
+/// A checkpoint's tensors in their places.
+struct Bound<'a> {
+    deltas: HashMap<Site, Delta>,
+    held: HashMap<Site, Held>,
+    /// Paths of the embeddings with rows of tokens.
+    tokens: Vec<&'a str>,
+    /// What stands before the body's own paths in the trainer's model, such as `bert.`.
+    outer: Option<String>,
+}
+
+/// What the checkpoint has of a module.
+#[derive(Clone, Copy)]
+struct Held {
+    is_changed: bool,
+    has_bias: bool,
 }
 
 /// `adapter_model.safetensors`, or the older `adapter_model.bin`.
@@ -57,13 +75,31 @@ fn open(folder: &Folder, nested_as: &str) -> Result<Checkpoint> {
     }
 }
 
+/// A module that no forward pass runs: its update must fit, where its shape is known, and is of no further use.
+fn idle(module: &Module, config: &Config) -> Result<()> {
+    if module.is_changed() && !module.is_unknown() {
+        config.method.delta(module)?;
+    }
+    module.leave()
+}
+
+/// Whether an adapter has a weight of its own in place of the base's, not a copy of it.
+fn replaces(module: &Module, delta: Option<&Delta>) -> bool {
+    match delta {
+        _ if !module.has(WEIGHT) => false,
+        Some(Delta::Table(delta)) => delta.own.is_some(),
+        other => other.is_some(),
+    }
+}
+
 /// A module's tensors must be those that adapter_config.json says it has.
 fn agree(module: &Module, config: &Config, checkpoint: &Checkpoint) -> Result<()> {
     let unsaid = |part: &'static str, reason: &str| {
         let name = checkpoint.name_in_file(module.tensor(part));
         Err(Error::load(checkpoint.path(), format!("tensor '{name}' is there, but adapter_config.json: {reason}")))
     };
-    let saved = config.targets.saves(module.path, &module.name);
+    let wrong = |reason| Error::load(config.path(), reason);
+    let saved = config.targets.saves(module.path, &module.name).map_err(wrong)?;
     let mut whole = [WEIGHT, BIAS].into_iter().filter(|part| *part == WEIGHT || module.has_bias());
     if let Some(part) = whole.find(|part| saved && !module.has(part)) {
         return Err(module.missing(part));
@@ -80,41 +116,45 @@ fn agree(module: &Module, config: &Config, checkpoint: &Checkpoint) -> Result<()
     if module.has(BIAS) && !saved && !biased {
         return unsaid(BIAS, "neither bias nor modules_to_save names it");
     }
-    if module.has(TOKENS) && config.tokens.is_empty() {
-        return unsaid(TOKENS, "trainable_token_indices is missing");
+    if module.has(TOKENS) && config.tokens_of(module.path).is_none() {
+        return unsaid(TOKENS, "trainable_token_indices does not name its embedding");
     }
-    match config.targets.refuse(module.path, &module.name) {
-        Some(reason) if module.is_changed() => {
-            Err(Error::load(config.path(), format!("module '{}' has tensors, but {reason}", module.path)))
-        }
+    match config.targets.allow(module.path, &module.name) {
+        Err(reason) if module.is_changed() => Err(wrong(format!("module '{}' has tensors, but {reason}", module.path))),
         _ => Ok(()),
     }
 }
 
-/// What is named, but has no tensor: half an adapter.
-fn complete(model: &Model, config: &Config, changed: &[Site], held: &[(Site, bool)]) -> Reading<()> {
-    let sites = model.sites();
-    let known = |list: &[Site], site: Site| list.iter().any(|other| *other == site || sites.overlap(*other, site));
-    let whole: Vec<Site> = held.iter().map(|(site, _)| *site).collect();
-    let biased: Vec<Site> = held.iter().filter(|(_, bias)| *bias).map(|(site, _)| *site).collect();
-    for (site, path) in sites.iter() {
-        let lost = |key: &str, tensor: &str| Err(format!("{key} names '{path}', but '{path}.{tensor}' is missing"));
-        if config.targets.need(path) && !known(changed, site) && config.method.changes(sites.kind(site)) {
-            return lost("target_modules", &config.method.parts().join(" or ."));
-        }
-        if config.targets.saves(path, path) && !known(&whole, site) {
-            return lost("modules_to_save", WEIGHT);
-        }
-        let needs_bias = match config.biases {
-            Biases::None => false,
-            Biases::Changed => known(changed, site),
-            Biases::All => true,
+impl Bound<'_> {
+    /// Fails where adapter_config.json names what has no tensor: that is half an adapter.
+    fn complete(&self, model: &Model, config: &Config) -> Reading<()> {
+        let (sites, outer) = (model.sites(), self.outer.as_deref().unwrap_or_default());
+        let known = |site: Site, what: fn(&Held) -> bool| {
+            let mut held = self.held.iter().filter(|(_, held)| what(held));
+            held.any(|(other, _)| *other == site || sites.overlap(*other, site))
         };
-        if needs_bias && sites.has_bias(site) && !known(&biased, site) {
-            return lost("bias", BIAS);
+        for (site, path) in sites.iter() {
+            let name = format!("{outer}{path}");
+            let lost = |key: &str, tensor: &str| Err(format!("{key} names '{path}', but '{path}.{tensor}' is missing"));
+            let is_changed = known(site, |held| held.is_changed);
+            if config.method.changes(sites.kind(site)) && !is_changed && config.targets.need(path, &name)? {
+                let parts = config.method.parts();
+                return lost("target_modules", &if parts.is_empty() { TOKENS.into() } else { parts.join(" or .") });
+            }
+            if !known(site, |_| true) && config.targets.saves(path, &name)? {
+                return lost("modules_to_save", WEIGHT);
+            }
+            let needs_bias = match config.biases {
+                Biases::None => false,
+                Biases::Changed => is_changed,
+                Biases::All => true,
+            };
+            if needs_bias && sites.has_bias(site) && !known(site, |held| held.has_bias) {
+                return lost("bias", BIAS);
+            }
         }
+        config.require_tokens(&self.tokens)
     }
-    Ok(())
 }
 
 /// One module's delta; none where the adapter holds of it what the base has.
@@ -151,7 +191,6 @@ fn linear(module: &Module, config: &Config) -> Result<LinearDelta> {
     match (bias, base.bias) {
         (None, _) => Ok(delta),
         (Some(own), Some(base)) => delta.shifted(&(own - base)?),
-        (Some(_), None) if module.site.is_none() => Ok(delta),
         (Some(_), None) => Err(module.fail("it has a bias, but the base has none there")),
     }
 }
@@ -175,10 +214,7 @@ fn table(module: &Module, config: &Config) -> Result<Option<Delta>> {
         };
     }
     if module.has(TOKENS) {
-        let named = |(name, _): &&(Option<String>, Vec<u32>)| {
-            name.as_ref().is_none_or(|name| module.path == name || module.path.ends_with(&format!(".{name}")))
-        };
-        let ids = config.tokens.iter().find(named).map(|(_, ids)| ids.as_slice()).unwrap_or_default();
+        let ids = config.tokens_of(module.path).unwrap_or_default();
         let rows = module.shape[0];
         if let Some(id) = ids.iter().find(|id| **id as usize >= rows) {
             return Err(module.fail(&format!("trainable_token_indices names row {id} of {rows}")));

@@ -1,6 +1,6 @@
 //! Which modules adapter_config.json says that the adapter trains.
 
-use super::keys::{Keys, Reading};
+use super::keys::{Keys, Reading, matches};
 use fancy_regex::Regex;
 use serde::Deserialize;
 use serde_json::Value;
@@ -29,7 +29,7 @@ impl Names {
             None => Ok(Self::Any),
             Some(Either::One(all)) if all == "all-linear" => Ok(Self::Any),
             Some(Either::One(pattern)) => {
-                let regex = Regex::new(&format!("^(?:{pattern})$")).map_err(|e| format!("{key}: {e}"))?;
+                let regex = Regex::new(&format!("^(?:{pattern})$")).map_err(|e| format!("{key} '{pattern}': {e}"))?;
                 Ok(Self::Pattern(pattern, regex))
             }
             Some(Either::List(names)) => Ok(Self::List(names)),
@@ -37,18 +37,18 @@ impl Names {
     }
 
     /// Whether they name a module, by its path or by the name that the trainer's model gave it.
-    pub fn name(&self, path: &str, name: &str) -> bool {
+    pub fn name(&self, path: &str, name: &str) -> Reading<bool> {
         match self {
-            Self::Any => false,
-            Self::Pattern(_, regex) => regex.is_match(name).unwrap_or(false),
-            Self::List(entries) => entries.iter().any(|entry| [path, name].iter().any(|name| fits(name, entry))),
+            Self::Any => Ok(false),
+            Self::Pattern(_, regex) => matches(regex, name),
+            Self::List(entries) => Ok(entries.iter().any(|entry| [path, name].iter().any(|name| fits(name, entry)))),
         }
     }
 
     /// The same, where PEFT looks for entries at the end of a name, also within its last part.
-    pub fn end(&self, name: &str) -> bool {
+    pub fn end(&self, name: &str) -> Reading<bool> {
         match self {
-            Self::List(entries) => entries.iter().any(|entry| name.ends_with(entry.as_str())),
+            Self::List(entries) => Ok(entries.iter().any(|entry| name.ends_with(entry.as_str()))),
             other => other.name(name, name),
         }
     }
@@ -84,10 +84,12 @@ impl Targets {
         let stacks = one_or_more(keys.take("layers_pattern")?).into_iter();
         let stacks = stacks.map(|stack| stack.as_str().filter(|stack| !stack.is_empty()).map(str::to_owned));
         let stacks: Vec<String> = stacks.flatten().collect();
-        let stacks = if stacks.is_empty() { vec![r"[^.]*".to_owned()] } else { stacks };
-        let stacks = stacks.iter().map(|stack| {
-            Regex::new(&format!(r"^.*\.(?:{stack})\.(\d+)\.")).map_err(|e| format!("layers_pattern: {e}"))
-        });
+        // As PEFT has them: the first number that follows such a name, or any name but the very first.
+        let stacks: Vec<String> = match stacks.as_slice() {
+            [] => vec![r"^.*?\.[^.]*\.(\d+)\.".to_owned()],
+            named => named.iter().map(|stack| format!(r"^(?:|.*?\.){stack}\.(\d+)\.")).collect(),
+        };
+        let stacks = stacks.iter().map(|stack| Regex::new(stack).map_err(|e| format!("layers_pattern: {e}")));
         let stacks = stacks.collect::<Reading<_>>()?;
         Ok(Self {
             targets: Names::read(keys, "target_modules")?,
@@ -98,31 +100,34 @@ impl Targets {
     }
 
     /// Whether the adapter holds a module, or one above it, whole.
-    pub fn saves(&self, path: &str, name: &str) -> bool {
-        let above = |name: &str| {
-            let ends = name.match_indices('.').map(|(end, _)| end).chain([name.len()]);
-            ends.map(|end| name[..end].to_owned()).collect::<Vec<_>>()
-        };
-        above(path).iter().chain(&above(name)).any(|name| self.saved.end(name))
+    pub fn saves(&self, path: &str, name: &str) -> Reading<bool> {
+        for whole in [path, name] {
+            for end in whole.match_indices('.').map(|(end, _)| end).chain([whole.len()]) {
+                if self.saved.end(&whole[..end])? {
+                    return Ok(true);
+                }
+            }
+        }
+        Ok(false)
     }
 
-    /// Why a module's update should not be there, where it should not.
-    pub fn refuse(&self, path: &str, name: &str) -> Option<String> {
+    /// Fails where a module's update should not be there.
+    pub fn allow(&self, path: &str, name: &str) -> Reading<()> {
         match &self.targets {
-            Names::Any => None,
-            targets if targets.name(path, name) => None,
-            Names::Pattern(pattern, _) => Some(format!("target_modules '{pattern}' excludes it")),
-            Names::List(_) => Some("target_modules does not name it".into()),
+            Names::Any => Ok(()),
+            targets if targets.name(path, name)? => Ok(()),
+            Names::Pattern(pattern, _) => Err(format!("target_modules '{pattern}' excludes it")),
+            Names::List(_) => Err("target_modules does not name it".into()),
         }
     }
 
-    /// Whether the module at a path of the base must have an update.
-    pub fn need(&self, path: &str) -> bool {
-        let named = self.targets.name(path, path) && !self.excluded.name(path, path) && !self.saves(path, path);
-        let layer = |stack: &Regex| stack.captures(&format!(".{path}")).ok()??.get(1)?.as_str().parse().ok();
-        let chosen = self.layers.as_ref().is_none_or(|(layers, stacks)| {
-            stacks.iter().find_map(layer).is_some_and(|layer: usize| layers.contains(&layer))
-        });
-        named && chosen
+    /// Whether a module of the base must have an update.
+    pub fn need(&self, path: &str, name: &str) -> Reading<bool> {
+        let named = self.targets.name(path, name)? && !self.excluded.name(path, name)? && !self.saves(path, name)?;
+        Ok(named
+            && self.layers.as_ref().is_none_or(|(layers, stacks)| {
+                let number = |stack: &Regex| stack.captures(name).ok()??.get(1)?.as_str().parse().ok();
+                stacks.iter().find_map(number).is_some_and(|layer: usize| layers.contains(&layer))
+            }))
     }
 }

@@ -51,7 +51,7 @@ impl Checkpoint {
             if checkpoint.names.insert(canonical.clone(), name.clone()).is_some() {
                 return Err(Error::load(&path, format!("'{name}' and another tensor name the same weight")));
             }
-            checkpoint.put(&canonical, tensor);
+            checkpoint.put(&canonical, tensor.contiguous()?);
             checkpoint.left.get_mut().insert(canonical);
         }
         Ok(Self { path, ..checkpoint })

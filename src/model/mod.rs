@@ -129,10 +129,12 @@ impl Model {
 
     /// Rows of the word embedding, the base's or an adapter's own.
     pub fn vocabulary(&self, adapter: Option<&Adapter>) -> usize {
-        let word = &self.spec.embedding;
-        let site = word.word_first.as_ref().and_then(|path| self.sites.find(path));
-        let site = site.or_else(|| self.sites.find(&word.word.path));
-        site.and_then(|site| adapter?.table_rows(site)).unwrap_or(word.word.rows)
+        self.words().and_then(|site| adapter?.table_rows(site)).unwrap_or(self.spec.embedding.word.rows)
+    }
+
+    /// The site of the word embedding.
+    pub fn words(&self) -> Option<Site> {
+        self.sites.find(&self.spec.embedding.word.path)
     }
 
     /// The shape of a tensor of such a module, where the base's checkpoint has it.

@@ -274,7 +274,10 @@ impl Fitted {
         let peft = adapters::Config::of(&folder)?;
         let model = match peft.blocks.as_slice() {
             [] => base.one_model()?.clone(),
-            blocks => Arc::new(base.one_model()?.repeating(blocks)?),
+            blocks => {
+                let wrong = |error| Error::load(peft.path(), format!("layer_replication: {error}"));
+                Arc::new(base.one_model()?.repeating(blocks).map_err(wrong)?)
+            }
         };
         let adapter = adapters::load(&folder, &peft, &model)?;
         Ok(Self { peft, model, adapter, folder })

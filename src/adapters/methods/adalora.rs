@@ -1,7 +1,7 @@
 //! AdaLoRA (arXiv:2303.10512): a low-rank update of three factors, of a rank that training chose for every module.
 
 use super::super::keys::{Keys, Reading};
-use super::super::modules::Module;
+use super::super::module::Module;
 use super::Method;
 use crate::error::Result;
 use crate::model::{Delta, LinearDelta, LowRank};
@@ -11,13 +11,14 @@ use serde_json::{Map, Value};
 struct AdaLora {
     /// `init_r`, which the scale keeps whatever rank is left.
     rank: usize,
+    /// `lora_alpha`; where it is not positive PEFT takes the rank that is left.
     alpha: f64,
     /// Ranks that are left, by the name of the module's `lora_E`.
     left: Vec<(String, usize)>,
 }
 
 /// Keys that change nothing here once the adapter is trained.
-const INERT: [&str; 14] = [
+const INERT: [&str; 15] = [
     "alpha_pattern",
     "beta1",
     "beta2",
@@ -32,6 +33,7 @@ const INERT: [&str; 14] = [
     "tinit",
     "total_step",
     "ensure_weight_tying",
+    "use_rslora",
 ];
 
 /// Reads PEFT's `AdaLoraConfig`.
@@ -41,9 +43,9 @@ pub fn read(keys: &mut Keys) -> Reading<Box<dyn Method>> {
         other => Err(format!("rank_pattern '{name}': expected a list of true and false, found {other}")),
     });
     let left = left.collect::<Reading<_>>()?;
-    let (rank, alpha) = (keys.count("init_r", 12)?, keys.or("lora_alpha", 8.0)?);
+    let (rank, alpha) = (keys.count("init_r", 12)?, keys.number("lora_alpha", 8.0)?);
     keys.leave(&INERT);
-    Ok(Box::new(AdaLora { rank, alpha: if alpha > 0.0 { alpha } else { rank as f64 }, left }))
+    Ok(Box::new(AdaLora { rank, alpha, left }))
 }
 
 impl Method for AdaLora {
@@ -71,7 +73,8 @@ impl Method for AdaLora {
         if rank == 0 {
             return Ok(Delta::Linear(LinearDelta::default()));
         }
-        let scale = self.alpha / (self.rank as f64 + 1e-5);
+        let alpha = if self.alpha > 0.0 { self.alpha } else { rank as f64 };
+        let scale = alpha / (self.rank as f64 + 1e-5);
         let update = LowRank { a: a.broadcast_mul(&e)?.t()?.contiguous()?, b: (b.t()?.contiguous()? * scale)? };
         Ok(Delta::Linear(LinearDelta::low_rank(update)))
     }

@@ -1,7 +1,7 @@
 //! LoHa (arXiv:2108.06098): the weight plus the elementwise product of two low-rank matrices.
 
 use super::super::keys::{Keys, Ranks, Reading};
-use super::super::modules::Module;
+use super::super::module::Module;
 use super::Method;
 use crate::error::Result;
 use crate::model::Delta;
@@ -31,11 +31,11 @@ impl Method for Hadamard {
     }
 
     fn delta(&self, module: &Module) -> Result<Delta> {
-        let ([outputs, inputs], rank) = (module.shape, self.ranks.rank(&module.name));
+        let ([outputs, inputs], (rank, scale)) = (module.shape, module.checked(self.ranks.of(&module.name))?);
         let product = |a: &str, b: &str| -> Result<_> {
             Ok(module.take(a, &[outputs, rank])?.matmul(&module.take(b, &[rank, inputs])?)?)
         };
         let update = (product("hada_w1_a", "hada_w1_b")? * product("hada_w2_a", "hada_w2_b")?)?;
-        module.plus(&(update * self.ranks.scale(&module.name))?)
+        module.plus(&(update * scale)?)
     }
 }

@@ -1,21 +1,21 @@
 //! HiRA (ICLR 2025): the weight plus itself times, elementwise, a low-rank matrix.
 
-use super::super::keys::{ByModule, Keys, Reading};
-use super::super::modules::Module;
+use super::super::keys::{Keys, Reading};
+use super::super::module::Module;
 use super::Method;
 use crate::error::Result;
 use crate::model::{Delta, SiteKind};
 
 #[derive(Debug)]
 struct Hira {
-    rank: ByModule,
+    rank: usize,
 }
 
 /// Reads PEFT's `HiraConfig`.
 pub fn read(keys: &mut Keys) -> Reading<Box<dyn Method>> {
-    keys.leave(&["hira_dropout", "init_weights"]);
-    let rank = keys.count("r", 32)? as f64;
-    Ok(Box::new(Hira { rank: ByModule::read(keys, "rank_pattern", rank)? }))
+    // PEFT gives every module the rank `r`, whatever the pattern says.
+    keys.leave(&["hira_dropout", "init_weights", "rank_pattern"]);
+    Ok(Box::new(Hira { rank: keys.count("r", 32)? }))
 }
 
 impl Method for Hira {
@@ -32,15 +32,17 @@ impl Method for Hira {
     }
 
     fn summary(&self) -> String {
-        self.rank.summary("r")
+        format!("r={}", self.rank)
     }
 
     fn delta(&self, module: &Module) -> Result<Delta> {
-        let ([outer, inner], rank) = (module.shape, self.rank.of(&module.name) as usize);
+        let ([outer, inner], rank) = (module.shape, self.rank);
         let low_rank = match module.kind {
             SiteKind::Table => {
                 let a = module.take("hira_embedding_A", &[rank, outer])?;
-                module.take("hira_embedding_B", &[inner, rank])?.matmul(&a)?.t()?
+                let low_rank = module.take("hira_embedding_B", &[inner, rank])?.matmul(&a)?.t()?;
+                // PEFT adds what these give without the model's factor on its embedding.
+                (low_rank / module.factor())?
             }
             _ => module.take("hira_B", &[outer, rank])?.matmul(&module.take("hira_A", &[rank, inner])?)?,
         };

@@ -1,7 +1,7 @@
 //! HRA (arXiv:2405.17484): inputs reflected at a few planes, which is a low-rank update of the weight.
 
 use super::super::keys::{ByModule, Keys, Reading};
-use super::super::modules::Module;
+use super::super::module::Module;
 use super::Method;
 use crate::error::Result;
 use crate::model::{Delta, LinearDelta, LowRank};
@@ -17,8 +17,8 @@ struct Householder {
 /// Reads PEFT's `HRAConfig`.
 pub fn read(keys: &mut Keys) -> Reading<Box<dyn Method>> {
     keys.leave(&["init_weights"]);
-    let rank = keys.count("r", 8)? as f64;
-    let rank = ByModule::read(keys, "rank_pattern", rank)?;
+    let rank = keys.count("r", 8)?;
+    let rank = ByModule::ranks(keys, rank)?;
     Ok(Box::new(Householder { rank, is_orthogonal: keys.or("apply_GS", false)? }))
 }
 
@@ -37,7 +37,7 @@ impl Method for Householder {
 
     /// `W (1 - 2 u u^T) (1 - 2 v v^T) ... = W + sum of (W c) u^T`, where `c = -2 D u` and `D` is the product so far.
     fn delta(&self, module: &Module) -> Result<Delta> {
-        let (inputs, rank) = (module.inputs(), self.rank.of(&module.name) as usize);
+        let (inputs, rank) = (module.inputs(), module.checked(self.rank.of(&module.name))? as usize);
         let columns = module.take("hra_u", &[inputs, rank])?.t()?.to_vec2::<f32>()?;
         let mut planes: Vec<Vec<f64>> = Vec::new();
         let mut changes: Vec<Vec<f64>> = Vec::new();

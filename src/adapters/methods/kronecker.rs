@@ -1,7 +1,7 @@
 //! LoKr (arXiv:2212.10650): the weight plus the Kronecker product of two small matrices, each whole or of low rank.
 
 use super::super::keys::{Keys, Ranks, Reading};
-use super::super::modules::Module;
+use super::super::module::Module;
 use super::Method;
 use crate::error::Result;
 use crate::model::Delta;
@@ -45,8 +45,8 @@ impl Method for Kronecker {
 
     fn delta(&self, module: &Module) -> Result<Delta> {
         let (outputs, inputs) = (factors(module.outputs(), self.factor), factors(module.inputs(), self.factor));
-        let rank = self.ranks.rank(&module.name);
-        let is_low = |outputs: usize, inputs: usize| 2 * rank < outputs.max(inputs);
+        let (rank, scale) = module.checked(self.ranks.of(&module.name))?;
+        let is_low = |outputs: usize, inputs: usize| rank < outputs.max(inputs).div_ceil(2);
         let first = match self.both && is_low(outputs.0, inputs.0) {
             true => product(module, ["lokr_w1_a", "lokr_w1_b"], [outputs.0, rank, inputs.0])?,
             false => module.take("lokr_w1", &[outputs.0, inputs.0])?,
@@ -58,7 +58,7 @@ impl Method for Kronecker {
         // [out0, 1, in0, 1] times [1, out1, 1, in1].
         let first = first.reshape((outputs.0, 1, inputs.0, 1))?;
         let update = first.broadcast_mul(&second.reshape((1, outputs.1, 1, inputs.1))?)?.reshape(&module.shape)?;
-        module.plus(&(update * self.ranks.scale(&module.name))?)
+        module.plus(&(update * scale)?)
     }
 }
 

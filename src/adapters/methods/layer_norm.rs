@@ -1,7 +1,7 @@
 //! LN tuning (arXiv:2312.11420): normalizations with weights of their own.
 
 use super::super::keys::{Keys, Reading};
-use super::super::modules::Module;
+use super::super::module::Module;
 use super::Method;
 use crate::error::Result;
 use crate::model::{Delta, NormDelta, SiteKind};

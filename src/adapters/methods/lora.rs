@@ -1,7 +1,7 @@
 //! LoRA (arXiv:2106.09685), with DoRA's magnitudes and biases of the update.
 
 use super::super::keys::{Keys, Ranks, Reading};
-use super::super::modules::Module;
+use super::super::module::Module;
 use super::Method;
 use super::residual::Residual;
 use crate::error::Result;
@@ -24,8 +24,21 @@ struct Lora {
 /// Initializations that leave the base as it is.
 const PLAIN_INITIALIZATIONS: [&str; 4] = ["gaussian", "eva", "orthogonal", "mica"];
 
-/// Keys that change nothing here once the adapter is trained.
-const INERT: [&str; 3] = ["lora_dropout", "qalora_group_size", "ensure_weight_tying"];
+/// Keys that change nothing here once the adapter is trained: PEFT's, settings of initializations and of training, and
+/// some of trainers that are built on it.
+const INERT: [&str; 11] = [
+    "lora_dropout",
+    "qalora_group_size",
+    "ensure_weight_tying",
+    "corda_config",
+    "eva_config",
+    "loftq_config",
+    "lora_ga_config",
+    "lora_dtype",
+    "lorap_emb_lr",
+    "lorap_lr_ratio",
+    "model_key_mapping",
+];
 
 /// Reads its keys.
 pub fn read(keys: &mut Keys) -> Reading<Box<dyn Method>> {
@@ -84,7 +97,7 @@ impl Method for Lora {
     }
 
     fn delta(&self, module: &Module) -> Result<Delta> {
-        let (rank, scale) = (self.ranks.rank(&module.name), self.ranks.scale(&module.name));
+        let (rank, scale) = module.checked(self.ranks.of(&module.name))?;
         let [outer, inner] = module.shape;
         let (a, b, outputs) = match module.kind {
             SiteKind::Table => (
@@ -95,7 +108,7 @@ impl Method for Lora {
             _ => (module.take("lora_A.weight", &[rank, inner])?, module.take("lora_B.weight", &[outer, rank])?, outer),
         };
         let mut update = LowRank { a: a.t()?.contiguous()?, b: (b.t()?.contiguous()? * scale)? };
-        if let Some(residual) = self.residual.filter(|_| module.kind == SiteKind::Linear) {
+        if let Some(residual) = self.residual.filter(|_| module.kind == SiteKind::Linear && module.site.is_some()) {
             let taken = residual.taken(module, rank, scale)?;
             update.a = Tensor::cat(&[update.a, taken.a], 1)?;
             update.b = Tensor::cat(&[update.b, taken.b.neg()?], 0)?;

@@ -16,7 +16,7 @@ mod tokens;
 mod vera;
 
 use super::keys::{Keys, Reading};
-use super::modules::Module;
+use super::module::Module;
 use crate::error::Result;
 use crate::model::{Delta, SiteKind};
 use std::fmt::Debug;

@@ -2,10 +2,13 @@
 //! matrices give; the effective weight is held whole.
 
 use super::super::keys::{Keys, Reading};
-use super::super::modules::Module;
+use super::super::module::Module;
 use super::{Method, blocks::Blocks};
 use crate::error::Result;
 use crate::model::{Delta, LinearDelta, Weight};
+
+/// Most terms of the series of a rotation; where it comes to an end at all, later ones are below rounding.
+const TERMS_MAX: usize = 256;
 
 #[derive(Debug)]
 struct Oft {
@@ -22,7 +25,10 @@ pub fn read_oft(keys: &mut Keys) -> Reading<Box<dyn Method>> {
     // Block count and size are what the tensors have.
     keys.leave(&["r", "oft_block_size", "module_dropout", "init_weights", "alpha_pattern", "rank_pattern"]);
     let (constrained, reach) = (keys.or("coft", false)?, keys.or("eps", 6e-5)?);
-    let (series, terms) = (keys.or("use_cayley_neumann", true)?, keys.or("num_cayley_neumann_terms", 5)?);
+    let (series, terms) = (keys.or("use_cayley_neumann", true)?, keys.number("num_cayley_neumann_terms", 5)?);
+    if series && terms > TERMS_MAX {
+        return Err(format!("num_cayley_neumann_terms = {terms} is more than {TERMS_MAX}"));
+    }
     Ok(Box::new(Oft {
         is_shared: keys.or("block_share", false)?,
         reach: constrained.then_some(reach),
@@ -48,7 +54,7 @@ impl Method for Oft {
         // Above the diagonal of a block are size * (size - 1) / 2 elements.
         let size = (1..).find(|size| size * (size - 1) / 2 >= elements).unwrap_or(1);
         let blocks = module.inputs() / size;
-        let fits = size * (size - 1) / 2 == elements && blocks * size == module.inputs();
+        let fits = elements > 0 && size * (size - 1) / 2 == elements && blocks * size == module.inputs();
         if !fits || rows != if self.is_shared { 1 } else { blocks } {
             return Err(fail(&shape));
         }

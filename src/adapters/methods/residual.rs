@@ -1,6 +1,6 @@
 //! What an initialization took out of the base's weights: PEFT takes it out again whenever it loads such an adapter.
 
-use crate::adapters::modules::Module;
+use crate::adapters::module::Module;
 use crate::error::Result;
 use crate::model::LowRank;
 use candle_core::Tensor;

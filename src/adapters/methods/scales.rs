@@ -1,7 +1,7 @@
 //! IA3 (arXiv:2205.05638): outputs times a vector, or inputs of the modules that `feedforward_modules` names.
 
 use super::super::keys::{Keys, Reading};
-use super::super::modules::Module;
+use super::super::module::Module;
 use super::super::targets::Names;
 use super::Method;
 use crate::error::Result;
@@ -29,7 +29,7 @@ impl Method for Scales {
 
     fn delta(&self, module: &Module) -> Result<Delta> {
         let [outputs, inputs] = module.shape;
-        let delta = match self.feedforward.end(&module.name) {
+        let delta = match module.checked(self.feedforward.end(&module.name))? {
             true => {
                 let factor = module.take("ia3_l", &[1, inputs])?.reshape(inputs)?;
                 LinearDelta::of_scaled_inputs(factor, &module.base()?)?

@@ -1,7 +1,7 @@
 //! SHiRA (arXiv:2406.13175): the weight plus a few numbers at places that the checkpoint names.
 
 use super::super::keys::{Keys, Reading};
-use super::super::modules::Module;
+use super::super::module::Module;
 use super::Method;
 use crate::error::Result;
 use crate::model::Delta;
@@ -33,7 +33,7 @@ impl Method for Sparse {
 
     fn delta(&self, module: &Module) -> Result<Delta> {
         let [outputs, inputs] = module.shape;
-        let count = self.rank * (outputs + inputs);
+        let count = self.rank.saturating_mul(outputs + inputs);
         let numbers = module.take("shira_weight", &[count])?.to_vec1::<f32>()?;
         let places = module.take_integers("shira_indices", &[2, count])?;
         let mut update = vec![0f32; outputs * inputs];

@@ -1,7 +1,7 @@
 //! Trainable tokens: rows of an embedding of their own, and nothing more.
 
 use super::super::keys::{Keys, Reading};
-use super::super::modules::Module;
+use super::super::module::Module;
 use super::Method;
 use crate::error::Result;
 use crate::model::{Delta, SiteKind};
@@ -20,8 +20,8 @@ impl Method for Tokens {
         &[]
     }
 
-    fn changes(&self, _: SiteKind) -> bool {
-        false
+    fn changes(&self, kind: SiteKind) -> bool {
+        kind == SiteKind::Table
     }
 
     fn is_sum(&self) -> bool {

@@ -1,7 +1,7 @@
 //! VeRA (arXiv:2310.11454): low-rank updates that share two matrices and have vectors of their own.
 
 use super::super::keys::{Keys, Reading};
-use super::super::modules::Module;
+use super::super::module::Module;
 use super::Method;
 use crate::error::Result;
 use crate::model::{Delta, LinearDelta, LowRank};

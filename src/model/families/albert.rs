@@ -30,7 +30,7 @@ const NAMES: Names = Names {
     ..bert::NAMES
 };
 
-const IDLE: [&str; 4] = ["pooler", "predictions", "sop_classifier", "classifier"];
+const IDLE: [&str; 5] = ["pooler", "predictions", "sop_classifier", "classifier", "qa_outputs"];
 
 impl Family for Config {
     fn spec(self) -> Result<Spec, String> {

@@ -42,7 +42,7 @@ pub const NAMES: Names = Names {
 };
 
 /// What its checkpoints hold beside the body.
-pub const IDLE: [&str; 4] = ["pooler", "cls", "lm_head", "classifier"];
+pub const IDLE: [&str; 5] = ["pooler", "cls", "lm_head", "classifier", "qa_outputs"];
 
 impl Family for Config {
     fn spec(self) -> Result<Spec, String> {

@@ -60,7 +60,7 @@ pub struct DebertaV2 {
 /// transformers' default.
 const EPS: f64 = 1e-7;
 
-const IDLE: [&str; 5] = ["pooler", "cls", "lm_predictions", "mask_predictions", "classifier"];
+const IDLE: [&str; 6] = ["pooler", "cls", "lm_predictions", "mask_predictions", "classifier", "qa_outputs"];
 
 impl Keys {
     /// Whether queries attend to positions of keys, and keys to those of queries.

@@ -19,7 +19,8 @@ pub struct Config {
 /// Fixed in the reference implementation.
 const EPS: f64 = 1e-12;
 
-const IDLE: [&str; 5] = ["vocab_transform", "vocab_layer_norm", "vocab_projector", "pre_classifier", "classifier"];
+const IDLE: [&str; 6] =
+    ["vocab_transform", "vocab_layer_norm", "vocab_projector", "pre_classifier", "classifier", "qa_outputs"];
 
 const NAMES: Names = Names {
     embedding_norm: "embeddings.LayerNorm",

@@ -77,7 +77,7 @@ impl Family for Config {
             layers: (0..self.num_hidden_layers).map(layer).collect::<Result<_, _>>()?,
             final_norm: Some(self.norm("final_norm")),
             nested_as: "model",
-            idle: ["head", "decoder", "classifier"].map(String::from).into(),
+            idle: ["head", "decoder", "classifier", "qa_outputs"].map(String::from).into(),
             tasks: None,
         })
     }

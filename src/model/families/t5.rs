@@ -41,13 +41,13 @@ impl Family for Config {
             tokens_max: TOKENS_MAX,
             embedding: Embedding {
                 // Where a file holds both, transformers runs the encoder's own.
-                word_first: Some("embed_tokens".into()),
-                ..Embedding::of_words(table("shared", self.vocab_size), self.d_model)
+                word_tied: Some("shared".into()),
+                ..Embedding::of_words(table("embed_tokens", self.vocab_size), self.d_model)
             },
             layers: (0..self.num_layers).map(|index| self.layer(index)).collect::<Result<_, _>>()?,
             final_norm: Some(rms_norm("final_layer_norm", self.layer_norm_epsilon)),
             nested_as: "encoder",
-            idle: ["shared", "decoder", "lm_head"].map(String::from).into(),
+            idle: ["shared", "decoder", "lm_head", "qa_outputs", "classification_head"].map(String::from).into(),
             tasks: None,
         })
     }

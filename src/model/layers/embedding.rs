@@ -33,9 +33,15 @@ struct Position {
 
 impl Table {
     fn load(spec: &spec::Table, width: usize, loader: &mut Loader) -> Result<Self> {
-        let key = format!("table {}", spec.path);
-        let rows =
-            loader.shared(key, |loader| Ok(vec![loader.weight(&spec.path, "weight", &[spec.rows, width])?]))?;
+        Self::load_or(spec, None, width, loader)
+    }
+
+    /// Its rows, or where the checkpoint does not have them those at another path.
+    fn load_or(spec: &spec::Table, other: Option<&str>, width: usize, loader: &mut Loader) -> Result<Self> {
+        let is_there = |path: &str| loader.checkpoint.shape(&format!("{path}.weight")).is_some();
+        let path = other.filter(|other| !is_there(&spec.path) && is_there(other)).unwrap_or(&spec.path);
+        let key = format!("table {path}");
+        let rows = loader.shared(key, |loader| Ok(vec![loader.weight(path, "weight", &[spec.rows, width])?]))?;
         let rows = rows[0].clone();
         let site = loader.sites.add_table(&spec.path, [spec.rows, width], &rows);
         Ok(Self { rows, site })
@@ -70,11 +76,7 @@ impl Embedding {
     /// To rows of `hidden`.
     pub fn load(spec: &spec::Embedding, hidden: usize, loader: &mut Loader) -> Result<Self> {
         let width = spec.width;
-        let is_there = |path: &&String| loader.checkpoint.shape(&format!("{path}.weight")).is_some();
-        let word = match spec.word_first.as_ref().filter(is_there) {
-            Some(path) => Table::load(&spec::Table { path: path.clone(), ..spec.word }, width, loader)?,
-            None => Table::load(&spec.word, width, loader)?,
-        };
+        let word = Table::load_or(&spec.word, spec.word_tied.as_deref(), width, loader)?;
         let position = match &spec.position {
             Some(spec::PositionTable { table, first, skipped }) => {
                 let table = Table::load(table, width, loader)?;

@@ -48,8 +48,8 @@ pub struct Embedding {
     pub width: usize,
     /// One row a token of the vocabulary.
     pub word: Table,
-    /// Another path under which a checkpoint may hold these rows; it goes first.
-    pub word_first: Option<String>,
+    /// The path of another module with the same rows, which checkpoints may hold in its place.
+    pub word_tied: Option<String>,
     /// Factor on the word's row.
     pub scale: Option<f64>,
     /// One row a position, where positions are learned.
@@ -221,7 +221,7 @@ impl Embedding {
         Self {
             width,
             word,
-            word_first: None,
+            word_tied: None,
             scale: None,
             position: None,
             token_type: None,

@@ -1,0 +1,129 @@
+//! What PEFT can say and is not served: each refusal names the file and what in it. `--nocapture` prints them all.
+
+mod support;
+
+use serde_json::{Value, json};
+use support::changed::{Changed, assert_says};
+use support::tensors::{Stored, Tensors};
+use support::{Door, config, named};
+
+/// Refused for what a key of adapter_config.json says: a fixture, the key, its value, what the message says beside.
+fn said() -> Vec<(&'static str, &'static str, Value, &'static str)> {
+    const LORA: &str = "bert/lora-attention";
+    vec![
+        (LORA, "peft_type", json!("PREFIX_TUNING"), "merge_and_unload"),
+        (LORA, "peft_type", json!("PROMPT_TUNING"), "'PROMPT_TUNING' is not supported; supported: LORA"),
+        (LORA, "peft_type", json!("XLORA"), "not supported"),
+        (LORA, "peft_type", json!("LOG_A"), "not supported"),
+        (LORA, "peft_type", json!(null), "is missing"),
+        (LORA, "bias", json!("all"), "is missing"),
+        (LORA, "bias", json!("some"), "not supported"),
+        (LORA, "modules_to_save", json!(["LayerNorm"]), "is missing"),
+        (LORA, "trainable_token_indices", json!([1, 2]), "is missing"),
+        (LORA, "trainable_token_indices", json!({"word_embeddings": [-1]}), "-1"),
+        (LORA, "layer_replication", json!([[0, 3]]), "[0, 3] is no range of 2 blocks"),
+        (LORA, "layer_replication", json!([[0, 2], [1, 1]]), "[1, 1] is no range of 2 blocks"),
+        (LORA, "init_lora_weights", json!("loftq"), "path_initial_model_for_weight_conversion"),
+        (LORA, "init_lora_weights", json!("corda"), "path_initial_model_for_weight_conversion"),
+        (LORA, "init_lora_weights", json!("pissa_niter_4"), "path_initial_model_for_weight_conversion"),
+        (LORA, "use_qalora", json!(true), "not supported"),
+        (LORA, "target_parameters", json!(["a.weight"]), "not supported"),
+        (LORA, "velora_config", json!({"scale": 1.0}), "not supported"),
+        (LORA, "alora_invocation_tokens", json!([1]), "not supported"),
+        (LORA, "megatron_config", json!({"a": 1}), "not supported"),
+        (LORA, "a_key_of_next_year", json!({"on": true}), "not supported"),
+        (LORA, "r", json!(null), "must be a number, not null"),
+        (LORA, "r", json!(0), "at least 1"),
+        (LORA, "r", json!(-1), "-1"),
+        (LORA, "r", json!(2.5), "2.5"),
+        (LORA, "lora_alpha", json!(null), "must be a number, not null"),
+        (LORA, "lora_alpha", json!("8"), "string"),
+        (LORA, "rank_pattern", json!({"query": 0.5}), "expected a whole number from 1 on, found 0.5"),
+        (LORA, "rank_pattern", json!({"query": -2}), "expected a whole number from 1 on"),
+        (LORA, "rank_pattern", json!({"(": 2}), "'('"),
+        (LORA, "alpha_pattern", json!({"query": "9"}), "expected a number"),
+        (LORA, "target_modules", json!("("), "("),
+        (LORA, "layers_to_transform", json!(["last"]), "expected numbers of layers"),
+        ("peft/bert/oft", "num_cayley_neumann_terms", json!(1_000_000_000), "more than 256"),
+        ("peft/bert/boft", "boft_block_num", json!(4), "one of boft_block_size and boft_block_num must be 0"),
+        ("peft/bert/lokr", "decompose_factor", json!(0), "must not be 0"),
+        ("peft/bert/vera", "save_projection", json!(false), "save_projection = true"),
+        ("peft/bert/adalora", "rank_pattern", json!({"a.lora_E": 3}), "expected a list of true and false"),
+    ]
+}
+
+#[test]
+fn what_the_configuration_says_and_is_not_served_is_refused_by_name() {
+    for (fixture, key, value, reason) in said() {
+        let refusal = Changed::copy(fixture).config(|config| config[key] = value.clone()).refusal("bert");
+        println!("{key} = {value}: {}", refusal.split_once(": ").map_or(&*refusal, |(_, reason)| reason));
+        assert_says(&refusal, &["adapter_config.json", key, reason]);
+    }
+}
+
+/// Sizes that no tensor has: none is reserved, and nothing overflows.
+#[test]
+fn sizes_that_are_absurd_are_refused() {
+    for (fixture, key, value, tensor) in [
+        ("bert/lora-attention", "r", json!(1_u64 << 63), "lora_A.weight"),
+        ("bert/lora-attention", "rank_pattern", json!({"query": 1e300}), "query.lora_A.weight"),
+        ("peft/bert/shira", "r", json!(1_u64 << 60), "shira_weight"),
+        ("peft/bert/lokr", "r", json!(1_u64 << 63), "lokr_w"),
+        ("peft/bert/loha", "r", json!(1_u64 << 63), "hada_w1_a"),
+        ("peft/bert/hra", "r", json!(1_u64 << 63), "hra_u"),
+        ("peft/bert/boft", "boft_block_size", json!(1_u64 << 63), "do not fit 32 inputs"),
+        ("peft/bert/boft-butterfly", "boft_n_butterfly_factor", json!(70), "do not fit 32 inputs"),
+    ] {
+        let refusal = Changed::copy(fixture).config(|config| config[key] = value).refusal("bert");
+        assert_says(&refusal, &["adapter_model.safetensors", tensor]);
+    }
+    let empty = Changed::copy("peft/bert/oft").tensors(|tensors| {
+        tensors.values_mut().for_each(|tensor| *tensor = Stored::f32(vec![32, 0], &[]));
+    });
+    assert_says(&empty.refusal("bert"), &["oft_R.weight [32, 0] does not fit"]);
+}
+
+/// A pattern that takes exponential time is given up, not read as one that fits nothing.
+#[test]
+fn a_pattern_that_takes_too_long_is_refused() {
+    let endless = json!({r"(x+x+)+y|(.*)*\2z|(?:.*.*.*)*\2#": 5});
+    let slow = Changed::copy("bert/lora-attention").config(|config| config["alpha_pattern"] = endless);
+    assert_says(&slow.refusal("bert"), &["adapter_model.safetensors", "(x+x+)+y", "query"]);
+}
+
+/// An embedding of the adapter's own with fewer rows: what any reader of its texts may give must be there.
+#[test]
+fn rows_for_every_token_and_position_must_be_there() {
+    let own = |name: &'static str, rows: usize| {
+        Changed::copy("bert/lora-attention").config(|config| config["modules_to_save"] = json!([name])).tensors(
+            |tensors| {
+                let own = Stored::f32(vec![rows, 32], &vec![0.1; 32 * rows]);
+                drop(tensors.insert(format!("base_model.model.embeddings.{name}.weight"), own));
+            },
+        )
+    };
+    assert_says(&own("position_embeddings", 3).refusal("bert"), &["position_embeddings.weight", "[3, 32]", "[64, 32]"]);
+    let few = own("word_embeddings", 10);
+    // Its own tokenizer is the base's, which was found fit for the base.
+    assert_says(&few.refusal("bert"), &["tokenizer.json", "it has token id 383", "ends at 10"]);
+    std::fs::remove_file(few.folder.path().join("tokenizer.json")).unwrap();
+    assert_says(&few.refusal("bert"), &["its base's tokenizer has token id 383", "ends at 10"]);
+}
+
+/// Of two modules with the same weights the forward pass runs one.
+#[test]
+fn an_embedding_under_two_names_is_changed_once() {
+    let twice = Changed::copy("peft/t5/token-indices").tensors(|tensors: &mut Tensors| {
+        let (a, b) = (Stored::f32(vec![4, 369], &[0.1; 1476]), Stored::f32(vec![32, 4], &[0.1; 128]));
+        tensors.insert("base_model.model.encoder.embed_tokens.lora_embedding_A".into(), a);
+        tensors.insert("base_model.model.encoder.embed_tokens.lora_embedding_B".into(), b);
+    });
+    let twice = twice.config(|config| config["target_modules"] = json!(["q", "v", "embed_tokens"]));
+    assert_says(&twice.refusal("t5"), &["'shared'", "'embed_tokens'", "one module"]);
+    let idle =
+        Changed::copy("peft/t5/lora-shared").tensors(|tensors| tensors.retain(|name, _| name.contains("shared")));
+    let idle = idle.config(|config| config["target_modules"] = json!(["shared"]));
+    let config = config(&[named("base", "t5/base")], &[format!("a={}", idle.folder.path().display())], &[]).unwrap();
+    let refusal = Door::with(config).err().expect("it changes nothing").to_string();
+    assert_says(&refusal, &["changes no module that the forward pass runs"]);
+}
