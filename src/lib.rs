@@ -88,7 +88,7 @@
 //!
 //! # Absent on purpose
 //! - A padded batch, a merged copy of a model, a timer in the batcher, a lock around a model.
-//! - CUDA and int8 (the configuration names them, start-up refuses them), loading adapters while serving: not built yet.
+//! - CUDA (the configuration names it, start-up refuses it), loading adapters while serving: not built yet.
 //! - Of PEFT what learns prompts or prefixes, routes between adapters, draws its matrices from torch's random numbers, or
 //!   changes the base in ways that its weights do not tell (LoftQ, CorDA).
 //! - Of sentence-transformers' modules those that are no part of a transformer's pipeline (convolutions, LSTMs, words and

@@ -135,7 +135,7 @@ fn a_bad_configuration_is_one_line_and_exit_code_2() {
     assert_refused(&["serve", "--model", "/no/such/folder"], &["/no/such/folder", "does not exist"]);
     assert_refused(&["serve", "--model", &base, "--port", "99999"], &["--port", "99999"]);
     assert_refused(&["serve", "--model", &base, "--device", "cuda"], &["cuda", "CUDA"]);
-    assert_refused(&["serve", "--model", &base, "--dtype", "int8"], &["int8", "float32, bfloat16, float16"]);
+    assert_refused(&["serve", "--model", &base, "--dtype", "int4"], &["int4", "float32, bfloat16, float16, int8"]);
     assert_refused(&["serve", "--model", &base, "--model", &base], &["base", "twice"]);
     assert_refused(&["serve", "--model", &base, "--max-inputs", "0"], &["max_inputs"]);
     let adapter = named("a", "minilm/minilm-stsb-r8-qv");

@@ -121,12 +121,13 @@ async fn half_precision_is_exact_where_the_weights_are() {
         let base = [format!("base={}", folder.path().display())];
         let adapters = [named("lora-all", &format!("{family}/lora-all"))];
         let full = Door::open(&base, &adapters, &[]);
-        for dtype in ["bfloat16", "float16"] {
+        // A matrix unit multiplies bfloat16 with rows of 16 bits of precision.
+        for (dtype, most) in [("bfloat16", 1e-4), ("float16", 1e-5)] {
             let half = Door::open(&base, &adapters, &[("dtype", dtype)]);
             for name in ["base", "lora-all"] {
                 let texts = texts(&golden);
                 let gap = gap(&half.vectors(name, &texts).await, &full.vectors(name, &texts).await);
-                assert!(gap <= 1e-5, "{family} {name} {dtype}: {gap}");
+                assert!(gap <= most, "{family} {name} {dtype}: {gap}");
             }
         }
     }

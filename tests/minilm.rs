@@ -51,14 +51,14 @@ async fn trained_adapters_are_within_1e5_of_the_oracle_alone_and_mixed() {
 }
 
 #[tokio::test]
-async fn half_precision_keeps_a_trained_models_direction() {
-    for dtype in ["bfloat16", "float16"] {
+async fn fewer_bits_keep_a_trained_models_direction() {
+    for (dtype, least) in [("bfloat16", 0.9999), ("float16", 0.9999), ("int8", 0.985)] {
         let door = minilm(dtype);
         for name in ADAPTERS {
             let (texts, oracle) = reference(name);
             let cosine = cosine(&door.vectors(name, &texts).await, &oracle);
             println!("{name:24} {dtype:10} cosine {cosine:.7}");
-            assert!(cosine >= 0.9999, "{name} {dtype}: {cosine}");
+            assert!(cosine >= least, "{name} {dtype}: {cosine}");
         }
     }
 }

@@ -3,6 +3,7 @@
 use super::keys::Reading;
 use super::modules::{BIAS, Modules, Parts, TOKENS, WEIGHT};
 use crate::error::{Error, Result};
+use crate::kernels::Packed;
 use crate::model::{Delta, Device, LinearDelta, Model, Site, SiteKind, TableDelta, Weight};
 use candle_core::{DType, Tensor};
 
@@ -179,7 +180,7 @@ impl<'a> Module<'a> {
         match self.kind {
             SiteKind::Table => Ok(Delta::Table(TableDelta { own: Some(sum), ..TableDelta::default() })),
             _ => {
-                let weight = Weight { weight: sum.t()?.contiguous()?, bias: self.base()?.bias };
+                let weight = Weight { weight: Packed::plain(sum.t()?.contiguous()?), bias: self.base()?.bias };
                 Ok(Delta::Linear(LinearDelta::own(weight)?))
             }
         }
@@ -197,7 +198,7 @@ impl<'a> Module<'a> {
 
     /// The base's weight, see [`Weight`], in f32.
     pub fn weight(&self) -> Result<Tensor> {
-        Ok(self.base()?.weight.to_dtype(DType::F32)?)
+        Ok(self.base()?.weight.tensor()?.to_dtype(DType::F32)?)
     }
 
     /// What the base has there; of a module that no forward pass runs, zeros.
@@ -206,7 +207,7 @@ impl<'a> Module<'a> {
             Some(weight) => Ok(weight.clone()),
             None => {
                 let zeros = Tensor::zeros((self.inputs(), self.outputs()), DType::F32, self.model.device());
-                Ok(Weight { weight: zeros?, bias: None })
+                Ok(Weight { weight: Packed::plain(zeros?), bias: None })
             }
         }
     }

@@ -7,6 +7,7 @@ use super::module::Module;
 use super::modules::{BIAS, Modules, TOKENS, WEIGHT};
 use crate::error::{Error, Result};
 use crate::folder::Folder;
+use crate::kernels::Packed;
 use crate::model::{
     Adapter, Checkpoint, DType, Delta, LinearDelta, Model, NormDelta, OwnRows, Site, SiteKind, TableDelta, Weight,
 };
@@ -178,7 +179,7 @@ fn linear(module: &Module, config: &Config) -> Result<LinearDelta> {
         if module.is_changed() {
             return Err(module.fail("it has a whole weight and an update"));
         }
-        let weight = module.take(WEIGHT, &module.shape)?.t()?.contiguous()?;
+        let weight = Packed::plain(module.take(WEIGHT, &module.shape)?.t()?.contiguous()?);
         return LinearDelta::own(Weight { weight, bias });
     }
     let delta = match module.is_changed() {
@@ -196,7 +197,7 @@ fn linear(module: &Module, config: &Config) -> Result<LinearDelta> {
 }
 
 fn table(module: &Module, config: &Config) -> Result<Option<Delta>> {
-    let Weight { weight: base, .. } = module.base()?;
+    let base = module.base()?.weight.tensor()?;
     let mut delta = TableDelta::default();
     if module.has(WEIGHT) {
         let own = module.take(WEIGHT, &module.shape)?;

@@ -80,9 +80,9 @@ pub fn activate(x: &Tensor, activation: Activation, gate: Gate) -> Result<Tensor
 
 impl Activation {
     /// NaN stays NaN in every one.
-    fn apply(self, y: &mut [f32], x: &[f32]) {
+    pub(super) fn apply(self, y: &mut [f32], x: &[f32]) {
         match self {
-            Self::Gelu => map(y, x, |x| 0.5 * x * (1.0 + erf(x * std::f32::consts::FRAC_1_SQRT_2))),
+            Self::Gelu => map(y, x, gelu),
             Self::GeluTanh => map(y, x, |x| {
                 let inner = (2.0 / std::f32::consts::PI).sqrt() * (x + 0.044715 * x * x * x);
                 0.5 * x * (1.0 + tanh(inner))
@@ -108,6 +108,12 @@ impl Activation {
             Self::Tanhshrink => map(y, x, |x| x - tanh(x)),
         }
     }
+}
+
+/// x Phi(x).
+#[inline(always)]
+pub(super) fn gelu(x: f32) -> f32 {
+    0.5 * x * (1.0 + erf(x * std::f32::consts::FRAC_1_SQRT_2))
 }
 
 #[inline(always)]

@@ -2,7 +2,7 @@
 
 use super::math::vectorized;
 use super::view::dense;
-use candle_core::{CpuStorage, InplaceOp3, Layout, Result, Tensor, bail};
+use candle_core::{CpuStorage, InplaceOp2, InplaceOp3, Layout, Result, Tensor, bail};
 
 /// `y = y * factor + shift` column by column; `y [rows, columns]` may be a window of a larger tensor, `factor` and `shift`
 /// are `[columns]`.
@@ -13,6 +13,24 @@ pub fn scale_columns(y: &Tensor, factor: &Tensor, shift: &Tensor) -> Result<()> 
 /// `y += weight * (after - before)` in place; `y [rows, columns]` may be a window of a larger tensor, the others are dense.
 pub fn add_difference(y: &Tensor, after: &Tensor, before: &Tensor, weight: f32) -> Result<()> {
     y.inplace_op3(after, before, &AddDifference { weight })
+}
+
+/// `y = x` in place; `y [rows, columns]` may be a window of a larger tensor, `x` is dense.
+pub fn assign(y: &Tensor, x: &Tensor) -> Result<()> {
+    y.inplace_op2(x, &Assign)
+}
+
+struct Assign;
+
+impl InplaceOp2 for Assign {
+    fn name(&self) -> &'static str {
+        "assign"
+    }
+
+    fn cpu_fwd(&self, y: &mut CpuStorage, y_l: &Layout, x: &CpuStorage, x_l: &Layout) -> Result<()> {
+        let x = dense(x, x_l)?;
+        for_each_row(y, y_l, |row, y| y.copy_from_slice(&x[row * y.len()..][..y.len()]))
+    }
 }
 
 struct AddDifference {

@@ -25,6 +25,7 @@ pub use spec::Spec;
 
 use crate::error::{Error, Result};
 use crate::folder::Folder;
+pub use crate::kernels::Format;
 use candle_core::Tensor;
 pub use candle_core::{DType, Device};
 use std::collections::HashMap;
@@ -40,11 +41,11 @@ pub struct Model {
     tasks: Vec<(String, Arc<Adapter>)>,
     idle: HashMap<String, Vec<usize>>,
     device: Device,
-    dtype: DType,
+    format: Format,
     bytes: usize,
     /// Where it was loaded from, and what of it another model of these files can share.
     folder: Folder,
-    shared: HashMap<String, Vec<Tensor>>,
+    shared: layers::Shared,
 }
 
 /// Packed sequences, sorted so that each segment is one row range.
@@ -70,8 +71,8 @@ pub struct Segment {
 }
 
 impl Model {
-    /// Loads a folder's body, matrices in `dtype`; `progress` hears how many of how many blocks are there.
-    pub fn load(modules: &Modules, device: &Device, dtype: DType, progress: &dyn Fn(usize, usize)) -> Result<Self> {
+    /// Loads a folder's body, matrices in `format`; `progress` hears how many of how many blocks are there.
+    pub fn load(modules: &Modules, device: &Device, format: Format, progress: &dyn Fn(usize, usize)) -> Result<Self> {
         let (spec, checkpoint) = match modules.body {
             Body::Static => static_embedding::open(&modules.folder)?,
             Body::Transformer => {
@@ -81,7 +82,7 @@ impl Model {
             }
         };
         modules.pipeline.check(&spec)?;
-        let loader = layers::Loader::new(&checkpoint, device, dtype, spec.tokens_max);
+        let loader = layers::Loader::new(&checkpoint, device, format, spec.tokens_max);
         let model = Self::assemble(spec, loader, modules.folder.clone(), progress)?;
         model.spec.idle.iter().for_each(|module| checkpoint.leave(module));
         checkpoint.leave_computed();
@@ -98,13 +99,13 @@ impl Model {
     ) -> Result<Self> {
         let blocks = spec.layers.len();
         let transformer = Transformer::load(&spec, &mut loader, &|done| progress(done, blocks))?;
-        let layers::Loader { checkpoint, device, dtype, sites, shared, .. } = loader;
+        let layers::Loader { checkpoint, device, format, sites, shared, .. } = loader;
         let tasks = spec.tasks.as_ref().map(|tasks| tasks::load(tasks, &sites, checkpoint, device)).transpose()?;
         let idle = checkpoint.names().filter(|name| is_below(name, &spec.idle));
         let idle = idle.filter_map(|name| Some((name.to_owned(), checkpoint.shape(name)?))).collect();
         let bytes = checkpoint.bytes_taken();
         let (tasks, device) = (tasks.unwrap_or_default(), device.clone());
-        Ok(Self { spec, sites, transformer, tasks, idle, device, dtype, bytes, folder, shared })
+        Ok(Self { spec, sites, transformer, tasks, idle, device, format, bytes, folder, shared })
     }
 
     /// Its architecture.

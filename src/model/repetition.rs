@@ -32,7 +32,7 @@ impl Model {
         let mut spec = self.spec.clone();
         (spec.layers, spec.tasks) = (repeated.collect(), None);
         let checkpoint = Checkpoint::of_model(&self.folder, spec.nested_as)?;
-        let loader = Loader::new(&checkpoint, &self.device, self.dtype, spec.tokens_max);
+        let loader = Loader::new(&checkpoint, &self.device, self.format, spec.tokens_max);
         Self::assemble(spec, Loader { shared: self.shared.clone(), ..loader }, self.folder.clone(), &|_, _| ())
     }
 }

@@ -1,6 +1,7 @@
 //! Which modules of a model adapters can change, and what the base has there.
 
 use crate::error::Result;
+use crate::kernels::Packed;
 use candle_core::Tensor;
 use std::collections::HashMap;
 use std::ops::Range;
@@ -47,8 +48,8 @@ struct Entry {
 /// What the base has at a site.
 #[derive(Clone, Debug)]
 pub struct Weight {
-    /// `[in, out]`, a window of a stacked projection, or an embedding's `[rows, width]`; in the base's number format.
-    pub weight: Tensor,
+    /// `[in, out]`, some columns of a stacked projection, or an embedding's `[rows, width]`.
+    pub weight: Packed,
     /// A linear module's, `[out]`.
     pub bias: Option<Tensor>,
 }
@@ -74,7 +75,7 @@ impl Sites {
     /// The site of an embedding of this path and shape `[rows, width]`.
     pub(super) fn add_table(&mut self, path: &str, shape: [usize; 2], rows: &Tensor) -> Site {
         let site = self.add(path, SiteKind::Table, shape, false);
-        self.weights.insert(site, Weight { weight: rows.clone(), bias: None });
+        self.weights.insert(site, Weight { weight: Packed::plain(rows.clone()), bias: None });
         site
     }
 
@@ -82,12 +83,12 @@ impl Sites {
     pub(super) fn hold(
         &mut self,
         parts: &[(Site, usize, usize)],
-        weight: &Tensor,
+        weight: &Packed,
         bias: Option<&Tensor>,
     ) -> Result<()> {
         for (site, first, columns) in parts {
             let bias = bias.map(|bias| bias.narrow(0, *first, *columns)).transpose()?;
-            self.weights.insert(*site, Weight { weight: weight.narrow(1, *first, *columns)?, bias });
+            self.weights.insert(*site, Weight { weight: weight.columns(*first, *columns), bias });
             self.all[site.0].place = Some((self.projections, *first..first + columns));
         }
         self.projections += 1;

@@ -6,7 +6,7 @@ use super::golden;
 use super::provenance::Provenance;
 use super::readings::{Parts, Readings};
 use super::sources::{
-    base_of, default_name, device, dtype, in_folder, real_path, require_adapter, several_in, warn_of_another_base,
+    base_of, default_name, device, format, in_folder, real_path, require_adapter, several_in, warn_of_another_base,
 };
 use crate::adapters;
 use crate::config::{self, Config};
@@ -72,7 +72,7 @@ impl<'a> Loading<'a> {
         Ok(Self {
             config,
             hub,
-            readings: Readings::new(device(&config.server)?, dtype(&config.server)?),
+            readings: Readings::new(device(&config.server)?, format(&config.server)?),
             prober: Prober::new(config.limits.max_batch_tokens),
             bases: Vec::new(),
             loaded: Vec::new(),

@@ -5,7 +5,7 @@ use super::provenance::{Provenance, ReadAs};
 use crate::config::PipelineChoice;
 use crate::error::Result;
 use crate::folder::Folder;
-use crate::model::{Adapter, Body, DType, Device, Model, Modules, Pipeline, Routes};
+use crate::model::{Adapter, Body, Device, Format, Model, Modules, Pipeline, Routes};
 use crate::text::{self, Capacity, Text, Tokenizers};
 use std::cell::RefCell;
 use std::path::PathBuf;
@@ -22,14 +22,14 @@ pub struct Parts {
 /// Loads them.
 pub struct Readings {
     device: Device,
-    dtype: DType,
+    format: Format,
     tokenizers: RefCell<Tokenizers>,
     pipelines: RefCell<Vec<Arc<Pipeline>>>,
 }
 
 impl Readings {
-    pub fn new(device: Device, dtype: DType) -> Self {
-        Self { device, dtype, tokenizers: RefCell::default(), pipelines: RefCell::default() }
+    pub fn new(device: Device, format: Format) -> Self {
+        Self { device, format, tokenizers: RefCell::default(), pipelines: RefCell::default() }
     }
 
     /// A base's, with its models.
@@ -46,7 +46,7 @@ impl Readings {
                     model.clone()
                 }
                 None => {
-                    let model = Arc::new(Model::load(modules, &self.device, self.dtype, progress)?);
+                    let model = Arc::new(Model::load(modules, &self.device, self.format, progress)?);
                     models.push((path.to_owned(), modules.body, model.clone()));
                     model
                 }

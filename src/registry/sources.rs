@@ -5,7 +5,7 @@ use crate::config;
 use crate::error::{Error, Result};
 use crate::folder::Folder;
 use crate::hub::{Hub, Source};
-use crate::model::{DType, Device};
+use crate::model::{Device, Format};
 use std::path::{Path, PathBuf};
 
 /// Sub-folders with an adapter_config.json, as adapters under their folders' names.
@@ -116,10 +116,15 @@ pub fn device(server: &config::Server) -> Result<Device> {
 }
 
 /// The number format that the configuration names for a base's matrices.
-pub fn dtype(server: &config::Server) -> Result<DType> {
-    const SUPPORTED: [(&str, DType); 3] = [("float32", DType::F32), ("bfloat16", DType::BF16), ("float16", DType::F16)];
+pub fn format(server: &config::Server) -> Result<Format> {
+    const SUPPORTED: [(&str, Format); 4] = [
+        ("float32", Format::Float32),
+        ("bfloat16", Format::Bfloat16),
+        ("float16", Format::Float16),
+        ("int8", Format::Int8),
+    ];
     let named = SUPPORTED.iter().find(|(name, _)| *name == server.dtype);
-    named.map(|(_, dtype)| *dtype).ok_or_else(|| {
+    named.map(|(_, format)| *format).ok_or_else(|| {
         let names = SUPPORTED.map(|(name, _)| name).join(", ");
         Error::Config(format!("dtype '{}' is not supported; supported: {names}", server.dtype))
     })

@@ -5,6 +5,7 @@ use super::super::keys::{Keys, Reading};
 use super::super::module::Module;
 use super::{Method, blocks::Blocks};
 use crate::error::Result;
+use crate::kernels::Packed;
 use crate::model::{Delta, LinearDelta, Weight};
 
 /// Most terms of the series of a rotation; where it comes to an end at all, later ones are below rounding.
@@ -69,7 +70,7 @@ impl Method for Oft {
         };
         let rotations = rotations.ok_or_else(|| module.fail("its rotation is not finite"))?;
         let Weight { weight, bias } = module.base()?;
-        let rotated = rotations.repeated(blocks).times(&weight)?;
+        let rotated = Packed::plain(rotations.repeated(blocks).times(&weight.tensor()?)?);
         Ok(Delta::Linear(LinearDelta::own(Weight { weight: rotated, bias })?))
     }
 }
@@ -114,7 +115,8 @@ impl Method for Boft {
         }
         let parameters = module.take("boft_R", &[stages, blocks, size, size])?;
         let scale = module.take("boft_s", &[outputs, 1])?.reshape(outputs)?;
-        let Weight { mut weight, bias } = module.base()?;
+        let Weight { weight, bias } = module.base()?;
+        let mut weight = weight.tensor()?;
         for stage in 0..stages {
             let parameters = parameters.get(stage)?.reshape((blocks * size, size))?.to_vec2::<f32>()?;
             let rotations = Blocks::skew_part(&parameters, size).cayley();
@@ -124,7 +126,7 @@ impl Method for Boft {
                 _ => rotations.permuted_times(&butterfly(inputs, blocks >> stage, size / 2), &weight)?,
             };
         }
-        let weight = weight.broadcast_mul(&scale)?;
+        let weight = Packed::plain(weight.broadcast_mul(&scale)?);
         Ok(Delta::Linear(LinearDelta::own(Weight { weight, bias })?))
     }
 }

@@ -1,7 +1,7 @@
 //! Changes of a linear module.
 
 use crate::error::Result;
-use crate::kernels::{add_product, product, scale_columns, set_product};
+use crate::kernels::{Packed, add_product, product, scale_columns};
 use crate::model::sites::Weight;
 use candle_core::{DType, Tensor};
 
@@ -20,7 +20,7 @@ struct Own {
     /// `[in]`.
     inputs: Option<Tensor>,
     /// `[in, out]`.
-    weight: Tensor,
+    weight: Packed,
 }
 
 /// A product of two thin matrices; of an embedding, where `x` picks rows of `a`, the same.
@@ -101,8 +101,8 @@ impl LinearDelta {
     pub(super) fn change(&self, x: &Tensor, y: &Tensor) -> Result<()> {
         if let Some(Own { inputs, weight }) = &self.own {
             match inputs {
-                Some(inputs) => set_product(y, &x.broadcast_mul(inputs)?, weight)?,
-                None => set_product(y, x, weight)?,
+                Some(inputs) => weight.product_into(y, &x.broadcast_mul(inputs)?)?,
+                None => weight.product_into(y, x)?,
             }
         }
         if let Some(LowRank { a, b }) = &self.low_rank {
@@ -120,17 +120,17 @@ impl LinearDelta {
 
     /// Its own tensors; a base's weight that it uses is not among them.
     pub(super) fn tensors(&self) -> Vec<&Tensor> {
-        let own = self.own.iter().flat_map(|own| match &own.inputs {
-            Some(inputs) => [inputs],
-            None => [&own.weight],
-        });
+        let own = self.own.iter().filter_map(|own| own.inputs.as_ref().or_else(|| own.weight.as_tensor()));
         let low_rank = self.low_rank.iter().flat_map(|update| [&update.a, &update.b]);
         let columns = self.columns.iter().flat_map(|columns| [&columns.factor, &columns.shift]);
         own.chain(low_rank).chain(columns).collect()
     }
 }
 
-/// A weight in f32, as it lies where it is that already.
-fn plain(weight: &Tensor) -> Result<Tensor> {
-    Ok(if weight.dtype() == DType::F32 { weight.clone() } else { weight.to_dtype(DType::F32)? })
+/// A weight in f32 or packed, as it lies where it is that already.
+fn plain(weight: &Packed) -> Result<Packed> {
+    match weight.as_tensor() {
+        Some(tensor) if tensor.dtype() != DType::F32 => Ok(Packed::plain(weight.tensor()?.to_dtype(DType::F32)?)),
+        _ => Ok(weight.clone()),
+    }
 }

@@ -2,7 +2,7 @@
 
 use super::Loader;
 use crate::error::Result;
-use crate::kernels::product;
+use crate::kernels::{Activation, Gate, Packed, activate};
 use crate::model::delta::{Adapter, Plan};
 use crate::model::sites::Site;
 use crate::model::spec::Projection;
@@ -10,8 +10,7 @@ use candle_core::Tensor;
 
 /// `x W + b`, plus the deltas of the batch's adapters.
 pub struct Linear {
-    /// `[in, out]`, in the model's number format.
-    weight: Tensor,
+    weight: Packed,
     /// `[out]`.
     bias: Option<Tensor>,
     /// Each site's columns of the output: first and count.
@@ -33,32 +32,37 @@ impl Linear {
                 span.rows,
             ));
         }
-        let paths: Vec<&str> = spec.parts.iter().map(|part| part.path.as_str()).collect();
-        let stacked = loader.shared(format!("linear {}", paths.join(" ")), |loader| stack(spec, loader))?;
-        let (weight, bias) = (stacked[0].clone(), stacked.get(1).cloned());
+        let (weight, bias) = stack(spec, loader)?;
         loader.sites.hold(&sites, &weight, bias.as_ref())?;
         Ok(Self { weight, bias, sites })
     }
 
     /// Input width.
     pub fn inputs(&self) -> usize {
-        self.weight.dims()[0]
+        self.weight.inputs()
     }
 
     /// `x [tokens, in]` -> `[tokens, out]`.
     pub fn forward(&self, x: &Tensor, plan: &Plan) -> Result<Tensor> {
-        let y = product(x, &self.weight, self.bias.as_ref())?;
+        self.forward_active(x, plan, None)
+    }
+
+    /// `x [tokens, in]` -> `f([tokens, out])`, `f` the activation, where there is one.
+    pub fn forward_active(&self, x: &Tensor, plan: &Plan, activation: Option<Activation>) -> Result<Tensor> {
+        if !self.sites.iter().any(|(site, ..)| plan.changes(*site)) {
+            return Ok(self.weight.product(x, self.bias.as_ref(), activation)?);
+        }
+        let y = self.weight.product(x, self.bias.as_ref(), None)?;
         for (site, start, columns) in &self.sites {
             plan.change(*site, x, &y.narrow(1, *start, *columns)?)?;
         }
-        Ok(y)
+        Ok(activation.map_or(Ok(y.clone()), |activation| activate(&y, activation, Gate::Absent))?)
     }
 
     /// Some columns of what the base alone makes of `x`: `[tokens, in]` -> `[tokens, columns]`.
     pub fn base_columns(&self, x: &Tensor, first: usize, columns: usize) -> Result<Tensor> {
-        let weight = self.weight.narrow(1, first, columns)?.contiguous()?;
         let bias = self.bias.as_ref().map(|bias| bias.narrow(0, first, columns)).transpose()?;
-        Ok(product(x, &weight, bias.as_ref())?)
+        Ok(self.weight.columns(first, columns).product(x, bias.as_ref(), None)?)
     }
 
     /// Changes `y [rows, columns]`, made by [`Linear::base_columns`], as one adapter changes it.
@@ -78,7 +82,11 @@ impl Linear {
 }
 
 /// The modules' weights as one, `[in, out]`, and their biases, `[out]`.
-fn stack(spec: &Projection, loader: &mut Loader) -> Result<Vec<Tensor>> {
+fn stack(spec: &Projection, loader: &mut Loader) -> Result<(Packed, Option<Tensor>)> {
+    let key = spec.parts.iter().map(|part| part.path.as_str()).collect::<Vec<_>>().join(" ");
+    if let Some(stack) = loader.shared.stacks.get(&key) {
+        return Ok(stack.clone());
+    }
     let (mut weights, mut biases) = (Vec::new(), Vec::new());
     for part in &spec.parts {
         weights.push(loader.weight(&part.path, "weight", &[part.rows, spec.columns])?.t()?);
@@ -86,6 +94,8 @@ fn stack(spec: &Projection, loader: &mut Loader) -> Result<Vec<Tensor>> {
             biases.push(loader.tensor(&part.path, "bias", &[part.rows])?);
         }
     }
-    let weight = Tensor::cat(&weights, 1)?.contiguous()?;
-    Ok(if spec.bias { vec![weight, Tensor::cat(&biases, 0)?] } else { vec![weight] })
+    let weight = Packed::new(Tensor::cat(&weights, 1)?.contiguous()?, loader.format)?;
+    let stack = (weight, if spec.bias { Some(Tensor::cat(&biases, 0)?) } else { None });
+    loader.shared.stacks.insert(key, stack.clone());
+    Ok(stack)
 }

@@ -24,7 +24,10 @@ impl Mlp {
 
     /// `[tokens, hidden]` -> `[tokens, hidden]`.
     pub fn forward(&self, x: &Tensor, plan: &Plan) -> Result<Tensor> {
-        let inner = activate(&self.up.forward(x, plan)?, self.activation, self.gate)?;
+        let inner = match self.gate {
+            Gate::Absent => self.up.forward_active(x, plan, Some(self.activation))?,
+            gate => activate(&self.up.forward(x, plan)?, self.activation, gate)?,
+        };
         self.down.forward(&inner, plan)
     }
 }

@@ -21,7 +21,7 @@ pub use norm::Norm;
 use super::checkpoint::Checkpoint;
 use super::sites::Sites;
 use crate::error::{Error, Result};
-use crate::kernels::all_finite;
+use crate::kernels::{Format, Packed, all_finite};
 use candle_core::{DType, Device, Tensor};
 use std::collections::HashMap;
 
@@ -32,19 +32,27 @@ pub struct Loader<'a> {
     /// Where they go.
     pub device: &'a Device,
     /// In which number format matrices lie there; all else is f32.
-    pub dtype: DType,
+    pub format: Format,
     /// The sites met so far.
     pub sites: Sites,
     /// Longest sequence that position tables must cover, in tokens.
     pub tokens_max: usize,
-    /// Tensors that several layers or models share, by what made them.
-    pub shared: HashMap<String, Vec<Tensor>>,
+    /// What several layers or models share.
+    pub shared: Shared,
+}
+
+/// What is there already for whoever needs it again, by what made it.
+#[derive(Clone, Default)]
+pub struct Shared {
+    tensors: HashMap<String, Vec<Tensor>>,
+    /// Stacked weights, and their biases `[out]`.
+    stacks: HashMap<String, (Packed, Option<Tensor>)>,
 }
 
 impl<'a> Loader<'a> {
     /// A loader at the beginning.
-    pub fn new(checkpoint: &'a Checkpoint, device: &'a Device, dtype: DType, tokens_max: usize) -> Self {
-        Self { checkpoint, device, dtype, sites: Sites::default(), tokens_max, shared: HashMap::new() }
+    pub fn new(checkpoint: &'a Checkpoint, device: &'a Device, format: Format, tokens_max: usize) -> Self {
+        Self { checkpoint, device, format, sites: Sites::default(), tokens_max, shared: Shared::default() }
     }
 
     /// The tensor `path.name` of this shape, in f32.
@@ -64,11 +72,12 @@ impl<'a> Loader<'a> {
 
     /// A matrix in the model's number format; `path` names its module in errors.
     fn convert(&self, matrix: Tensor, path: &str) -> Result<Tensor> {
-        if self.dtype == DType::F32 {
+        let dtype = self.format.dtype();
+        if dtype == DType::F32 {
             return Ok(matrix);
         }
-        let converted = matrix.to_dtype(self.dtype)?;
-        if self.dtype == DType::F16 && !all_finite(&converted.to_dtype(DType::F32)?)? {
+        let converted = matrix.to_dtype(dtype)?;
+        if dtype == DType::F16 && !all_finite(&converted.to_dtype(DType::F32)?)? {
             return Err(self.fail(format!("'{path}' holds numbers that float16 cannot; bfloat16 can")));
         }
         Ok(converted)
@@ -81,11 +90,11 @@ impl<'a> Loader<'a> {
 
     /// Tensors under a key, made by the first who asks.
     fn shared(&mut self, key: String, make: impl FnOnce(&mut Self) -> Result<Vec<Tensor>>) -> Result<Vec<Tensor>> {
-        if let Some(tensors) = self.shared.get(&key) {
+        if let Some(tensors) = self.shared.tensors.get(&key) {
             return Ok(tensors.clone());
         }
         let tensors = make(self)?;
-        self.shared.insert(key, tensors.clone());
+        self.shared.tensors.insert(key, tensors.clone());
         Ok(tensors)
     }
 }
