@@ -52,7 +52,7 @@ async fn trained_adapters_are_within_1e5_of_the_oracle_alone_and_mixed() {
 
 #[tokio::test]
 async fn fewer_bits_keep_a_trained_models_direction() {
-    for (dtype, least) in [("bfloat16", 0.9999), ("float16", 0.9999), ("int8", 0.985)] {
+    for (dtype, least) in [("bfloat16", 0.9999), ("float16", 0.9999), ("int8", 0.995)] {
         let door = minilm(dtype);
         for name in ADAPTERS {
             let (texts, oracle) = reference(name);

@@ -1,7 +1,8 @@
 //! Softmax attention within each sequence of packed rows. Memory grows with the length, never with its square.
 
 use super::math::{exp, maximum, sum, vectorized};
-use super::product::multiply;
+use super::small::{multiply, transpose};
+use super::softmax::softmax;
 use super::view::{Matrix, MatrixMut, Rows, with_dense};
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
@@ -32,7 +33,7 @@ const TILE: usize = 512;
 
 /// Queries of one task. A short sequence makes more tasks than one; in a long one, every tile of keys is used more often.
 fn block(length: usize) -> usize {
-    if length <= TILE { 32 } else { 128 }
+    if length <= TILE { 64 } else { 128 }
 }
 
 impl CustomOp3 for Attention<'_> {
@@ -86,13 +87,17 @@ impl<'a> Heads<'a> {
         Ok(Self { q: Rows::of(q, q_l)?, k: Rows::of(k, k_l)?, v: Rows::of(v, v_l)?, count, group })
     }
 
-    /// Plain scores of some queries of a head, `q k`, row by row into `scores`.
-    pub fn scores(&self, scores: &mut Vec<f32>, head: usize, queries: Range<usize>, keys: Range<usize>) {
-        let (rows, columns) = (queries.len(), keys.len());
-        scores.resize(rows * columns, 0.0);
-        let k = self.k.matrix(keys, head / self.group).transposed();
-        let target = MatrixMut { data: scores, rows, columns, row_stride: columns };
-        multiply(target, false, self.q.matrix(queries, head), k, gemm::Parallelism::None);
+    /// Plain scores of some queries of a head, `q k`, row by row into `scores`. A row has a place for every key and then,
+    /// up to a multiple of 16, some more; its length is returned.
+    pub fn scores(&self, scores: &mut Scores, head: usize, queries: Range<usize>, keys: Range<usize>) -> usize {
+        let (rows, columns) = (queries.len(), keys.len().next_multiple_of(16));
+        transpose(&mut scores.keys, self.k.matrix(keys, head / self.group), columns);
+        scores.rows.resize(rows * columns, 0.0);
+        let q = self.q.matrix(queries, head);
+        let keys = Matrix { data: &scores.keys, rows: q.columns, columns, row_stride: columns, column_stride: 1 };
+        let target = MatrixMut { data: &mut scores.rows, rows, columns, row_stride: columns };
+        multiply(target, false, q, keys);
+        columns
     }
 
     /// The sum of a head's values by weights, a row a query, into or onto `y` with its stride.
@@ -100,15 +105,23 @@ impl<'a> Heads<'a> {
         &self,
         (y, row_stride): (&mut [f32], usize),
         add: bool,
-        weights: &[f32],
+        weights: &Scores,
         head: usize,
         keys: Range<usize>,
     ) {
-        let (rows, columns) = (weights.len() / keys.len(), keys.len());
-        let weights = Matrix { data: weights, rows, columns, row_stride: columns, column_stride: 1 };
-        let target = MatrixMut { data: y, rows, columns: self.v.width, row_stride };
-        multiply(target, add, weights, self.v.matrix(keys, head / self.group), gemm::Parallelism::None);
+        let (data, length) = (&weights.rows, keys.len().next_multiple_of(16));
+        let weights =
+            Matrix { data, rows: data.len() / length, columns: keys.len(), row_stride: length, column_stride: 1 };
+        let target = MatrixMut { data: y, rows: weights.rows, columns: self.v.width, row_stride };
+        multiply(target, add, weights, self.v.matrix(keys, head / self.group));
     }
+}
+
+/// Scores of some queries, and then their weights; and the memory in which keys lie as columns.
+#[derive(Default)]
+pub(super) struct Scores {
+    pub rows: Vec<f32>,
+    keys: Vec<f32>,
 }
 
 /// Some queries of one sequence, and their rows of the result.
@@ -148,22 +161,32 @@ impl Attention<'_> {
         for head in 0..heads.count {
             let bias = bias.map(|all| &all[head * all.len() / heads.count..(head + 1) * all.len() / heads.count]);
             let y = &mut task.y[head * width..];
+            if bias.is_none() && !self.causal && self.window.is_none() && keys.len() <= TILE {
+                let length = heads.scores(scores, head, task.queries.clone(), keys.clone());
+                softmax(&mut scores.rows, length, keys.len(), self.scale);
+                heads.weigh((&mut *y, stride), false, scores, head, keys.clone());
+                continue;
+            }
             rows.clear();
             rows.resize(task.queries.len(), Row { highest: f32::NEG_INFINITY, total: 0.0 });
             for start in keys.clone().step_by(TILE) {
                 let tile = start..(start + TILE).min(keys.end);
-                heads.scores(scores, head, task.queries.clone(), tile.clone());
-                for (place, scores) in scores.chunks_exact_mut(tile.len()).enumerate() {
+                let length = heads.scores(scores, head, task.queries.clone(), tile.clone());
+                for (place, scores) in scores.rows.chunks_exact_mut(length).enumerate() {
                     let query = task.queries.start + place;
                     let visible = self.visible(query..query + 1, &task.sequence);
                     let visible = visible.start.clamp(tile.start, tile.end)..visible.end.clamp(tile.start, tile.end);
                     scores[..visible.start - tile.start].fill(0.0);
                     scores[visible.end - tile.start..].fill(0.0);
+                    // What stands behind the last key weighs nothing, and makes whole vectors.
+                    let end = if visible.end == tile.end { length } else { visible.end - tile.start };
+                    scores[visible.end - tile.start..end].fill(f32::NEG_INFINITY);
                     // The bias of the query itself stands in the middle.
                     let bias = bias.map(|bias| &bias[bias.len() / 2 + visible.start - query..]);
-                    let scores = &mut scores[visible.start - tile.start..visible.end - tile.start];
-                    let gathered = &mut y[place * stride..place * stride + width];
-                    rows[place].take(scores, self.scale, bias, gathered);
+                    if !visible.is_empty() {
+                        let gathered = &mut y[place * stride..place * stride + width];
+                        rows[place].take(&mut scores[visible.start - tile.start..end], self.scale, bias, gathered);
+                    }
                 }
                 heads.weigh((&mut *y, stride), start > keys.start, scores, head, tile);
             }
@@ -177,7 +200,7 @@ impl Attention<'_> {
 /// Memory that the tasks of a thread use in turn.
 #[derive(Default)]
 struct Scratch {
-    scores: Vec<f32>,
+    scores: Scores,
     rows: Vec<Row>,
 }
 
@@ -193,9 +216,6 @@ impl Row {
     /// More scores, which become weights relative to the highest; `gathered` is made relative to it as well.
     #[inline(always)]
     fn take(&mut self, scores: &mut [f32], scale: f32, bias: Option<&[f32]>, gathered: &mut [f32]) {
-        if scores.is_empty() {
-            return;
-        }
         vectorized(
             #[inline(always)]
             || {
@@ -205,9 +225,11 @@ impl Row {
                 }
                 let highest = maximum(scores).max(self.highest);
                 if self.highest < highest {
-                    let shrink = exp(self.highest - highest);
-                    self.total *= shrink;
-                    gathered.iter_mut().for_each(|y| *y *= shrink);
+                    if self.total > 0.0 {
+                        let shrink = exp(self.highest - highest);
+                        self.total *= shrink;
+                        gathered.iter_mut().for_each(|y| *y *= shrink);
+                    }
                     self.highest = highest;
                 }
                 scores.iter_mut().for_each(|s| *s = exp(*s - highest));

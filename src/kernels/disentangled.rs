@@ -2,9 +2,9 @@
 //! to content, queries attend to where a key stands and keys to where a query stands, by relative position. Memory grows
 //! with the length times the number of relative positions, never with the length's square.
 
-use super::attention::Heads;
-use super::math::{exp, maximum, sum, vectorized};
+use super::attention::{Heads, Scores};
 use super::product::multiply;
+use super::softmax::softmax;
 use super::view::{Matrix, MatrixMut, Rows, with_dense};
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
@@ -67,7 +67,7 @@ impl CustomOp3 for Disentangled<'_> {
 /// Memory that the tasks of a thread use in turn.
 #[derive(Default)]
 struct Scratch {
-    scores: Vec<f32>,
+    scores: Scores,
     /// Each query with every place, and each key.
     by_query: Vec<f32>,
     by_key: Vec<f32>,
@@ -123,8 +123,9 @@ impl Disentangled<'_> {
         for start in (0..length).step_by(BLOCK) {
             let block = start..(start + BLOCK).min(length);
             let rows = sequence.start + block.start..sequence.start + block.end;
-            heads.scores(scores, head, rows, sequence.clone());
-            for (query, scores) in block.clone().zip(scores.chunks_exact_mut(length)) {
+            let padded = heads.scores(scores, head, rows, sequence.clone());
+            for (query, scores) in block.clone().zip(scores.rows.chunks_exact_mut(padded)) {
+                let scores = &mut scores[..length];
                 // Keys from first to last are passed with falling distance.
                 let places = places[query..query + length].iter().rev().map(|place| *place as usize - first);
                 for (key, (score, place)) in scores.iter_mut().zip(places).enumerate() {
@@ -132,24 +133,12 @@ impl Disentangled<'_> {
                     let of_key = by_key.get(key * columns + place).copied().unwrap_or_default();
                     *score = (*score + of_query + of_key) * self.scale;
                 }
-                vectorized(
-                    #[inline(always)]
-                    || softmax(scores),
-                );
             }
+            softmax(&mut scores.rows, padded, length, 1.0);
             let y = &mut y[block.start * width..block.end * width];
             heads.weigh((y, width), false, scores, head, sequence.clone());
         }
     }
-}
-
-/// Scores to attention weights, in place.
-#[inline(always)]
-fn softmax(scores: &mut [f32]) {
-    let highest = maximum(scores);
-    scores.iter_mut().for_each(|s| *s = exp(*s - highest));
-    let total = sum(scores, |s| s);
-    scores.iter_mut().for_each(|s| *s /= total);
 }
 
 /// One head's vectors of some relative positions.

@@ -44,25 +44,31 @@ pub fn tanh(x: f32) -> f32 {
     1.0 - 2.0 / (exp(2.0 * x) + 1.0)
 }
 
-/// The error function, absolute error below 5e-7: a rational minimax in x, odd over even, for |x| <= 4
-/// (the coefficients are those of Eigen's single-precision `erf`).
+/// Coefficients of [`erf`], highest power first: those of Eigen's in single precision.
+pub const ERF_TOP: [f32; 7] =
+    [-2.726_142_3e-10, 2.770_681_4e-8, -2.101_024e-6, -5.692_506_4e-5, -7.349_906_3e-4, -2.954_6e-3, -1.609_603_3e-2];
+/// See [`ERF_TOP`].
+pub const ERF_BOTTOM: [f32; 5] = [-1.456_607_2e-5, -2.133_740_6e-4, -1.682_827e-3, -7.373_329e-3, -1.426_473_9e-2];
+
+/// The error function, absolute error below 5e-7: a rational minimax in x, odd over even, for |x| <= 4.
 #[inline(always)]
 pub fn erf(x: f32) -> f32 {
     let x = x.clamp(-4.0, 4.0);
     let x2 = x * x;
-    let top = -2.726_142_3e-10;
-    let top = top * x2 + 2.770_681_4e-8;
-    let top = top * x2 - 2.101_024e-6;
-    let top = top * x2 - 5.692_506_4e-5;
-    let top = top * x2 - 7.349_906_3e-4;
-    let top = top * x2 - 2.954_6e-3;
-    let top = top * x2 - 1.609_603_3e-2;
-    let bottom = -1.456_607_2e-5;
-    let bottom = bottom * x2 - 2.133_740_6e-4;
-    let bottom = bottom * x2 - 1.682_827e-3;
-    let bottom = bottom * x2 - 7.373_329e-3;
-    let bottom = bottom * x2 - 1.426_473_9e-2;
+    let horner = |terms: &[f32]| terms.iter().fold(0.0, |sum, term| sum * x2 + term);
+    let (top, bottom) = (horner(&ERF_TOP), horner(&ERF_BOTTOM));
     x * top / bottom
+}
+
+/// Sixteen numbers made one, by halves, so that few steps wait for each other.
+#[inline(always)]
+fn reduced(mut lanes: [f32; 16], f: impl Fn(f32, f32) -> f32) -> f32 {
+    for half in [8, 4, 2, 1] {
+        for i in 0..half {
+            lanes[i] = f(lanes[i], lanes[i + half]);
+        }
+    }
+    lanes[0]
 }
 
 /// The largest of a slice, -inf for an empty one; sixteen partial maxima, so that it vectorizes.
@@ -77,7 +83,7 @@ pub fn maximum(values: &[f32]) -> f32 {
         }
     }
     let rest = rest.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    lanes.into_iter().fold(rest, f32::max)
+    reduced(lanes, f32::max).max(rest)
 }
 
 /// Sum of `f` over a slice; sixteen partial sums, so that it vectorizes and rounds less than one.
@@ -91,7 +97,7 @@ pub fn sum(values: &[f32], f: impl Fn(f32) -> f32) -> f32 {
             *lane += f(*value);
         }
     }
-    lanes.into_iter().sum::<f32>() + rest
+    reduced(lanes, |a, b| a + b) + rest
 }
 
 #[cfg(test)]

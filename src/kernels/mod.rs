@@ -1,5 +1,6 @@
 //! The operations of a forward pass, one a file: a fast CPU twin, and a plain one in its tests.
-//! They know tensors and packed rows, and nothing of models. Elements are f32, but for weights in half precision.
+//! They know tensors and packed rows, and nothing of models. Elements are f32, but for weights: [`Packed`] holds them as
+//! the machine multiplies fastest. Which instructions there are is asked at run time.
 
 mod activation;
 mod attention;
@@ -12,6 +13,8 @@ mod packed;
 mod pooling;
 mod product;
 mod rotary;
+mod small;
+mod softmax;
 mod view;
 
 pub use activation::{Activation, Gate, activate};

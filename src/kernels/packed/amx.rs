@@ -62,7 +62,7 @@ impl Tiles {
     ///
     /// # Panics
     /// Where lengths do not fit.
-    pub fn multiply(&self, kind: Kind, rows: &[&[Tile]], b: &[Tile], y: &mut [[u32; 2 * WIDTH]]) {
+    pub fn multiply(&self, kind: Kind, rows: &[&[Tile]], b: &[Tile], y: &mut [[f32; 2 * WIDTH]]) {
         let (a_planes, b_planes) = kind.planes();
         let steps = b.len() / (2 * b_planes);
         assert!(steps > 0 && b.len() == steps * 2 * b_planes, "tiles of the weight");
@@ -252,27 +252,7 @@ of_one!(
     columns!("2048", "3072"),
     two!("tdpbf16ps")
 );
-of_two!(
-    half_two,
-    "2048",
-    "2048",
-    upper!("0"),
-    lower!("0"),
-    columns!("0", "1024"),
-    four!("tdpbf16ps"),
-    upper!("1024"),
-    lower!("1024"),
-    four!("tdpbf16ps")
-);
-of_one!(
-    half_one,
-    "2048",
-    "2048",
-    upper!("0"),
-    columns!("0", "1024"),
-    two!("tdpbf16ps"),
-    upper!("1024"),
-    two!("tdpbf16ps")
-);
+of_two!(half_two, "1024", "2048", upper!("0"), lower!("0"), columns!("0", "1024"), four!("tdpbf16ps"));
+of_one!(half_one, "1024", "2048", upper!("0"), columns!("0", "1024"), two!("tdpbf16ps"));
 of_two!(integers_two, "1024", "2048", upper!("0"), lower!("0"), columns!("0", "1024"), four!("tdpbssd"));
 of_one!(integers_one, "1024", "2048", upper!("0"), columns!("0", "1024"), two!("tdpbssd"));

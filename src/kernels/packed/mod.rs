@@ -205,12 +205,12 @@ mod tests {
     }
 
     #[test]
-    fn bf16_is_the_product_with_rounded_weights() {
+    fn bf16_is_the_product_of_rounded_numbers() {
         let round = |t: &Tensor| t.to_dtype(DType::BF16).unwrap().to_dtype(DType::F32).unwrap();
         for [rows, inputs, outputs] in SHAPES {
             let (x, w) = (random((rows, inputs)), random((inputs, outputs)));
             let ours = Packed::tiled(Kind::Half, &w).unwrap().product(&x, None, None).unwrap();
-            assert!(difference(&ours, &x.matmul(&round(&w)).unwrap()) < 1e-3, "{rows} {inputs} {outputs}");
+            assert!(difference(&ours, &round(&x).matmul(&round(&w)).unwrap()) < 1e-3, "{rows} {inputs} {outputs}");
         }
     }
 
@@ -227,7 +227,8 @@ mod tests {
             assert!(difference(&tiles.tensor().unwrap(), &rounded) < 1e-6);
             // A number half-way between two may go either way: then the sums differ by one such step.
             let ours = tiles.product(&x, None, None).unwrap();
-            assert!(difference(&ours, &round(&x).matmul(&rounded).unwrap()) < 0.1, "{rows} {inputs} {outputs}");
+            let error = difference(&ours, &round(&x).matmul(&rounded).unwrap());
+            assert!(error < 0.4, "{rows} {inputs} {outputs}: {error}");
         }
     }
 
@@ -241,12 +242,12 @@ mod tests {
             rows.fill(kind, 40, 150, |row| &x[row * 150..(row + 1) * 150]);
             for blocks in [&[0usize, 1][..], &[2]] {
                 let blocks: Vec<_> = blocks.iter().map(|block| rows.block(*block)).collect();
-                let (mut ours, mut plain) = ([[0u32; 2 * WIDTH]; 2 * WIDTH], [[0u32; 2 * WIDTH]; 2 * WIDTH]);
+                let (mut ours, mut plain) = ([[0f32; 2 * WIDTH]; 2 * WIDTH], [[0f32; 2 * WIDTH]; 2 * WIDTH]);
                 Unit::new().multiply(kind, &blocks, columns.panel(1), &mut ours[..blocks.len() * WIDTH]);
                 tiles::multiply(kind, &blocks, columns.panel(1), &mut plain[..blocks.len() * WIDTH]);
                 for (ours, plain) in ours.iter().flatten().zip(plain.iter().flatten()) {
-                    let near = (f32::from_bits(*ours) - f32::from_bits(*plain)).abs() < 1e-4;
-                    assert!(if kind == Kind::Integers { ours == plain } else { near }, "{kind:?} {ours} {plain}");
+                    let same = ours.to_bits() == plain.to_bits();
+                    assert!(same || kind != Kind::Integers && (ours - plain).abs() < 1e-4, "{kind:?} {ours} {plain}");
                 }
             }
         }

@@ -2,7 +2,7 @@
 #![expect(unsafe_code, reason = "tasks write windows of columns of one result, which is not cleared first")]
 
 use super::tiles::{Columns, Kind, Rows, TILE, Tile, WIDTH};
-use crate::kernels::activation::{Activation, gelu};
+use crate::kernels::activation::Activation;
 use crate::kernels::math::vectorized;
 use crate::kernels::view::{self, with_dense};
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
@@ -13,8 +13,8 @@ use std::ops::Range;
 /// Bytes of rows that stay in a core's cache while weights pass by.
 const CHUNK: usize = 768 << 10;
 
-/// What a row of a block sums up to, f32 or i32.
-pub type Sums = [u32; 2 * WIDTH];
+/// What a row of a block sums up to: f32, or the bits of i32.
+pub type Sums = [f32; 2 * WIDTH];
 
 /// One product with tiles.
 pub struct Tiled<'a> {
@@ -74,7 +74,7 @@ impl Tiled<'_> {
             (0..chunks).flat_map(|c| panels.clone().step_by(part).map(move |p| (c, p))).collect();
         tasks.into_par_iter().for_each(|(c, p)| {
             let unit = Unit::new();
-            let mut sums = [[0; 2 * WIDTH]; 2 * WIDTH];
+            let mut sums = [[0.0; 2 * WIDTH]; 2 * WIDTH];
             for panel in p..(p + part).min(panels.end) {
                 let below = Panel::new(self, panel, bias);
                 for block in (c * chunk..((c + 1) * chunk).min(blocks)).step_by(2) {
@@ -91,7 +91,6 @@ impl Tiled<'_> {
     /// What follows a product, for some rows and a panel, to its place.
     fn write(&self, sums: &mut [Sums], rows: &Rows, first: usize, panel: &Panel, sheet: &Sheet) {
         let is_whole = self.tiles.kind == Kind::Integers;
-        let count = sums.len();
         vectorized(
             #[inline(always)]
             || {
@@ -100,28 +99,19 @@ impl Tiled<'_> {
                     let below = panel.scales.iter().zip(&panel.biases);
                     for (sum, (output, bias)) in sums.iter_mut().zip(below) {
                         let product = match is_whole {
-                            true => *sum as i32 as f32 * (scale * output),
-                            false => f32::from_bits(*sum),
+                            true => sum.to_bits() as i32 as f32 * (scale * output),
+                            false => *sum,
                         };
-                        *sum = (product + bias).to_bits();
-                    }
-                    if let Some(Activation::Gelu) = self.activation {
-                        sums.iter_mut().for_each(|y| *y = gelu(f32::from_bits(*y)).to_bits());
+                        *sum = product + bias;
                     }
                 }
             },
         );
-        for (place, sums) in sums.iter().enumerate().take(count.min(sheet.rows - first)) {
-            let mut y = [0f32; 2 * WIDTH];
-            y.iter_mut().zip(sums).for_each(|(y, sum)| *y = f32::from_bits(*sum));
-            match self.activation {
-                None | Some(Activation::Gelu) => sheet.write(first + place, panel.start, &y[panel.inside.clone()]),
-                Some(activation) => {
-                    let mut active = [0f32; 2 * WIDTH];
-                    activation.apply(&mut active, &y);
-                    sheet.write(first + place, panel.start, &active[panel.inside.clone()]);
-                }
-            }
+        if let Some(activation) = self.activation {
+            activation.change(sums.as_flattened_mut());
+        }
+        for (place, sums) in sums.iter().enumerate().take(sheet.rows - first) {
+            sheet.write(first + place, panel.start, &sums[panel.inside.clone()]);
         }
     }
 }

@@ -23,7 +23,7 @@ pub const WIDTH: usize = 16;
 pub enum Kind {
     /// Three planes of either side: all the precision of f32.
     Exact,
-    /// Two planes of the rows, one of the weight: what bf16 leaves of a weight, multiplied almost exactly.
+    /// One plane of either side: numbers of bf16.
     Half,
     /// 8 bits and a scale for every row and every column.
     Integers,
@@ -32,11 +32,7 @@ pub enum Kind {
 impl Kind {
     /// Tiles that a place of the rows, and of the weight, takes.
     pub fn planes(self) -> (usize, usize) {
-        match self {
-            Self::Exact => (3, 3),
-            Self::Half => (2, 1),
-            Self::Integers => (1, 1),
-        }
+        if self == Self::Exact { (3, 3) } else { (1, 1) }
     }
 
     /// Inputs that a tile covers.
@@ -167,7 +163,7 @@ impl Rows {
                 let row = if block * WIDTH + place < count { row(block * WIDTH + place) } else { &[] };
                 match kind {
                     Kind::Integers => *scale = write_integers(tiles, place, row),
-                    Kind::Half => write_planes::<2>(tiles, place, row),
+                    Kind::Half => write_planes::<1>(tiles, place, row),
                     Kind::Exact => write_planes::<3>(tiles, place, row),
                 }
             }
@@ -192,7 +188,7 @@ impl Rows {
 }
 
 /// What the products of tiles sum up to, by plain loops: `y` as [`amx`](super::amx) would give it, in f32 or i32.
-pub fn multiply(kind: Kind, rows: &[&[Tile]], b: &[Tile], y: &mut [[u32; 2 * WIDTH]]) {
+pub fn multiply(kind: Kind, rows: &[&[Tile]], b: &[Tile], y: &mut [[f32; 2 * WIDTH]]) {
     let (a_planes, b_planes) = kind.planes();
     let depth = kind.depth();
     for (place, y) in y.iter_mut().enumerate() {
@@ -215,7 +211,7 @@ pub fn multiply(kind: Kind, rows: &[&[Tile]], b: &[Tile], y: &mut [[u32; 2 * WID
                     }
                 }
             }
-            *y = if kind == Kind::Integers { sum as i32 as u32 } else { (sum as f32).to_bits() };
+            *y = if kind == Kind::Integers { f32::from_bits(sum as i32 as u32) } else { sum as f32 };
         }
     }
 }

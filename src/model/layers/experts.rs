@@ -2,7 +2,7 @@
 
 use super::{Linear, Loader, Mlp};
 use crate::error::Result;
-use crate::kernels::{Activation, Gate, activate, product};
+use crate::kernels::{Activation, Format, Gate, activate, product};
 use crate::model::delta::Plan;
 use crate::model::spec;
 use candle_core::Tensor;
@@ -56,7 +56,7 @@ impl Experts {
         });
         Ok(Self {
             experts: experts.collect::<Result<_>>()?,
-            router: Linear::load(&spec.router, loader)?,
+            router: router(&spec.router, loader)?,
             active: spec.active,
             bias: loader.parameter(&spec.bias, &[hidden])?,
             activation: spec.activation,
@@ -81,6 +81,14 @@ impl Experts {
         }
         Ok(y)
     }
+}
+
+/// With all precision: a score that is a little off sends a token elsewhere.
+fn router(spec: &spec::Projection, loader: &mut Loader) -> Result<Linear> {
+    let format = std::mem::replace(&mut loader.format, Format::Float32);
+    let router = Linear::load(spec, loader);
+    loader.format = format;
+    router
 }
 
 fn softmax(scores: &[f32]) -> Vec<f32> {
