@@ -1,7 +1,7 @@
 //! A product with tiles: rows laid out, tasks shared out, results written once.
 #![expect(unsafe_code, reason = "tasks write windows of columns of one result, which is not cleared first")]
 
-use super::tiles::{Columns, Kind, Rows, TILE, Tile, WIDTH};
+use super::tiles::{Columns, Kind, Rows, TILE, Tile, UPPER, WIDTH};
 use crate::kernels::activation::Activation;
 use crate::kernels::math::vectorized;
 use crate::kernels::view::{self, with_dense};
@@ -61,7 +61,7 @@ impl Tiled<'_> {
         let (blocks, threads) = (sheet.rows.div_ceil(WIDTH), rayon::current_num_threads());
         let panels = self.outputs.start / (2 * WIDTH)..self.outputs.end.div_ceil(2 * WIDTH);
         let kind = self.tiles.kind;
-        let block_bytes = kind.steps(self.tiles.inputs) * kind.planes().0 * TILE;
+        let block_bytes = kind.per_block(self.tiles.inputs) * TILE;
         // As many chunks for one thread as for another, and of nearly one size.
         let fitting = (CHUNK / block_bytes.max(1)).max(2);
         let chunk =
@@ -77,9 +77,16 @@ impl Tiled<'_> {
             let mut sums = [[0.0; 2 * WIDTH]; 2 * WIDTH];
             for panel in p..(p + part).min(panels.end) {
                 let below = Panel::new(self, panel, bias);
-                for block in (c * chunk..((c + 1) * chunk).min(blocks)).step_by(2) {
-                    let pair = [rows.block(block), rows.block((block + 1).min(blocks - 1))];
-                    let pair = if block + 1 < blocks { &pair[..] } else { &pair[..1] };
+                // Of integers the two numbers of a row stand where elsewhere two rows do.
+                let together = if kind == Kind::Integers { 1 } else { 2 };
+                for block in (c * chunk..((c + 1) * chunk).min(blocks)).step_by(together) {
+                    let tiles = rows.block(block);
+                    let pair = match together {
+                        1 => tiles.split_at(tiles.len() / 2),
+                        _ => (tiles, rows.block((block + 1).min(blocks - 1))),
+                    };
+                    let is_pair = together == 1 || block + 1 < blocks;
+                    let pair = if is_pair { &[pair.0, pair.1][..] } else { &[pair.0][..] };
                     let sums = &mut sums[..pair.len() * WIDTH];
                     unit.multiply(kind, pair, self.tiles.panel(panel), sums);
                     self.write(sums, rows, block * WIDTH, &below, sheet);
@@ -90,20 +97,12 @@ impl Tiled<'_> {
 
     /// What follows a product, for some rows and a panel, to its place.
     fn write(&self, sums: &mut [Sums], rows: &Rows, first: usize, panel: &Panel, sheet: &Sheet) {
-        let is_whole = self.tiles.kind == Kind::Integers;
+        let sums = if self.tiles.kind == Kind::Integers { whole(sums, &rows.scales[first..], panel) } else { sums };
         vectorized(
             #[inline(always)]
             || {
-                for (place, sums) in sums.iter_mut().enumerate() {
-                    let scale = if is_whole { rows.scales[first + place] } else { 0.0 };
-                    let below = panel.scales.iter().zip(&panel.biases);
-                    for (sum, (output, bias)) in sums.iter_mut().zip(below) {
-                        let product = match is_whole {
-                            true => sum.to_bits() as i32 as f32 * (scale * output),
-                            false => *sum,
-                        };
-                        *sum = product + bias;
-                    }
+                for sums in sums.iter_mut() {
+                    sums.iter_mut().zip(&panel.biases).for_each(|(sum, bias)| *sum += bias);
                 }
             },
         );
@@ -114,6 +113,23 @@ impl Tiled<'_> {
             sheet.write(first + place, panel.start, &sums[panel.inside.clone()]);
         }
     }
+}
+
+/// What the integers of 16 rows, upper ones first, sum up to, as numbers.
+fn whole<'a>(sums: &'a mut [Sums], scales: &[f32], panel: &Panel) -> &'a mut [Sums] {
+    let (upper, lower) = sums.split_at_mut(WIDTH);
+    vectorized(
+        #[inline(always)]
+        || {
+            for ((upper, lower), scale) in upper.iter_mut().zip(lower).zip(scales) {
+                for ((y, low), output) in upper.iter_mut().zip(lower).zip(&panel.scales) {
+                    let number = |sum: f32| sum.to_bits() as i32 as f32;
+                    *y = (number(*y) * UPPER + number(*low)) * (scale * output);
+                }
+            }
+        },
+    );
+    upper
 }
 
 /// What stands below 32 outputs.

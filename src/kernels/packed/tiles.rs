@@ -25,7 +25,8 @@ pub enum Kind {
     Exact,
     /// One plane of either side: numbers of bf16.
     Half,
-    /// 8 bits and a scale for every row and every column.
+    /// Of the weight 8 bits, and a scale for every column; of the rows 15, as an upper and a lower number of 8, and a scale
+    /// for every row.
     Integers,
 }
 
@@ -38,6 +39,18 @@ impl Kind {
     /// Inputs that a tile covers.
     pub fn depth(self) -> usize {
         if self == Self::Integers { 64 } else { 32 }
+    }
+
+    /// Tiles of 16 rows of so many inputs.
+    pub fn per_block(self, inputs: usize) -> usize {
+        self.steps(inputs)
+            * if self == Self::Exact {
+                3
+            } else if self == Self::Integers {
+                2
+            } else {
+                1
+            }
     }
 
     /// Tiles along so many inputs.
@@ -121,7 +134,7 @@ fn seat(kind: Kind, input: usize, output: usize) -> (usize, usize) {
 fn place(kind: Kind, tiles: &mut [Tile], input: usize, output: usize, x: f32, scale: Option<&f32>) {
     let (tile, byte) = seat(kind, input, output);
     if let Some(scale) = scale {
-        tiles[tile].0[byte] = quantized(x, if *scale > 0.0 { scale.recip() } else { 0.0 }) as u8;
+        tiles[tile].0[byte] = nearest(x * if *scale > 0.0 { scale.recip() } else { 0.0 }).clamp(-127, 127) as u8;
         return;
     }
     let mut left = x;
@@ -132,15 +145,8 @@ fn place(kind: Kind, tiles: &mut [Tile], input: usize, output: usize, x: f32, sc
     }
 }
 
-/// The nearest whole number of -127..=127.
-#[inline(always)]
-fn quantized(x: f32, per_unit: f32) -> i8 {
-    // Adding and subtracting 1.5 * 2^23 rounds.
-    const ROUND: f32 = 12_582_912.0;
-    ((x * per_unit).clamp(-127.0, 127.0) + ROUND).to_bits() as u8 as i8
-}
-
-/// Rows of a product: for every 16 of them, along the inputs, for every plane, a tile. What is not there is 0.
+/// Rows of a product: for every 16 of them, along the inputs, for every plane, a tile; of integers first all upper ones,
+/// then all lower ones. What is not there is 0.
 #[derive(Default)]
 pub struct Rows {
     tiles: Vec<Tile>,
@@ -152,7 +158,7 @@ pub struct Rows {
 impl Rows {
     /// Takes in `count` rows of `inputs` each.
     pub fn fill<'a>(&mut self, kind: Kind, count: usize, inputs: usize, row: impl Fn(usize) -> &'a [f32] + Sync) {
-        self.per_block = kind.steps(inputs) * kind.planes().0;
+        self.per_block = kind.per_block(inputs);
         let blocks = count.div_ceil(WIDTH);
         self.tiles.resize(blocks * self.per_block, Tile([0; TILE]));
         self.scales.resize(if kind == Kind::Integers { blocks * WIDTH } else { 0 }, 0.0);
@@ -216,28 +222,51 @@ pub fn multiply(kind: Kind, rows: &[&[Tile]], b: &[Tile], y: &mut [[f32; 2 * WID
     }
 }
 
+/// By what an upper number counts more than a lower one.
+pub const UPPER: f32 = 128.0;
+
 /// A row as integers, and what they are multiplied by.
 fn write_integers(tiles: &mut [Tile], place: usize, row: &[f32]) -> f32 {
+    let (upper, lower) = tiles.split_at_mut(tiles.len() / 2);
     vectorized(
         #[inline(always)]
         || {
             let mut most = [0f32; 16];
-            let chunks = row.chunks_exact(16);
-            let rest = chunks.remainder().iter().fold(0f32, |most, x| most.max(x.abs()));
-            chunks.for_each(|chunk| most.iter_mut().zip(chunk).for_each(|(most, x)| *most = most.max(x.abs())));
+            let (chunks, rest) = row.as_chunks::<16>();
+            let rest = rest.iter().fold(0f32, |most, x| most.max(x.abs()));
+            for chunk in chunks {
+                most.iter_mut().zip(chunk).for_each(|(most, x)| *most = most.max(x.abs()));
+            }
             let most = most.into_iter().fold(rest, f32::max);
-            let per_unit = if most > 0.0 { 127.0 / most } else { 0.0 };
-            for (step, tile) in tiles.iter_mut().enumerate() {
+            let per_unit = if most > 0.0 { 127.0 * UPPER / most } else { 0.0 };
+            for (step, (upper, lower)) in upper.iter_mut().zip(lower).enumerate() {
                 let part = row.get(step * 64..).unwrap_or_default();
-                let part = &part[..part.len().min(64)];
-                let target = &mut tile.0[place * 64..(place + 1) * 64];
-                target.iter_mut().zip(part).for_each(|(target, x)| *target = quantized(*x, per_unit) as u8);
-                target[part.len()..].fill(0);
+                let mut numbers = [0f32; 64];
+                match part.first_chunk() {
+                    Some(whole) => numbers = *whole,
+                    None => numbers[..part.len()].copy_from_slice(part),
+                }
+                let (mut high, mut low) = ([0u8; 64], [0u8; 64]);
+                for ((high, low), x) in high.iter_mut().zip(&mut low).zip(numbers) {
+                    let whole = nearest(x * per_unit);
+                    let above = (whole + 64) >> 7;
+                    (*high, *low) = (above as u8, (whole - (above << 7)) as u8);
+                }
+                upper.0[place * 64..(place + 1) * 64].copy_from_slice(&high);
+                lower.0[place * 64..(place + 1) * 64].copy_from_slice(&low);
             }
             // A row that is not finite must not look like one that is.
-            most / 127.0 + sum(row, |x| x * 0.0)
+            most / (127.0 * UPPER) + sum(row, |x| x * 0.0)
         },
     )
+}
+
+/// The nearest whole number of one below 2^22.
+#[inline(always)]
+fn nearest(x: f32) -> i32 {
+    // Adding 1.5 * 2^23 rounds.
+    const ROUND: f32 = 12_582_912.0;
+    ((x + ROUND).to_bits() as i32).wrapping_sub(ROUND.to_bits() as i32)
 }
 
 /// A row in so many planes.
