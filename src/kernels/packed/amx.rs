@@ -91,7 +91,7 @@ impl Drop for Tiles {
     }
 }
 
-/// A row in so many planes, at its place in tiles; see `tiles::Rows`.
+/// A row in so many planes, at its place in tiles; see `rows::Rows`.
 ///
 /// # Panics
 /// Where the machine has no AMX.

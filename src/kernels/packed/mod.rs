@@ -5,6 +5,7 @@
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod amx;
+mod rows;
 mod run;
 mod tiles;
 
@@ -235,7 +236,7 @@ mod tests {
             let (x, w) = (random((40, 150)), random((150, 64)));
             let elements = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
             let (x, columns) = (elements(&x), Columns::pack(kind, &elements(&w), 150, 64));
-            let mut rows = tiles::Rows::default();
+            let mut rows = rows::Rows::default();
             rows.fill(kind, 40, 150, |row| &x[row * 150..(row + 1) * 150]);
             for blocks in [&[0usize, 1][..], &[2]] {
                 // Of integers a block's first half is a whole operand.

@@ -1,7 +1,8 @@
 //! A product with tiles: rows laid out, tasks shared out, results written once.
 #![expect(unsafe_code, reason = "tasks write windows of columns of one result, which is not cleared first")]
 
-use super::tiles::{Columns, Kind, Rows, TILE, Tile, UPPER, WIDTH};
+use super::rows::{Rows, UPPER};
+use super::tiles::{Columns, Kind, TILE, Tile, WIDTH};
 use crate::kernels::activation::Activation;
 use crate::kernels::math::vectorized;
 use crate::kernels::view::{self, with_dense};
