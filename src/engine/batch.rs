@@ -3,6 +3,7 @@
 use super::{Sequence, Target};
 use crate::model::{Adapter, Batch, Segment};
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Takes from the queue what runs next: the oldest item, and after it, oldest first, whatever is for the same model and
@@ -41,6 +42,35 @@ pub fn order<T>(items: &mut [T], sequence: impl Fn(&T) -> &Sequence) {
     });
 }
 
+/// Tokens that are worth a thread of their own.
+const PART_MIN: usize = 48;
+
+/// Tokens whose hidden states stay in a core's cache from one product to the next.
+const PART_MAX: usize = 256;
+
+/// Ordered sequences of so many tokens each, as parts that `threads` run side by side: no product waits for another thread,
+/// and what a part makes stays in its core's cache. Too few for that are one part, and so is a sequence that is too long;
+/// the threads share its products.
+pub fn parts(tokens: &[usize], threads: usize) -> Vec<Range<usize>> {
+    let total: usize = tokens.iter().sum();
+    let count = match total {
+        _ if threads < 2 || total < threads * PART_MIN => 1,
+        _ => total.div_ceil(PART_MAX).next_multiple_of(threads),
+    };
+    let (mut parts, mut start, mut sum) = (Vec::with_capacity(count), 0, 0);
+    for (index, tokens) in tokens.iter().enumerate() {
+        // A part ends with the sequence after which it is nearest to its share.
+        let end = total * (parts.len() + 1) / count;
+        if index > start && sum + tokens / 2 > end {
+            parts.push(start..index);
+            start = index;
+        }
+        sum += tokens;
+    }
+    parts.push(start..tokens.len());
+    parts
+}
+
 /// Packs ordered sequences of one model.
 pub fn pack<'a>(sequences: impl Iterator<Item = &'a Sequence>) -> Batch {
     let mut batch = Batch { ids: Vec::new(), offsets: vec![0], prompts: Vec::new(), segments: Vec::new() };
@@ -67,4 +97,26 @@ fn same(segment: &Segment, target: &Target) -> bool {
 /// A key that is equal for equal adapters, and smallest for none.
 fn key(adapter: &Option<Arc<Adapter>>) -> usize {
     adapter.as_ref().map_or(0, |adapter| Arc::as_ptr(adapter) as usize)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_are_of_nearly_one_size_and_leave_nothing_out() {
+        for tokens in [vec![12; 32], vec![200, 10, 10, 180, 16, 90], vec![30; 3], vec![600, 5], vec![0; 4], vec![9]] {
+            let parts = parts(&tokens, 2);
+            let all: Vec<usize> = parts.iter().flat_map(Clone::clone).collect();
+            assert_eq!(all, (0..tokens.len()).collect::<Vec<_>>());
+            let longest = tokens.iter().max().copied().unwrap_or_default();
+            let sums: Vec<usize> = parts.iter().map(|part| tokens[part.clone()].iter().sum()).collect();
+            let fair = tokens.iter().sum::<usize>() / parts.len();
+            assert!(sums.iter().all(|sum| *sum <= fair + longest && fair <= sum + longest), "{sums:?}");
+        }
+        assert_eq!(parts(&[12; 32], 2), [0..16, 16..32]);
+        assert_eq!(parts(&[12, 12, 12], 2).len(), 1);
+        assert_eq!(parts(&[100; 10], 1).len(), 1);
+        assert_eq!(parts(&[100; 10], 4).len(), 4);
+    }
 }

@@ -2,9 +2,12 @@
 
 use super::{Job, Limits, Sequence, batch};
 use crate::error::{Error, Result};
+use crate::model::{Batch, Model};
 use crate::telemetry;
+use rayon::prelude::*;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -60,14 +63,19 @@ impl Worker {
     fn serve(&self, jobs: Vec<Job>) {
         let began = Instant::now();
         let Some(model) = jobs.first().map(|job| job.sequence.target.model.clone()) else { return };
-        let packed = batch::pack(jobs.iter().map(|job| &job.sequence));
-        let tokens = packed.ids.len();
+        let lengths: Vec<usize> = jobs.iter().map(|job| job.sequence.ids.len()).collect();
+        let tokens = lengths.iter().sum::<usize>();
+        // Another device takes a batch as a whole.
+        let threads = if model.device().is_cpu() { self.threads.current_num_threads() } else { 1 };
+        let pack = |part: Range<usize>| batch::pack(jobs[part].iter().map(|job| &job.sequence));
+        let parts: Vec<Batch> = batch::parts(&lengths, threads).into_iter().map(pack).collect();
+        let segments = parts.iter().map(|part| part.segments.len()).sum();
         // A panic must not take the device's only thread with it; the tensors of a failed pass are dropped whole.
-        let result = catch_unwind(AssertUnwindSafe(|| self.threads.install(|| model.embed(&packed))));
+        let result = catch_unwind(AssertUnwindSafe(|| self.threads.install(|| embed(&model, &parts))));
         let result = result.unwrap_or_else(|_| Err(Error::Internal("the forward pass panicked".into())));
         let computed = began.elapsed();
         self.tokens_per_second.store((tokens as f64 / computed.as_secs_f64().max(1e-6)) as u64, Ordering::Relaxed);
-        telemetry::batch(tokens, jobs.len(), packed.segments.len(), computed);
+        telemetry::batch(tokens, jobs.len(), segments, computed);
         let answer = |job: Job, vector: Result<Vec<f32>>| {
             let queued = began.duration_since(job.since);
             telemetry::sequence(&job.sequence.target.label, job.sequence.ids.len(), queued);
@@ -86,6 +94,14 @@ impl Worker {
                 jobs.into_iter().for_each(|job| answer(job, Err(error.clone())));
             }
         }
+    }
+}
+
+/// The vectors of all parts, in order.
+fn embed(model: &Model, parts: &[Batch]) -> Result<Vec<Vec<f32>>> {
+    match parts {
+        [whole] => model.embed(whole),
+        parts => Ok(parts.par_iter().map(|part| model.embed(part)).collect::<Result<Vec<_>>>()?.concat()),
     }
 }
 

@@ -1,8 +1,9 @@
-//! Columns of a matrix scaled and shifted in place, each by its own numbers; and differences added in place.
+//! Columns of a matrix scaled and shifted in place, each by its own numbers; sums, and differences added in place.
 
 use super::math::vectorized;
 use super::view::dense;
-use candle_core::{CpuStorage, InplaceOp2, InplaceOp3, Layout, Result, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp2, InplaceOp2, InplaceOp3, Layout, Result, Shape, Tensor, bail};
+use rayon::prelude::*;
 
 /// `y = y * factor + shift` column by column; `y [rows, columns]` may be a window of a larger tensor, `factor` and `shift`
 /// are `[columns]`.
@@ -18,6 +19,33 @@ pub fn add_difference(y: &Tensor, after: &Tensor, before: &Tensor, weight: f32) 
 /// `y = x` in place; `y [rows, columns]` may be a window of a larger tensor, `x` is dense.
 pub fn assign(y: &Tensor, x: &Tensor) -> Result<()> {
     y.inplace_op2(x, &Assign)
+}
+
+/// `a + b`, dense, of one shape.
+pub fn sum(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    a.apply_op2_no_bwd(b, &Sum)
+}
+
+struct Sum;
+
+impl CustomOp2 for Sum {
+    fn name(&self) -> &'static str {
+        "sum"
+    }
+
+    fn cpu_fwd(&self, a: &CpuStorage, a_l: &Layout, b: &CpuStorage, b_l: &Layout) -> Result<(CpuStorage, Shape)> {
+        if a_l.shape() != b_l.shape() {
+            bail!("shapes of a sum: {:?} and {:?}", a_l.shape(), b_l.shape())
+        }
+        let mut y = dense(a, a_l)?.to_vec();
+        y.par_chunks_mut(16384).zip(dense(b, b_l)?.par_chunks(16384)).for_each(|(y, b)| {
+            vectorized(
+                #[inline(always)]
+                || y.iter_mut().zip(b).for_each(|(y, b)| *y += b),
+            );
+        });
+        Ok((CpuStorage::F32(y), a_l.shape().clone()))
+    }
 }
 
 struct Assign;
@@ -101,6 +129,15 @@ impl InplaceOp3 for ScaleColumns {
 mod tests {
     use super::*;
     use candle_core::Device;
+
+    #[test]
+    fn a_sum_is_candles() {
+        let random = |rows| Tensor::randn(0f32, 1.0, (rows, 400), &Device::Cpu).unwrap();
+        let (a, b) = (random(100), random(100));
+        let vectors = |t: Tensor| t.to_vec2::<f32>().unwrap();
+        assert_eq!(vectors(sum(&a, &b).unwrap()), vectors((&a + &b).unwrap()));
+        assert!(sum(&a, &random(50)).is_err());
+    }
 
     #[test]
     fn a_window_is_changed_and_nothing_else() {

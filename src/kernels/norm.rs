@@ -2,7 +2,7 @@
 
 use super::math::{sum, vectorized};
 use super::view::{Rows, dense, with_dense};
-use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 /// Which normalization.
@@ -25,6 +25,39 @@ pub fn norm(
     eps: f32,
 ) -> Result<Tensor> {
     x.apply_op2_no_bwd(weight, &Norm { residual, kind, bias, eps })
+}
+
+/// Rows of length 1, `[rows, width]`: each over the larger of its length and 1e-12, as torch.nn.functional.normalize has it.
+pub fn unit(x: &Tensor) -> Result<Tensor> {
+    x.apply_op1_no_bwd(&Unit)
+}
+
+struct Unit;
+
+impl CustomOp1 for Unit {
+    fn name(&self) -> &'static str {
+        "unit"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let rows = Rows::of(x, layout)?;
+        let mut y = vec![0f32; rows.count * rows.width];
+        y.par_chunks_exact_mut(rows.width.max(1)).with_min_len(1 + 16384 / rows.width.max(1)).enumerate().for_each(
+            |(i, y)| {
+                let x = rows.row(i);
+                vectorized(
+                    #[inline(always)]
+                    || {
+                        let length = sum(x, |x| x * x).sqrt();
+                        // Not `max`, which makes 1e-12 of NaN.
+                        let length = if length < 1e-12 { 1e-12 } else { length };
+                        y.iter_mut().zip(x).for_each(|(y, x)| *y = x / length);
+                    },
+                );
+            },
+        );
+        Ok((CpuStorage::F32(y), layout.shape().clone()))
+    }
 }
 
 struct Norm<'a> {
@@ -123,6 +156,17 @@ mod tests {
 
     fn x_dtype() -> candle_core::DType {
         candle_core::DType::F32
+    }
+
+    #[test]
+    fn rows_of_length_one_keep_their_direction() {
+        let x = random((5, 77));
+        let length = x.sqr().unwrap().sum_keepdim(D::Minus1).unwrap().sqrt().unwrap();
+        assert!(difference(&unit(&x).unwrap(), &x.broadcast_div(&length).unwrap()) < 1e-6);
+        let rows = Tensor::new(&[[0f32, 0.0], [f32::NAN, 1.0]], &Device::Cpu).unwrap();
+        let rows = unit(&rows).unwrap().to_vec2::<f32>().unwrap();
+        assert_eq!(rows[0], [0.0, 0.0]);
+        assert!(rows[1].iter().all(|x| x.is_nan()));
     }
 
     #[test]

@@ -4,6 +4,7 @@ use super::delta::Plan;
 use super::layers::{Attention, Convolution, Embedding, FeedForward, Loader, Norm};
 use super::spec::{self, Spec};
 use crate::error::Result;
+use crate::kernels::sum;
 use candle_core::Tensor;
 use std::sync::Arc;
 
@@ -119,7 +120,7 @@ impl Norms {
         };
         match &self.sum {
             Some(norm) => norm.forward_sum(&y, x, plan),
-            None => Ok((x + y)?),
+            None => Ok(sum(x, &y)?),
         }
     }
 }

@@ -2,8 +2,8 @@
 
 use super::linear::{LowRank, Magnitude};
 use crate::error::Result;
-use crate::kernels::{add_product, scale_columns};
-use candle_core::{DType, Tensor};
+use crate::kernels::{add_product, look_up, scale_columns};
+use candle_core::Tensor;
 use std::collections::HashMap;
 
 /// How an adapter changes the rows that ids pick.
@@ -29,7 +29,7 @@ pub struct OwnRows {
 
 /// The base's rows of `ids`, in f32.
 pub fn rows(table: &Tensor, ids: &Tensor) -> Result<Tensor> {
-    Ok(table.index_select(ids, 0)?.to_dtype(DType::F32)?)
+    Ok(look_up(table, ids, None)?)
 }
 
 impl OwnRows {

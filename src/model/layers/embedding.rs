@@ -2,6 +2,7 @@
 
 use super::{Linear, Loader, Norm};
 use crate::error::Result;
+use crate::kernels::{look_up, sum};
 use crate::model::delta::Plan;
 use crate::model::sites::Site;
 use crate::model::spec;
@@ -47,15 +48,19 @@ impl Table {
         Ok(Self { rows, site })
     }
 
-    /// A row an id, in f32, with the batch's deltas: `[ids, width]`.
-    fn forward(&self, ids: &Tensor, plan: &Plan) -> Result<Tensor> {
-        plan.by_range(ids.dims()[0], self.site, |range, delta| {
+    /// A row an id, in f32, with the batch's deltas, added to `onto` where there is one: `[ids, width]`.
+    fn forward(&self, ids: &Tensor, onto: Option<&Tensor>, plan: &Plan) -> Result<Tensor> {
+        if !plan.changes(self.site) {
+            return Ok(look_up(&self.rows, ids, onto)?);
+        }
+        let rows = plan.by_range(ids.dims()[0], self.site, |range, delta| {
             let ids = ids.narrow(0, range.start, range.len())?;
             match delta {
                 Some(delta) => delta.look_up(&self.rows, &ids),
-                None => Ok(self.rows.index_select(&ids, 0)?.to_dtype(DType::F32)?),
+                None => Ok(look_up(&self.rows, &ids, None)?),
             }
-        })
+        })?;
+        Ok(onto.map_or_else(|| Ok(rows.clone()), |onto| sum(onto, &rows))?)
     }
 }
 
@@ -101,19 +106,16 @@ impl Embedding {
     /// Packed ids and the sequences' offsets -> `[tokens, hidden]`.
     pub fn forward(&self, ids: &[u32], offsets: &[usize], plan: &Plan) -> Result<Tensor> {
         let device = self.word.rows.device();
-        let mut x = self.word.forward(&Tensor::new(ids, device)?, plan)?;
+        let mut x = self.word.forward(&Tensor::new(ids, device)?, None, plan)?;
         if let Some(scale) = self.scale {
             x = (x * scale)?;
         }
         if let Some(position) = &self.position {
             let rows: Vec<u32> = offsets.windows(2).flat_map(|span| position.rows(&ids[span[0]..span[1]])).collect();
-            x = (x + position.table.forward(&Tensor::new(rows, device)?, plan)?)?;
+            x = position.table.forward(&Tensor::new(rows, device)?, Some(&x), plan)?;
         }
         if let Some(table) = &self.token_type {
-            x = match plan.changes(table.site) {
-                true => (x + table.forward(&Tensor::zeros(ids.len(), DType::U32, device)?, plan)?)?,
-                false => x.broadcast_add(&table.rows.narrow(0, 0, 1)?.to_dtype(DType::F32)?)?,
-            };
+            x = table.forward(&Tensor::zeros(ids.len(), DType::U32, device)?, Some(&x), plan)?;
         }
         if let Some(norm) = &self.norm {
             x = norm.forward(&x, plan)?;

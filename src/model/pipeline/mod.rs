@@ -13,7 +13,8 @@ pub(super) use pooling::Poolings;
 
 use super::spec::Spec;
 use crate::error::Result;
-use candle_core::{D, Tensor};
+use crate::kernels::unit;
+use candle_core::Tensor;
 use std::sync::Arc;
 
 /// From hidden states to one vector a sequence.
@@ -121,8 +122,7 @@ impl Step {
         match self {
             Self::Dense(dense) => dense.forward(x),
             Self::LayerNorm(norm) => norm.forward(x),
-            // torch.nn.functional.normalize divides by the larger of the norm and 1e-12.
-            Self::Normalize => Ok(x.broadcast_div(&x.sqr()?.sum_keepdim(D::Minus1)?.sqrt()?.maximum(1e-12)?)?),
+            Self::Normalize => Ok(unit(x)?),
         }
     }
 }
