@@ -1,7 +1,7 @@
 //! The matrix unit of Intel's processors since 2023 (AMX): products of tiles of 16 rows of 64 bytes, summed up in f32 or i32.
 #![expect(unsafe_code, reason = "tiles are not in the language")]
 
-use super::tiles::{Kind, Tile, WIDTH};
+use super::tiles::{Kind, Sums, Tile, WIDTH};
 use std::arch::asm;
 use std::sync::LazyLock;
 
@@ -12,8 +12,7 @@ pub fn is_there() -> bool {
         // Leaf 7, EDX: AMX-BF16, AMX-TILE, AMX-INT8.
         const BITS: u32 = 1 << 22 | 1 << 24 | 1 << 25;
         let has_tiles = __cpuid_count(0, 0).eax >= 7 && __cpuid_count(7, 0).edx & BITS == BITS;
-        let has_vectors = is_x86_feature_detected!("avx512bf16") && is_x86_feature_detected!("avx512bw");
-        has_tiles && has_vectors && may_use_tiles()
+        has_tiles && super::avx512::is_there() && super::avx512::has_bf16() && may_use_tiles()
     });
     *IS_THERE
 }
@@ -56,29 +55,26 @@ impl Tiles {
         Self(())
     }
 
-    /// `y = a b`: rows of one or two tiles times two tiles of columns. `a` holds a tile after the other along the inputs
-    /// for each of the `rows` tiles, `b` pairs of tiles; of several planes those of one place together. `y` has rows of
-    /// `2 * WIDTH` numbers, f32 or i32.
-    ///
-    /// # Panics
-    /// Where lengths do not fit.
-    pub fn multiply(&self, kind: Kind, rows: &[&[Tile]], b: &[Tile], y: &mut [[f32; 2 * WIDTH]]) {
-        let (a_planes, b_planes) = kind.planes();
-        let steps = b.len() / (2 * b_planes);
-        assert!(steps > 0 && b.len() == steps * 2 * b_planes, "tiles of the weight");
-        assert!(rows.iter().all(|a| a.len() == steps * a_planes), "tiles of the rows");
+    /// See [`Unit::multiply`](super::unit::Unit::multiply); of one or two blocks of rows.
+    pub fn multiply(&self, kind: Kind, rows: &[&[Tile]], columns: &[Tile], y: &mut [Sums]) {
+        let planes = kind.planes();
+        let steps = columns.len() / (2 * planes);
+        assert!(steps > 0 && columns.len() == steps * 2 * planes, "tiles of the weight");
+        assert!(rows.iter().all(|a| a.len() == steps * planes), "tiles of the rows");
         assert!((1..=2).contains(&rows.len()) && y.len() == rows.len() * WIDTH, "rows");
-        let (first, last, y) = (rows[0].as_ptr(), rows[rows.len() - 1].as_ptr(), y.as_mut_ptr());
-        // SAFETY: every tile that is loaded lies in `a` or `b`, every one that is stored in `y`, by the assertions; the
-        // tiles are configured while `self` is there, and no other code uses them.
+        let (first, last) = (rows[0].as_ptr().cast(), rows[rows.len() - 1].as_ptr().cast());
+        let (columns, y) = (columns.as_ptr().cast(), y.as_mut_ptr().cast());
+        // SAFETY: every tile that is loaded lies in `rows` or `columns`, every one that is stored in `y`, by the
+        // assertions; the tiles are configured while `self` is there, and no other code uses them.
         unsafe {
             match (kind, rows.len()) {
-                (Kind::Exact, 2) => exact_two(first.cast(), last.cast(), b.as_ptr().cast(), steps, y.cast()),
-                (Kind::Exact, _) => exact_one(first.cast(), b.as_ptr().cast(), steps, y.cast()),
-                (Kind::Half, 2) => half_two(first.cast(), last.cast(), b.as_ptr().cast(), steps, y.cast()),
-                (Kind::Half, _) => half_one(first.cast(), b.as_ptr().cast(), steps, y.cast()),
-                (Kind::Integers, 2) => integers_two(first.cast(), last.cast(), b.as_ptr().cast(), steps, y.cast()),
-                (Kind::Integers, _) => integers_one(first.cast(), b.as_ptr().cast(), steps, y.cast()),
+                (Kind::Planes, 2) => planes_two(first, last, columns, steps, y),
+                (Kind::Planes, _) => planes_one(first, columns, steps, y),
+                (Kind::Half, 2) => half_two(first, last, columns, steps, y),
+                (Kind::Half, _) => half_one(first, columns, steps, y),
+                (Kind::Integers, 2) => integers_two(first, last, columns, steps, y),
+                (Kind::Integers, _) => integers_one(first, columns, steps, y),
+                (Kind::Single, _) => unreachable!("tiles of f32 are not multiplied by this unit"),
             }
         }
     }
@@ -88,42 +84,6 @@ impl Drop for Tiles {
     fn drop(&mut self) {
         // SAFETY: there are tiles, or `new` had panicked.
         unsafe { asm!("tilerelease", options(nostack, nomem)) };
-    }
-}
-
-/// A row in so many planes, at its place in tiles; see `rows::Rows`.
-///
-/// # Panics
-/// Where the machine has no AMX.
-pub fn write_planes<const PLANES: usize>(tiles: &mut [Tile], place: usize, row: &[f32]) {
-    assert!(is_there(), "AMX");
-    // SAFETY: a machine with AMX has these instructions, which `is_there` looked for.
-    unsafe { planes::<PLANES>(tiles, place, row) }
-}
-
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-fn planes<const PLANES: usize>(tiles: &mut [Tile], place: usize, row: &[f32]) {
-    use std::arch::x86_64::*;
-    for (step, tiles) in tiles.chunks_exact_mut(PLANES).enumerate() {
-        let part = row.get(step * 32..).unwrap_or_default();
-        let mut numbers = [0f32; 32];
-        let numbers = part.first_chunk::<32>().unwrap_or_else(|| {
-            numbers[..part.len()].copy_from_slice(part);
-            &numbers
-        });
-        // SAFETY: 32 numbers are two vectors.
-        let (mut low, mut high) =
-            unsafe { (_mm512_loadu_ps(numbers.as_ptr()), _mm512_loadu_ps(numbers[16..].as_ptr())) };
-        for tile in tiles {
-            let target = &mut tile.0[place * 64..(place + 1) * 64];
-            // SAFETY: both are plain bits of 64 bytes.
-            let plane: __m512i = unsafe { std::mem::transmute(_mm512_cvtne2ps_pbh(high, low)) };
-            // SAFETY: the target has 64 bytes.
-            unsafe { _mm512_storeu_si512(target.as_mut_ptr().cast(), plane) };
-            let wide = |half: __m256i| _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
-            low = _mm512_sub_ps(low, wide(_mm512_castsi512_si256(plane)));
-            high = _mm512_sub_ps(high, wide(_mm512_extracti64x4_epi64(plane, 1)));
-        }
     }
 }
 
@@ -214,7 +174,7 @@ macro_rules! of_two {
 
 // Of three planes of numbers all products but the three smallest, high ones last.
 of_two!(
-    exact_two,
+    planes_two,
     "3072",
     "6144",
     upper!("0"),
@@ -235,7 +195,7 @@ of_two!(
     four!("tdpbf16ps")
 );
 of_one!(
-    exact_one,
+    planes_one,
     "3072",
     "6144",
     upper!("0"),
@@ -254,5 +214,5 @@ of_one!(
 );
 of_two!(half_two, "1024", "2048", upper!("0"), lower!("0"), columns!("0", "1024"), four!("tdpbf16ps"));
 of_one!(half_one, "1024", "2048", upper!("0"), columns!("0", "1024"), two!("tdpbf16ps"));
-of_two!(integers_two, "1024", "2048", upper!("0"), lower!("0"), columns!("0", "1024"), four!("tdpbssd"));
-of_one!(integers_one, "1024", "2048", upper!("0"), columns!("0", "1024"), two!("tdpbssd"));
+of_two!(integers_two, "1024", "2048", upper!("0"), lower!("0"), columns!("0", "1024"), four!("tdpbusd"));
+of_one!(integers_one, "1024", "2048", upper!("0"), columns!("0", "1024"), two!("tdpbusd"));

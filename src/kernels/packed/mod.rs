@@ -1,13 +1,22 @@
 //! Weights as this machine multiplies with them, made once at load: `x W + b`, and what follows it.
 //!
-//! Where there is a matrix unit ([`amx`]) they lie in its tiles, and its products go to the result through the epilogue
-//! while they are in cache. Elsewhere they stay as they are, and the `gemm` crate multiplies.
+//! They lie in tiles, which a matrix unit ([`amx`]) or vectors ([`avx512`], [`avx2`]) multiply; what these sum up goes to
+//! the result through the epilogue while it is in cache. On other machines, and in f16, they stay as they are, and the
+//! `gemm` crate multiplies.
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod amx;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod plain;
 mod rows;
 mod run;
 mod tiles;
+mod unit;
+#[cfg(target_arch = "x86_64")]
+mod vectors;
 
 use super::activation::Activation;
 use super::columns::assign;
@@ -17,18 +26,22 @@ use candle_core::{DType, Result, Tensor};
 use run::Tiled;
 use std::sync::Arc;
 use tiles::{Columns, Kind};
+use unit::Unit;
+
+/// Inputs whose products of integers cannot overflow: 255 * 127 * inputs < 2^31.
+const INPUTS_MAX: usize = 66_000;
 
 /// How the matrices of a model lie in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
     /// 32 bits.
     Float32,
-    /// The upper 16 of these. Where the machine multiplies them faster, rows are rounded likewise.
+    /// The upper 16 of these; rows that are multiplied by linear weights are rounded likewise.
     Bfloat16,
     /// 16 bits, of which 10 are the fraction's.
     Float16,
-    /// Linear weights in 8 bits, with a scale for every output; rows that are multiplied by them in 15, each with a scale of
-    /// its own. Other matrices in f32.
+    /// Linear weights in 8 bits, with a scale for every output; rows that are multiplied by them likewise, each with a scale
+    /// and a lowest number of its own. Other matrices in f32.
     Int8,
 }
 
@@ -65,11 +78,10 @@ impl Packed {
 
     /// A tensor `[in, out]` in a number format, packed for this machine or, where it has nothing better, as it is.
     pub fn new(weight: Tensor, format: Format) -> Result<Self> {
-        match format {
-            Format::Float32 if has_tiles(&weight) => Self::tiled(Kind::Exact, &weight),
-            Format::Bfloat16 if has_tiles(&weight) => Self::tiled(Kind::Half, &weight),
-            Format::Int8 => Self::tiled(Kind::Integers, &weight),
-            _ => Ok(Self::plain(weight.to_dtype(format.dtype())?)),
+        let kind = Unit::new().kind(format).filter(|_| weight.device().is_cpu() && weight.dims()[0] <= INPUTS_MAX);
+        match kind {
+            Some(kind) => Self::tiled(kind, &weight),
+            None => Ok(Self::plain(weight.to_dtype(format.dtype())?)),
         }
     }
 
@@ -159,22 +171,13 @@ impl std::fmt::Debug for Packed {
     }
 }
 
-#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-fn has_tiles(weight: &Tensor) -> bool {
-    weight.device().is_cpu() && amx::is_there()
-}
-
-#[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
-fn has_tiles(_: &Tensor) -> bool {
-    false
-}
-
 #[cfg(test)]
 mod tests {
-    use super::run::Unit;
-    use super::tiles::WIDTH;
+    use super::rows::Rows;
+    use super::tiles::{PANEL, Sums, Tile, WIDTH, number, seat};
     use super::*;
     use candle_core::Device;
+    use half::bf16;
 
     fn random(shape: (usize, usize)) -> Tensor {
         Tensor::randn(0f32, 1.0, shape, &Device::Cpu).unwrap()
@@ -184,9 +187,105 @@ mod tests {
         (a - b).unwrap().abs().unwrap().max_all().unwrap().to_scalar().unwrap()
     }
 
+    fn elements(t: &Tensor) -> Vec<f32> {
+        t.flatten_all().unwrap().to_vec1().unwrap()
+    }
+
+    const FORMATS: [Format; 3] = [Format::Float32, Format::Bfloat16, Format::Int8];
+
     /// Rows and widths that fill no tile, some tiles, and many.
     const SHAPES: [[usize; 3]; 6] =
         [[1, 5, 3], [2, 33, 32], [16, 64, 70], [17, 100, 33], [45, 384, 96], [300, 200, 130]];
+
+    /// What a unit's tiles sum up to, by plain loops.
+    fn twin(kind: Kind, rows: &[Tile], columns: &[Tile], y: &mut [Sums]) {
+        let (planes, depth) = (kind.planes(), kind.depth());
+        let row_number = |tile: &Tile, at: usize| match kind {
+            Kind::Single => f32::from_le_bytes(tile.0[at..at + 4].try_into().unwrap()),
+            Kind::Planes | Kind::Half => bf16::from_le_bytes([tile.0[at], tile.0[at + 1]]).to_f32(),
+            Kind::Integers => f32::from(tile.0[at]),
+        };
+        for (place, y) in y.iter_mut().enumerate() {
+            for (output, y) in y.iter_mut().enumerate() {
+                let mut sum = 0f64;
+                for input in 0..rows.len() / planes * depth {
+                    let (tile, byte) = seat(kind, input, output);
+                    let (step, at) = (input / depth * planes, place * 64 + input % depth * 64 / depth);
+                    for i in 0..planes {
+                        for j in 0..planes - i {
+                            let column = number(kind, &columns[tile + 2 * j].0[byte..]);
+                            sum += f64::from(row_number(&rows[step + i], at)) * f64::from(column);
+                        }
+                    }
+                }
+                *y = if kind == Kind::Integers { f32::from_bits(sum as i32 as u32) } else { sum as f32 };
+            }
+        }
+    }
+
+    fn laid_out(kind: Kind, x: &Tensor, w: &Tensor) -> (Rows, Columns) {
+        let ((count, inputs), outputs) = (x.dims2().unwrap(), w.dims()[1]);
+        let (x, mut rows) = (elements(x), Rows::default());
+        rows.fill(kind, count, inputs, |row| &x[row * inputs..(row + 1) * inputs]);
+        (rows, Columns::pack(kind, &elements(w), inputs, outputs))
+    }
+
+    /// Holds what multiplies a block of rows to the plain loops, for every number of rows.
+    pub fn check_unit(kind: Kind, multiply: impl Fn(&[Tile], &[Tile], &mut [Sums])) {
+        let (rows, columns) = laid_out(kind, &random((40, 150)), &random((150, 64)));
+        for count in 1..=WIDTH {
+            let (mut ours, mut plain) = ([[7f32; PANEL]; WIDTH], [[7f32; PANEL]; WIDTH]);
+            multiply(rows.block(1), columns.panel(1), &mut ours[..count]);
+            twin(kind, rows.block(1), columns.panel(1), &mut plain[..count]);
+            for (ours, plain) in ours.as_flattened().iter().zip(plain.as_flattened()) {
+                let same = ours.to_bits() == plain.to_bits();
+                assert!(same || kind != Kind::Integers && (ours - plain).abs() < 1e-4, "{kind:?} {ours} {plain}");
+            }
+        }
+    }
+
+    #[test]
+    fn tiles_hold_the_numbers_of_every_kind() {
+        for kind in [Kind::Single, Kind::Planes, Kind::Half, Kind::Integers] {
+            let (x, w) = (random((16, 150)), random((150, 32)));
+            let (rows, columns) = laid_out(kind, &x, &w);
+            let mut sums = [[0f32; PANEL]; WIDTH];
+            twin(kind, rows.block(0), columns.panel(0), &mut sums);
+            if kind == Kind::Integers {
+                for (sums, span) in sums.iter_mut().zip(&rows.spans) {
+                    for (output, sum) in sums.iter_mut().enumerate() {
+                        let whole = sum.to_bits() as i32 as f32;
+                        *sum = whole * span.scale * columns.scales[output] + span.lowest * columns.sums[output];
+                    }
+                }
+            }
+            let exact = elements(&x.matmul(&w).unwrap());
+            let gap = exact.iter().zip(sums.as_flattened()).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
+            let allowed = match kind {
+                Kind::Single | Kind::Planes => 2e-5,
+                Kind::Half => 0.2,
+                Kind::Integers => 0.4,
+            };
+            assert!(gap < allowed, "{kind:?}: {gap}");
+        }
+    }
+
+    #[test]
+    fn this_machines_unit_is_the_plain_loops() {
+        for kind in FORMATS.into_iter().filter_map(|format| Unit::new().kind(format)) {
+            check_unit(kind, |rows, columns, y| {
+                let mut all = [[0f32; PANEL]; 2 * WIDTH];
+                Unit::new().multiply(kind, &[rows, rows], WIDTH + y.len(), columns, &mut all);
+                y.copy_from_slice(&all[WIDTH..WIDTH + y.len()]);
+            });
+            check_unit(kind, |rows, columns, y| {
+                let mut all = [[0f32; PANEL]; WIDTH];
+                Unit::new().multiply(kind, &[rows], y.len(), columns, &mut all);
+                y.copy_from_slice(&all[..y.len()]);
+            });
+        }
+        check_unit(Kind::Integers, plain::multiply);
+    }
 
     #[test]
     fn f32_loses_no_precision() {
@@ -195,12 +294,12 @@ mod tests {
                 (random((rows, inputs)), random((inputs, outputs)), random((1, outputs)).squeeze(0).unwrap());
             let exact = x.to_dtype(DType::F64).unwrap().matmul(&w.to_dtype(DType::F64).unwrap()).unwrap();
             let exact = exact.to_dtype(DType::F32).unwrap().broadcast_add(&b).unwrap();
-            let tiles = Packed::tiled(Kind::Exact, &w).unwrap();
-            let ours = tiles.product(&x, Some(&b), None).unwrap();
+            let packed = Packed::new(w.clone(), Format::Float32).unwrap();
+            let ours = packed.product(&x, Some(&b), None).unwrap();
             let plain = difference(&product(&x, &w, Some(&b)).unwrap(), &exact);
             assert!(difference(&ours, &exact) <= 2e-6 + 2.0 * plain, "{rows} {inputs} {outputs}");
-            assert_eq!(difference(&tiles.tensor().unwrap(), &w), 0.0);
-            let active = tiles.product(&x, Some(&b), Some(Activation::Silu)).unwrap();
+            assert_eq!(difference(&packed.tensor().unwrap(), &w), 0.0);
+            let active = packed.product(&x, Some(&b), Some(Activation::Silu)).unwrap();
             assert!(difference(&active, &ours.silu().unwrap()) < 1e-6);
         }
     }
@@ -210,8 +309,10 @@ mod tests {
         let round = |t: &Tensor| t.to_dtype(DType::BF16).unwrap().to_dtype(DType::F32).unwrap();
         for [rows, inputs, outputs] in SHAPES {
             let (x, w) = (random((rows, inputs)), random((inputs, outputs)));
-            let ours = Packed::tiled(Kind::Half, &w).unwrap().product(&x, None, None).unwrap();
-            assert!(difference(&ours, &round(&x).matmul(&round(&w)).unwrap()) < 1e-3, "{rows} {inputs} {outputs}");
+            let ours = Packed::new(w.clone(), Format::Bfloat16).unwrap().product(&x, None, None).unwrap();
+            // Where no unit has it, weights alone are rounded.
+            let x = if Unit::new().kind(Format::Bfloat16).is_some() { round(&x) } else { x };
+            assert!(difference(&ours, &x.matmul(&round(&w)).unwrap()) < 1e-3, "{rows} {inputs} {outputs}");
         }
     }
 
@@ -221,42 +322,20 @@ mod tests {
             let (x, w) = (random((rows, inputs)), random((inputs, outputs)));
             let scale = (w.abs().unwrap().max_keepdim(0).unwrap() / 127.0).unwrap();
             let rounded = w.broadcast_div(&scale).unwrap().round().unwrap().broadcast_mul(&scale).unwrap();
-            let tiles = Packed::tiled(Kind::Integers, &w).unwrap();
-            assert!(difference(&tiles.tensor().unwrap(), &rounded) < 1e-6);
-            let ours = tiles.product(&x, None, None).unwrap();
-            // Of a row 15 bits are kept.
-            let error = difference(&ours, &x.matmul(&rounded).unwrap());
-            assert!(error < 2e-2, "{rows} {inputs} {outputs}: {error}");
-        }
-    }
-
-    #[test]
-    fn the_unit_is_the_plain_loops() {
-        for kind in [Kind::Exact, Kind::Half, Kind::Integers] {
-            let (x, w) = (random((40, 150)), random((150, 64)));
-            let elements = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-            let (x, columns) = (elements(&x), Columns::pack(kind, &elements(&w), 150, 64));
-            let mut rows = rows::Rows::default();
-            rows.fill(kind, 40, 150, |row| &x[row * 150..(row + 1) * 150]);
-            for blocks in [&[0usize, 1][..], &[2]] {
-                // Of integers a block's first half is a whole operand.
-                let steps = kind.steps(150) * kind.planes().0;
-                let blocks: Vec<_> = blocks.iter().map(|block| &rows.block(*block)[..steps]).collect();
-                let (mut ours, mut plain) = ([[0f32; 2 * WIDTH]; 2 * WIDTH], [[0f32; 2 * WIDTH]; 2 * WIDTH]);
-                Unit::new().multiply(kind, &blocks, columns.panel(1), &mut ours[..blocks.len() * WIDTH]);
-                tiles::multiply(kind, &blocks, columns.panel(1), &mut plain[..blocks.len() * WIDTH]);
-                for (ours, plain) in ours.iter().flatten().zip(plain.iter().flatten()) {
-                    let same = ours.to_bits() == plain.to_bits();
-                    assert!(same || kind != Kind::Integers && (ours - plain).abs() < 1e-4, "{kind:?} {ours} {plain}");
-                }
-            }
+            let packed = Packed::new(w, Format::Int8).unwrap();
+            assert!(difference(&packed.tensor().unwrap(), &rounded) < 1e-6);
+            let ours = packed.product(&x, None, None).unwrap();
+            // Of a row 255ths of its span are kept.
+            let exact = x.matmul(&rounded).unwrap();
+            let error = difference(&ours, &exact);
+            assert!(error < 0.05 * (inputs as f32).sqrt(), "{rows} {inputs} {outputs}: {error}");
         }
     }
 
     #[test]
     fn some_columns_are_those_of_the_whole() {
         let (x, w, b) = (random((20, 40)), random((40, 100)), random((1, 30)).squeeze(0).unwrap());
-        for packed in [Packed::plain(w.clone()), Packed::tiled(Kind::Exact, &w).unwrap()] {
+        for packed in [Packed::plain(w.clone()), Packed::new(w.clone(), Format::Float32).unwrap()] {
             let some = packed.columns(7, 90).columns(10, 30);
             let plain = x.matmul(&w.narrow(1, 17, 30).unwrap().contiguous().unwrap()).unwrap();
             let y = random((25, 60));
@@ -271,12 +350,12 @@ mod tests {
     #[test]
     fn a_row_does_not_depend_on_how_many_go_with_it() {
         let (x, w) = (random((200, 384)), random((384, 96)));
-        for kind in [Kind::Exact, Kind::Half, Kind::Integers] {
-            let tiles = Packed::tiled(kind, &w).unwrap();
-            let together = tiles.product(&x, None, None).unwrap();
+        for format in FORMATS {
+            let packed = Packed::new(w.clone(), format).unwrap();
+            let together = packed.product(&x, None, None).unwrap();
             for rows in [1, 7, 30, 64] {
-                let alone = tiles.product(&x.narrow(0, 100, rows).unwrap(), None, None).unwrap();
-                assert_eq!(difference(&alone, &together.narrow(0, 100, rows).unwrap()), 0.0, "{kind:?} {rows}");
+                let alone = packed.product(&x.narrow(0, 100, rows).unwrap(), None, None).unwrap();
+                assert_eq!(difference(&alone, &together.narrow(0, 100, rows).unwrap()), 0.0, "{format:?} {rows}");
             }
         }
     }
@@ -284,16 +363,23 @@ mod tests {
     #[test]
     fn what_is_not_finite_stays_so() {
         let w = random((40, 8));
-        for x in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             let mut row = vec![0.5f32; 40];
-            row[3] = x;
+            row[3] = bad;
             let row = Tensor::from_vec(row, (1, 40), &Device::Cpu).unwrap();
-            for kind in [Kind::Exact, Kind::Half, Kind::Integers] {
-                let y = Packed::tiled(kind, &w).unwrap().product(&row, None, None).unwrap();
-                assert!(y.flatten_all().unwrap().to_vec1::<f32>().unwrap().iter().all(|y| !y.is_finite()), "{kind:?}");
+            let column = row.reshape((40, 1)).unwrap();
+            for format in FORMATS {
+                let y = Packed::new(w.clone(), format).unwrap().product(&row, None, None).unwrap();
+                assert!(elements(&y).iter().all(|y| !y.is_finite()), "{format:?}");
+                let y = Packed::new(column.clone(), format).unwrap().product(
+                    &w.t().unwrap().contiguous().unwrap(),
+                    None,
+                    None,
+                );
+                assert!(elements(&y.unwrap()).iter().all(|y| !y.is_finite()), "{format:?}");
             }
         }
-        let nothing = Packed::tiled(Kind::Exact, &w).unwrap().product(&random((0, 40)), None, None).unwrap();
+        let nothing = Packed::new(w, Format::Float32).unwrap().product(&random((0, 40)), None, None).unwrap();
         assert_eq!(nothing.dims(), [0, 8]);
     }
 }

@@ -1,8 +1,9 @@
 //! A product with tiles: rows laid out, tasks shared out, results written once.
 #![expect(unsafe_code, reason = "tasks write windows of columns of one result, which is not cleared first")]
 
-use super::rows::{Rows, UPPER};
-use super::tiles::{Columns, Kind, TILE, Tile, WIDTH};
+use super::rows::{Rows, Span};
+use super::tiles::{Columns, Kind, PANEL, Sums, TILE, WIDTH};
+use super::unit::Unit;
 use crate::kernels::activation::Activation;
 use crate::kernels::math::vectorized;
 use crate::kernels::view::{self, with_dense};
@@ -13,9 +14,6 @@ use std::ops::Range;
 
 /// Bytes of rows that stay in a core's cache while weights pass by.
 const CHUNK: usize = 768 << 10;
-
-/// What a row of a block sums up to: f32, or the bits of i32.
-pub type Sums = [f32; 2 * WIDTH];
 
 /// One product with tiles.
 pub struct Tiled<'a> {
@@ -57,12 +55,12 @@ impl CustomOp1 for Tiled<'_> {
 }
 
 impl Tiled<'_> {
-    /// Writes the whole sheet, in tasks of some blocks of 16 rows and some panels of 32 outputs.
+    /// Writes the whole sheet, in tasks of some blocks of 16 rows and some panels of outputs.
     fn run(&self, rows: &Rows, sheet: &Sheet, bias: Option<&[f32]>) {
         let (blocks, threads) = (sheet.rows.div_ceil(WIDTH), rayon::current_num_threads());
-        let panels = self.outputs.start / (2 * WIDTH)..self.outputs.end.div_ceil(2 * WIDTH);
+        let panels = self.outputs.start / PANEL..self.outputs.end.div_ceil(PANEL);
         let kind = self.tiles.kind;
-        let block_bytes = kind.per_block(self.tiles.inputs) * TILE;
+        let block_bytes = kind.tiles(self.tiles.inputs) * TILE;
         // As many chunks for one thread as for another, and of nearly one size.
         let fitting = (CHUNK / block_bytes.max(1)).max(2);
         let chunk =
@@ -75,111 +73,77 @@ impl Tiled<'_> {
             (0..chunks).flat_map(|c| panels.clone().step_by(part).map(move |p| (c, p))).collect();
         tasks.into_par_iter().for_each(|(c, p)| {
             let unit = Unit::new();
-            let mut sums = [[0.0; 2 * WIDTH]; 2 * WIDTH];
+            let mut sums = [[0.0; PANEL]; 2 * WIDTH];
             for panel in p..(p + part).min(panels.end) {
                 let below = Panel::new(self, panel, bias);
-                // Of integers the two numbers of a row stand where elsewhere two rows do.
-                let together = if kind == Kind::Integers { 1 } else { 2 };
-                for block in (c * chunk..((c + 1) * chunk).min(blocks)).step_by(together) {
-                    let tiles = rows.block(block);
-                    let pair = match together {
-                        1 => tiles.split_at(tiles.len() / 2),
-                        _ => (tiles, rows.block((block + 1).min(blocks - 1))),
-                    };
-                    let is_pair = together == 1 || block + 1 < blocks;
-                    let pair = if is_pair { &[pair.0, pair.1][..] } else { &[pair.0][..] };
-                    let sums = &mut sums[..pair.len() * WIDTH];
-                    unit.multiply(kind, pair, self.tiles.panel(panel), sums);
-                    self.write(sums, rows, block * WIDTH, &below, sheet);
+                for block in (c * chunk..((c + 1) * chunk).min(blocks)).step_by(2) {
+                    let pair = [rows.block(block), rows.block((block + 1).min(blocks - 1))];
+                    let pair = &pair[..(blocks - block).min(2)];
+                    let first = block * WIDTH;
+                    let count = (sheet.rows - first).min(pair.len() * WIDTH);
+                    unit.multiply(kind, pair, count, self.tiles.panel(panel), &mut sums[..pair.len() * WIDTH]);
+                    self.write(&mut sums[..count], &rows.spans[first..], first, &below, sheet);
                 }
             }
         });
     }
 
     /// What follows a product, for some rows and a panel, to its place.
-    fn write(&self, sums: &mut [Sums], rows: &Rows, first: usize, panel: &Panel, sheet: &Sheet) {
-        let sums = if self.tiles.kind == Kind::Integers { whole(sums, &rows.scales[first..], panel) } else { sums };
+    fn write(&self, sums: &mut [Sums], spans: &[Span], first: usize, panel: &Panel, sheet: &Sheet) {
         vectorized(
             #[inline(always)]
-            || {
-                for sums in sums.iter_mut() {
+            || match self.tiles.kind {
+                Kind::Integers => sums.iter_mut().zip(spans).for_each(|(sums, span)| panel.numbers(sums, *span)),
+                _ => sums.iter_mut().for_each(|sums| {
                     sums.iter_mut().zip(&panel.biases).for_each(|(sum, bias)| *sum += bias);
-                }
+                }),
             },
         );
         if let Some(activation) = self.activation {
             activation.change(sums.as_flattened_mut());
         }
-        for (place, sums) in sums.iter().enumerate().take(sheet.rows - first) {
+        for (place, sums) in sums.iter().enumerate() {
             sheet.write(first + place, panel.start, &sums[panel.inside.clone()]);
         }
     }
 }
 
-/// What the integers of 16 rows, upper ones first, sum up to, as numbers.
-fn whole<'a>(sums: &'a mut [Sums], scales: &[f32], panel: &Panel) -> &'a mut [Sums] {
-    let (upper, lower) = sums.split_at_mut(WIDTH);
-    vectorized(
-        #[inline(always)]
-        || {
-            for ((upper, lower), scale) in upper.iter_mut().zip(lower).zip(scales) {
-                for ((y, low), output) in upper.iter_mut().zip(lower).zip(&panel.scales) {
-                    let number = |sum: f32| sum.to_bits() as i32 as f32;
-                    *y = (number(*y) * UPPER + number(*low)) * (scale * output);
-                }
-            }
-        },
-    );
-    upper
-}
-
-/// What stands below 32 outputs.
+/// What stands below a panel of outputs.
 struct Panel {
     /// Which of them are asked for.
     inside: Range<usize>,
     /// The place of the first of these in the result.
     start: usize,
-    biases: [f32; 2 * WIDTH],
-    /// Of integers.
-    scales: [f32; 2 * WIDTH],
+    biases: [f32; PANEL],
+    /// Of integers; see [`Columns`].
+    scales: [f32; PANEL],
+    sums: [f32; PANEL],
 }
 
 impl Panel {
     fn new(product: &Tiled, panel: usize, bias: Option<&[f32]>) -> Self {
-        let (first, outputs) = (panel * 2 * WIDTH, &product.outputs);
-        let inside = outputs.start.max(first) - first..outputs.end.min(first + 2 * WIDTH) - first;
+        let (first, outputs) = (panel * PANEL, &product.outputs);
+        let inside = outputs.start.max(first) - first..outputs.end.min(first + PANEL) - first;
         let start = first + inside.start - outputs.start;
-        let (mut biases, mut scales) = ([0f32; 2 * WIDTH], [0f32; 2 * WIDTH]);
+        let mut biases = [0f32; PANEL];
         if let Some(bias) = bias {
             biases[inside.clone()].copy_from_slice(&bias[start..start + inside.len()]);
         }
-        if let Some(all) = product.tiles.scales.get(first..) {
-            scales.iter_mut().zip(all).for_each(|(scale, x)| *scale = *x);
-        }
-        Self { inside, start, biases, scales }
-    }
-}
-
-/// What multiplies tiles on this machine.
-pub struct Unit {
-    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-    amx: Option<super::amx::Tiles>,
-}
-
-impl Unit {
-    pub fn new() -> Self {
-        Self {
-            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-            amx: super::amx::is_there().then(super::amx::Tiles::new),
-        }
+        let part = |all: &[f32]| {
+            let mut part = [0f32; PANEL];
+            part.iter_mut().zip(all.get(first..).unwrap_or_default()).for_each(|(part, x)| *part = *x);
+            part
+        };
+        Self { inside, start, biases, scales: part(&product.tiles.scales), sums: part(&product.tiles.sums) }
     }
 
-    pub fn multiply(&self, kind: Kind, rows: &[&[Tile]], b: &[Tile], y: &mut [Sums]) {
-        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-        if let Some(amx) = &self.amx {
-            return amx.multiply(kind, rows, b, y);
+    /// What the sums of a row's integers stand for, with the bias.
+    #[inline(always)]
+    fn numbers(&self, sums: &mut Sums, Span { scale, lowest }: Span) {
+        for (output, sum) in sums.iter_mut().enumerate() {
+            let whole = sum.to_bits() as i32 as f32;
+            *sum = whole * (scale * self.scales[output]) + (lowest * self.sums[output] + self.biases[output]);
         }
-        super::tiles::multiply(kind, rows, b, y);
     }
 }
 

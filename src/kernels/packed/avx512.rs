@@ -1,0 +1,168 @@
+//! Products of tiles by AVX-512, with its BF16 and VNNI where the machine has them.
+#![expect(unsafe_code, reason = "instructions that are not in the language")]
+
+use super::tiles::{Kind, PANEL, Sums, TILE, Tile, WIDTH};
+use super::unit::{Kernel, Task};
+use super::vectors::{by_count, kernel};
+use std::arch::x86_64::*;
+
+/// Whether this machine has it.
+pub fn is_there() -> bool {
+    is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw")
+}
+
+/// Whether it multiplies and rounds to bf16.
+pub fn has_bf16() -> bool {
+    is_there() && is_x86_feature_detected!("avx512vl") && is_x86_feature_detected!("avx512bf16")
+}
+
+/// Some rows of a block times a panel of columns; see [`Unit::multiply`](super::unit::Unit::multiply).
+pub fn multiply(kind: Kind, rows: &[Tile], columns: &[Tile], y: &mut [Sums]) {
+    let kernel = match kind {
+        Kind::Single => single,
+        Kind::Half if has_bf16() => half,
+        Kind::Half => half_widened,
+        Kind::Integers if is_x86_feature_detected!("avx512vnni") => integers,
+        Kind::Integers => integers_widened,
+        Kind::Planes => unreachable!("tiles of planes are not multiplied by this unit"),
+    };
+    assert!(is_there(), "AVX-512");
+    // SAFETY: the machine has what the kernel needs, by the arms above.
+    unsafe { run(kernel, rows, columns, y) }
+}
+
+/// By one of the kernels, which the machine must have.
+unsafe fn run(kernel: Kernel, rows: &[Tile], columns: &[Tile], y: &mut [Sums]) {
+    let (task, count) = Task::new(rows, columns, y);
+    // SAFETY: the task has the tiles and the rows.
+    unsafe { kernel(task, count) }
+}
+
+kernel!(single, "avx512f", __m512, zmm, 12, |sum, row, column| _mm512_fmadd_ps(row, column, sum));
+
+kernel!(half, "avx512f,avx512bf16", __m512, zmm, 12, |sum, row, column| {
+    _mm512_dpbf16_ps(sum, std::mem::transmute::<__m512, __m512bh>(row), std::mem::transmute::<__m512, __m512bh>(column))
+});
+
+kernel!(half_widened, "avx512f", __m512, zmm, 8, |sum, row, column| {
+    let lower = |pair| _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_castps_si512(pair)));
+    let keep = _mm512_set1_epi32(!0xffff);
+    let upper = |pair| _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(pair), keep));
+    _mm512_fmadd_ps(upper(row), upper(column), _mm512_fmadd_ps(lower(row), lower(column), sum))
+});
+
+kernel!(integers, "avx512f,avx512vnni", __m512, zmm, 12, |sum, row, column| {
+    let (sum, row) = (_mm512_castps_si512(sum), _mm512_castps_si512(row));
+    _mm512_castsi512_ps(_mm512_dpbusd_epi32(sum, row, _mm512_castps_si512(column)))
+});
+
+// Of the four numbers the even ones and the odd ones, each in 16 bits.
+kernel!(integers_widened, "avx512f,avx512bw", __m512, zmm, 8, |sum, row, column| {
+    let (row, column) = (_mm512_castps_si512(row), _mm512_castps_si512(column));
+    let even = _mm512_srai_epi16::<8>(_mm512_slli_epi16::<8>(column));
+    let even = _mm512_madd_epi16(_mm512_and_si512(row, _mm512_set1_epi16(0xff)), even);
+    let odd = _mm512_madd_epi16(_mm512_srli_epi16::<8>(row), _mm512_srai_epi16::<8>(column));
+    _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(sum), _mm512_add_epi32(even, odd)))
+});
+
+/// What a vector of 16 numbers is made from, and goes to.
+mod zmm {
+    use super::*;
+
+    pub const LANES: usize = 16;
+    /// Bytes from one vector of a strip to the next.
+    pub const SECOND: usize = TILE;
+
+    /// The strips of a panel, by their first 16 columns.
+    pub fn strips() -> [usize; 1] {
+        [0]
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub fn zero() -> __m512 {
+        _mm512_setzero_ps()
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub unsafe fn load(from: *const u8) -> __m512 {
+        // SAFETY: the caller has 64 bytes there.
+        unsafe { _mm512_loadu_ps(from.cast()) }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub unsafe fn splat(from: *const u8) -> __m512 {
+        // SAFETY: the caller has 4 bytes there.
+        _mm512_set1_ps(unsafe { from.cast::<f32>().read_unaligned() })
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub unsafe fn store(to: *mut f32, vector: __m512) {
+        // SAFETY: the caller has room for 16 numbers there.
+        unsafe { _mm512_storeu_ps(to, vector) }
+    }
+}
+
+/// A row in so many planes, at its place in tiles; see `rows::Rows`.
+///
+/// # Panics
+/// Where the machine has no BF16.
+pub fn write_planes<const PLANES: usize>(tiles: &mut [Tile], place: usize, row: &[f32]) {
+    assert!(has_bf16(), "AVX-512 with BF16");
+    // SAFETY: the machine has these instructions.
+    unsafe { planes::<PLANES>(tiles, place, row) }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+fn planes<const PLANES: usize>(tiles: &mut [Tile], place: usize, row: &[f32]) {
+    for (step, tiles) in tiles.chunks_exact_mut(PLANES).enumerate() {
+        let part = row.get(step * 32..).unwrap_or_default();
+        let mut numbers = [0f32; 32];
+        let numbers = part.first_chunk::<32>().unwrap_or_else(|| {
+            numbers[..part.len()].copy_from_slice(part);
+            &numbers
+        });
+        // SAFETY: 32 numbers are two vectors.
+        let (mut low, mut high) =
+            unsafe { (_mm512_loadu_ps(numbers.as_ptr()), _mm512_loadu_ps(numbers[16..].as_ptr())) };
+        for tile in tiles {
+            let target = &mut tile.0[place * 64..(place + 1) * 64];
+            // SAFETY: both are plain bits of 64 bytes.
+            let plane: __m512i = unsafe { std::mem::transmute(_mm512_cvtne2ps_pbh(high, low)) };
+            // SAFETY: the target has 64 bytes.
+            unsafe { _mm512_storeu_si512(target.as_mut_ptr().cast(), plane) };
+            let wide = |half: __m256i| _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+            low = _mm512_sub_ps(low, wide(_mm512_castsi512_si256(plane)));
+            high = _mm512_sub_ps(high, wide(_mm512_extracti64x4_epi64(plane, 1)));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::packed::tests::check_unit;
+
+    #[test]
+    fn every_kernel_is_the_plain_loops() {
+        if !is_there() {
+            return println!("skipped: no AVX-512");
+        }
+        let check = |kind, kernel: Kernel| {
+            // SAFETY: the machine has what the kernel needs, by the conditions here.
+            check_unit(kind, |rows, columns, y| unsafe { run(kernel, rows, columns, y) });
+        };
+        check(Kind::Single, single);
+        check(Kind::Half, half_widened);
+        check(Kind::Integers, integers_widened);
+        if has_bf16() {
+            check(Kind::Half, half);
+        }
+        if is_x86_feature_detected!("avx512vnni") {
+            check(Kind::Integers, integers);
+        }
+    }
+}
