@@ -10,8 +10,8 @@ use candle_core::{Device, Tensor};
 use std::hint::black_box;
 use std::time::Instant;
 use veneer::kernels::{
-    Activation, Attention, Format, Gate, NormKind, Packed, Pooling, activate, add_product, attention, norm, pool,
-    product,
+    Activation, Attention, Format, Gate, Memory, NormKind, Packed, Pooling, activate, add_product, attention, norm,
+    pool, product,
 };
 
 #[global_allocator]
@@ -65,7 +65,7 @@ impl Sizes {
         };
         let mut multiply = |name: &str, x: &Tensor, outputs: usize, activation: Option<Activation>| {
             let inputs = x.dims()[1];
-            let weight = Packed::new(random(inputs, outputs), format).unwrap();
+            let weight = Packed::new(random(inputs, outputs), format, &mut Memory::default()).unwrap();
             let bias = random(1, outputs).squeeze(0).unwrap();
             let seconds = median(|| weight.product(x, Some(&bias), activation).unwrap());
             line(name, seconds, 2.0 * (tokens * inputs * outputs) as f64);

@@ -3,7 +3,7 @@
 
 use super::tiles::{Kind, PANEL, Sums, TILE, Tile, WIDTH};
 use super::unit::{Kernel, Task};
-use super::vectors::{by_count, kernel};
+use super::vectors::{AHEAD, by_count, kernel};
 use std::arch::x86_64::*;
 
 /// Whether this machine has it.

@@ -10,6 +10,7 @@ mod amx;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod memory;
 mod plain;
 mod rows;
 mod run;
@@ -23,6 +24,7 @@ use super::columns::assign;
 use super::product::{product, set_product};
 use super::{Gate, activate};
 use candle_core::{DType, Result, Tensor};
+pub use memory::Memory;
 use run::Tiled;
 use std::sync::Arc;
 use tiles::{Columns, Kind};
@@ -77,18 +79,18 @@ impl Packed {
     }
 
     /// A tensor `[in, out]` in a number format, packed for this machine or, where it has nothing better, as it is.
-    pub fn new(weight: Tensor, format: Format) -> Result<Self> {
+    pub fn new(weight: Tensor, format: Format, memory: &mut Memory) -> Result<Self> {
         let kind = Unit::new().kind(format).filter(|_| weight.device().is_cpu() && weight.dims()[0] <= INPUTS_MAX);
         match kind {
-            Some(kind) => Self::tiled(kind, &weight),
+            Some(kind) => Self::tiled(kind, &weight, memory),
             None => Ok(Self::plain(weight.to_dtype(format.dtype())?)),
         }
     }
 
-    fn tiled(kind: Kind, weight: &Tensor) -> Result<Self> {
+    fn tiled(kind: Kind, weight: &Tensor, memory: &mut Memory) -> Result<Self> {
         let (inputs, outputs) = weight.dims2()?;
         let weight = weight.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
-        let columns = Columns::pack(kind, &weight, inputs, outputs);
+        let columns = Columns::pack(kind, &weight, inputs, memory)?;
         Ok(Self { form: Form::Tiles(Arc::new(columns)), first: 0, columns: outputs })
     }
 
@@ -191,6 +193,10 @@ mod tests {
         t.flatten_all().unwrap().to_vec1().unwrap()
     }
 
+    fn packed(weight: Tensor, format: Format) -> candle_core::Result<Packed> {
+        Packed::new(weight, format, &mut Memory::default())
+    }
+
     const FORMATS: [Format; 3] = [Format::Float32, Format::Bfloat16, Format::Int8];
 
     /// Rows and widths that fill no tile, some tiles, and many.
@@ -224,10 +230,10 @@ mod tests {
     }
 
     fn laid_out(kind: Kind, x: &Tensor, w: &Tensor) -> (Rows, Columns) {
-        let ((count, inputs), outputs) = (x.dims2().unwrap(), w.dims()[1]);
+        let (count, inputs) = x.dims2().unwrap();
         let (x, mut rows) = (elements(x), Rows::default());
         rows.fill(kind, count, inputs, |row| &x[row * inputs..(row + 1) * inputs]);
-        (rows, Columns::pack(kind, &elements(w), inputs, outputs))
+        (rows, Columns::pack(kind, &elements(w), inputs, &mut Memory::default()).unwrap())
     }
 
     /// Holds what multiplies a block of rows to the plain loops, for every number of rows.
@@ -294,7 +300,7 @@ mod tests {
                 (random((rows, inputs)), random((inputs, outputs)), random((1, outputs)).squeeze(0).unwrap());
             let exact = x.to_dtype(DType::F64).unwrap().matmul(&w.to_dtype(DType::F64).unwrap()).unwrap();
             let exact = exact.to_dtype(DType::F32).unwrap().broadcast_add(&b).unwrap();
-            let packed = Packed::new(w.clone(), Format::Float32).unwrap();
+            let packed = packed(w.clone(), Format::Float32).unwrap();
             let ours = packed.product(&x, Some(&b), None).unwrap();
             let plain = difference(&product(&x, &w, Some(&b)).unwrap(), &exact);
             assert!(difference(&ours, &exact) <= 2e-6 + 2.0 * plain, "{rows} {inputs} {outputs}");
@@ -309,7 +315,7 @@ mod tests {
         let round = |t: &Tensor| t.to_dtype(DType::BF16).unwrap().to_dtype(DType::F32).unwrap();
         for [rows, inputs, outputs] in SHAPES {
             let (x, w) = (random((rows, inputs)), random((inputs, outputs)));
-            let ours = Packed::new(w.clone(), Format::Bfloat16).unwrap().product(&x, None, None).unwrap();
+            let ours = packed(w.clone(), Format::Bfloat16).unwrap().product(&x, None, None).unwrap();
             // Where no unit has it, weights alone are rounded.
             let x = if Unit::new().kind(Format::Bfloat16).is_some() { round(&x) } else { x };
             assert!(difference(&ours, &x.matmul(&round(&w)).unwrap()) < 1e-3, "{rows} {inputs} {outputs}");
@@ -322,7 +328,7 @@ mod tests {
             let (x, w) = (random((rows, inputs)), random((inputs, outputs)));
             let scale = (w.abs().unwrap().max_keepdim(0).unwrap() / 127.0).unwrap();
             let rounded = w.broadcast_div(&scale).unwrap().round().unwrap().broadcast_mul(&scale).unwrap();
-            let packed = Packed::new(w, Format::Int8).unwrap();
+            let packed = packed(w, Format::Int8).unwrap();
             assert!(difference(&packed.tensor().unwrap(), &rounded) < 1e-6);
             let ours = packed.product(&x, None, None).unwrap();
             // Of a row 255ths of its span are kept.
@@ -335,7 +341,7 @@ mod tests {
     #[test]
     fn some_columns_are_those_of_the_whole() {
         let (x, w, b) = (random((20, 40)), random((40, 100)), random((1, 30)).squeeze(0).unwrap());
-        for packed in [Packed::plain(w.clone()), Packed::new(w.clone(), Format::Float32).unwrap()] {
+        for packed in [Packed::plain(w.clone()), packed(w.clone(), Format::Float32).unwrap()] {
             let some = packed.columns(7, 90).columns(10, 30);
             let plain = x.matmul(&w.narrow(1, 17, 30).unwrap().contiguous().unwrap()).unwrap();
             let y = random((25, 60));
@@ -351,7 +357,7 @@ mod tests {
     fn a_row_does_not_depend_on_how_many_go_with_it() {
         let (x, w) = (random((200, 384)), random((384, 96)));
         for format in FORMATS {
-            let packed = Packed::new(w.clone(), format).unwrap();
+            let packed = packed(w.clone(), format).unwrap();
             let together = packed.product(&x, None, None).unwrap();
             for rows in [1, 7, 30, 64] {
                 let alone = packed.product(&x.narrow(0, 100, rows).unwrap(), None, None).unwrap();
@@ -369,17 +375,14 @@ mod tests {
             let row = Tensor::from_vec(row, (1, 40), &Device::Cpu).unwrap();
             let column = row.reshape((40, 1)).unwrap();
             for format in FORMATS {
-                let y = Packed::new(w.clone(), format).unwrap().product(&row, None, None).unwrap();
+                let y = packed(w.clone(), format).unwrap().product(&row, None, None).unwrap();
                 assert!(elements(&y).iter().all(|y| !y.is_finite()), "{format:?}");
-                let y = Packed::new(column.clone(), format).unwrap().product(
-                    &w.t().unwrap().contiguous().unwrap(),
-                    None,
-                    None,
-                );
+                let y =
+                    packed(column.clone(), format).unwrap().product(&w.t().unwrap().contiguous().unwrap(), None, None);
                 assert!(elements(&y.unwrap()).iter().all(|y| !y.is_finite()), "{format:?}");
             }
         }
-        let nothing = Packed::new(w, Format::Float32).unwrap().product(&random((0, 40)), None, None).unwrap();
+        let nothing = packed(w, Format::Float32).unwrap().product(&random((0, 40)), None, None).unwrap();
         assert_eq!(nothing.dims(), [0, 8]);
     }
 }

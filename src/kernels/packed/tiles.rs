@@ -3,6 +3,7 @@
 //! A number of f32 is the sum of three of bf16, its planes, each with the 8 highest bits that those before it left
 //! (arXiv:1904.06376). The products of planes are exact in f32, and all but the smallest three are summed up.
 
+use super::memory::{Memory, Part};
 use half::bf16;
 use rayon::prelude::*;
 
@@ -68,7 +69,7 @@ impl Kind {
 pub struct Columns {
     pub kind: Kind,
     pub inputs: usize,
-    tiles: Vec<Tile>,
+    tiles: Part,
     /// Of integers: what each output's are multiplied by.
     pub scales: Vec<f32>,
     /// Of integers: the sum of each output's, so multiplied.
@@ -77,23 +78,26 @@ pub struct Columns {
 
 impl Columns {
     /// From the elements of `[in, out]`.
-    pub fn pack(kind: Kind, weight: &[f32], inputs: usize, outputs: usize) -> Self {
+    pub fn pack(kind: Kind, weight: &[f32], inputs: usize, memory: &mut Memory) -> std::io::Result<Self> {
+        let outputs = weight.len() / inputs.max(1);
         let scales = if kind == Kind::Integers { scales(weight, outputs) } else { Vec::new() };
         let per_panel = 2 * kind.tiles(inputs);
-        let mut tiles = vec![Tile([0; TILE]); outputs.div_ceil(PANEL) * per_panel];
-        tiles.par_chunks_exact_mut(per_panel.max(1)).enumerate().for_each(|(panel, tiles)| {
-            let columns = panel * PANEL..outputs.min((panel + 1) * PANEL);
-            for input in 0..inputs {
-                for output in columns.clone() {
-                    let x = weight[input * outputs + output];
-                    place(kind, tiles, input, output - columns.start, x, scales.get(output));
+        let fill = |tiles: &mut [Tile]| {
+            tiles.par_chunks_exact_mut(per_panel.max(1)).enumerate().for_each(|(panel, tiles)| {
+                let columns = panel * PANEL..outputs.min((panel + 1) * PANEL);
+                for input in 0..inputs {
+                    for output in columns.clone() {
+                        let x = weight[input * outputs + output];
+                        place(kind, tiles, input, output - columns.start, x, scales.get(output));
+                    }
                 }
-            }
-        });
+            });
+        };
+        let tiles = memory.take(outputs.div_ceil(PANEL) * per_panel, fill)?;
         let mut columns = Self { kind, inputs, tiles, scales, sums: Vec::new() };
         let sum = |output| (0..inputs).map(|input| columns.get(input, output)).sum();
         columns.sums = (0..columns.scales.len()).map(sum).collect();
-        columns
+        Ok(columns)
     }
 
     /// All tiles of a panel of outputs.

@@ -1,5 +1,8 @@
 //! The loop that every vector unit runs over tiles.
 
+/// How many bytes before they are used columns are asked for from memory: few rows outrun what the machine foresees.
+pub const AHEAD: usize = 16 << 10;
+
 /// A function `$name(task, count)` that writes the sums of the first `count` rows of a block, `$rows` of them at once and
 /// of each `$strips` strips of two vectors. `$row` and `$column` are 4 bytes of inputs of one row, everywhere the same, and of
 /// as many columns as a vector has places; `$dot` adds their product to `$sum`.
@@ -18,6 +21,9 @@ macro_rules! kernel {
                         for group in 0..WIDTH {
                             let first = columns.add(group * 64);
                             let pair = [$ops::load(first), $ops::load(first.add($ops::SECOND))];
+                            // It is no access: there need be nothing.
+                            _mm_prefetch::<_MM_HINT_T1>(first.wrapping_add(AHEAD).cast());
+                            _mm_prefetch::<_MM_HINT_T1>(first.wrapping_add(AHEAD + $ops::SECOND).cast());
                             for (place, sums) in sums.iter_mut().enumerate() {
                                 let $row = $ops::splat(rows.add(place * 64 + group * 4));
                                 for (sum, column) in sums.iter_mut().zip(pair) {

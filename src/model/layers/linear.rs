@@ -94,7 +94,7 @@ fn stack(spec: &Projection, loader: &mut Loader) -> Result<(Packed, Option<Tenso
             biases.push(loader.tensor(&part.path, "bias", &[part.rows])?);
         }
     }
-    let weight = Packed::new(Tensor::cat(&weights, 1)?.contiguous()?, loader.format)?;
+    let weight = Packed::new(Tensor::cat(&weights, 1)?.contiguous()?, loader.format, &mut loader.memory)?;
     let stack = (weight, if spec.bias { Some(Tensor::cat(&biases, 0)?) } else { None });
     loader.shared.stacks.insert(key, stack.clone());
     Ok(stack)

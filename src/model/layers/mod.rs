@@ -21,7 +21,7 @@ pub use norm::Norm;
 use super::checkpoint::Checkpoint;
 use super::sites::Sites;
 use crate::error::{Error, Result};
-use crate::kernels::{Format, Packed, all_finite};
+use crate::kernels::{Format, Memory, Packed, all_finite};
 use candle_core::{DType, Device, Tensor};
 use std::collections::HashMap;
 
@@ -39,6 +39,8 @@ pub struct Loader<'a> {
     pub tokens_max: usize,
     /// What several layers or models share.
     pub shared: Shared,
+    /// Where linear weights go.
+    pub memory: Memory,
 }
 
 /// What is there already for whoever needs it again, by what made it.
@@ -52,7 +54,8 @@ pub struct Shared {
 impl<'a> Loader<'a> {
     /// A loader at the beginning.
     pub fn new(checkpoint: &'a Checkpoint, device: &'a Device, format: Format, tokens_max: usize) -> Self {
-        Self { checkpoint, device, format, sites: Sites::default(), tokens_max, shared: Shared::default() }
+        let (sites, shared, memory) = (Sites::default(), Shared::default(), Memory::default());
+        Self { checkpoint, device, format, sites, tokens_max, shared, memory }
     }
 
     /// The tensor `path.name` of this shape, in f32.
