@@ -4,14 +4,14 @@
 //!     cargo bench --bench engine -- 768 3072 12        # hidden width, inner width, heads
 //!     cargo bench --bench engine -- 384 1536 12 16,48,128 1500    # texts of these lengths, tokens in all
 //!
-//! Figures are medians; the ceilings are measured in the same run.
+//! `THREADS=2` before it shares the work. Figures are medians; the ceilings are measured in the same run.
 
 use candle_core::{Device, Tensor};
 use std::hint::black_box;
 use std::time::Instant;
 use veneer::kernels::{
-    Activation, Attention, Format, Gate, Memory, NormKind, Packed, Pooling, activate, add_product, attention, norm,
-    pool, product,
+    Activation, Attention, Format, Gate, Memory, NormKind, Packed, Pooling, Threads, activate, add_product, attention,
+    norm, pool, product,
 };
 
 #[global_allocator]
@@ -19,11 +19,16 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() {
     let numbers: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with("--")).collect();
+    let threads = std::env::var("THREADS").map_or(1, |count| count.parse().expect("THREADS is a number"));
+    println!("{threads} threads");
+    Threads::new(threads).expect("threads start").run(|| report(&numbers));
+}
+
+fn report(numbers: &[String]) {
     let number = |place: usize, default: usize| numbers.get(place).map_or(default, |n| n.parse().expect("a number"));
     let (hidden, inner, heads) = (number(0, 384), number(1, 1536), number(2, 12));
     let lengths = numbers.get(3).map_or("12,48,180", String::as_str);
     let tokens = number(4, 1500);
-    println!("{} threads", rayon::current_num_threads());
     let ceiling = ceiling();
     println!("f32 products by the gemm crate, [2048, 1536] x [1536, 1536]: {:.0} GFLOP/s", ceiling / 1e9);
     for length in lengths.split(',').map(|n| n.parse().expect("a length")) {

@@ -2,10 +2,9 @@
 
 use super::{Job, Limits, Sequence, batch};
 use crate::error::{Error, Result};
+use crate::kernels::{Threads, share_items};
 use crate::model::{Batch, Model};
 use crate::telemetry;
-use rayon::prelude::*;
-use rayon::{ThreadPool, ThreadPoolBuilder};
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -19,7 +18,8 @@ pub struct Worker {
     waiting: VecDeque<Job>,
     limits: Limits,
     tokens_per_second: Arc<AtomicU64>,
-    threads: ThreadPool,
+    threads: Threads,
+    count: usize,
 }
 
 impl Worker {
@@ -28,9 +28,9 @@ impl Worker {
             0 => std::thread::available_parallelism().map_or(1, |cores| cores.get()),
             count => count,
         };
-        let threads = ThreadPoolBuilder::new().num_threads(count).thread_name(|i| format!("compute-{i}"));
-        let threads = threads.build().map_err(|e| Error::Internal(format!("cannot start compute threads: {e}")))?;
-        Ok(Self { queue, waiting: VecDeque::new(), limits, tokens_per_second, threads })
+        let threads = Threads::new(count);
+        let threads = threads.map_err(|e| Error::Internal(format!("cannot start compute threads: {e}")))?;
+        Ok(Self { queue, waiting: VecDeque::new(), limits, tokens_per_second, threads, count })
     }
 
     /// Runs until every engine handle is gone and the queue is empty.
@@ -66,12 +66,12 @@ impl Worker {
         let lengths: Vec<usize> = jobs.iter().map(|job| job.sequence.ids.len()).collect();
         let tokens = lengths.iter().sum::<usize>();
         // Another device takes a batch as a whole.
-        let threads = if model.device().is_cpu() { self.threads.current_num_threads() } else { 1 };
+        let threads = if model.device().is_cpu() { self.count } else { 1 };
         let pack = |part: Range<usize>| batch::pack(jobs[part].iter().map(|job| &job.sequence));
         let parts: Vec<Batch> = batch::parts(&lengths, threads).into_iter().map(pack).collect();
         let segments = parts.iter().map(|part| part.segments.len()).sum();
         // A panic must not take the device's only thread with it; the tensors of a failed pass are dropped whole.
-        let result = catch_unwind(AssertUnwindSafe(|| self.threads.install(|| embed(&model, &parts))));
+        let result = catch_unwind(AssertUnwindSafe(|| self.threads.run(|| embed(&model, &parts))));
         let result = result.unwrap_or_else(|_| Err(Error::Internal("the forward pass panicked".into())));
         let computed = began.elapsed();
         self.tokens_per_second.store((tokens as f64 / computed.as_secs_f64().max(1e-6)) as u64, Ordering::Relaxed);
@@ -101,7 +101,11 @@ impl Worker {
 fn embed(model: &Model, parts: &[Batch]) -> Result<Vec<Vec<f32>>> {
     match parts {
         [whole] => model.embed(whole),
-        parts => Ok(parts.par_iter().map(|part| model.embed(part)).collect::<Result<Vec<_>>>()?.concat()),
+        parts => {
+            let mut vectors: Vec<Result<Vec<Vec<f32>>>> = parts.iter().map(|_| Ok(Vec::new())).collect();
+            share_items(vectors.iter_mut().zip(parts).collect(), |(vectors, part)| *vectors = model.embed(part));
+            Ok(vectors.into_iter().collect::<Result<Vec<_>>>()?.concat())
+        }
     }
 }
 

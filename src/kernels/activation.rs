@@ -2,9 +2,9 @@
 #![cfg_attr(target_arch = "x86_64", expect(unsafe_code, reason = "the loop of GELU is AVX-512's, written out"))]
 
 use super::math::{erf, exp, tanh, vectorized};
+use super::threads::share_rows;
 use super::view::Rows;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
-use rayon::prelude::*;
 
 /// A nonlinearity. What torch.nn gives a default is that default.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -165,7 +165,7 @@ impl CustomOp1 for Activate {
         let rows = Rows::of(x, layout)?;
         let width = if self.gate == Gate::Absent { rows.width } else { rows.width / 2 };
         let mut y = vec![0f32; rows.count * width];
-        y.par_chunks_exact_mut(width).with_min_len(1 + 8192 / width).enumerate().for_each(|(i, y)| {
+        share_rows(&mut y, width, |i, y| {
             let (first, second) = rows.row(i).split_at(width);
             let (x, gated) = if self.gate == Gate::Second { (second, first) } else { (first, second) };
             self.activation.apply(y, x);

@@ -3,9 +3,10 @@
 use super::math::{exp, maximum, sum, vectorized};
 use super::small::{multiply, transpose};
 use super::softmax::softmax;
+use super::threads::share_items;
 use super::view::{Matrix, MatrixMut, Rows, with_dense};
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
-use rayon::prelude::*;
+use std::cell::Cell;
 use std::ops::Range;
 
 /// What a token may look at, and how its scores are formed.
@@ -54,10 +55,11 @@ impl CustomOp3 for Attention<'_> {
         let width = heads.count * heads.q.width;
         let mut y = vec![0f32; q_l.dims()[0] * width];
         with_dense(self.bias, |bias| {
-            let tasks = tasks(&mut y, width, self.offsets);
-            tasks
-                .into_par_iter()
-                .for_each_init(Scratch::default, |scratch, task| self.attend(scratch, task, heads, bias));
+            share_items(tasks(&mut y, width, self.offsets), |task| {
+                let mut scratch = SCRATCH.take();
+                self.attend(&mut scratch, task, heads, bias);
+                SCRATCH.set(scratch);
+            });
             Ok(())
         })?;
         Ok((CpuStorage::F32(y), Shape::from((q_l.dims()[0], width))))
@@ -195,6 +197,10 @@ impl Attention<'_> {
             }
         }
     }
+}
+
+thread_local! {
+    static SCRATCH: Cell<Scratch> = Cell::default();
 }
 
 /// Memory that the tasks of a thread use in turn.

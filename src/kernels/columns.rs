@@ -1,9 +1,9 @@
 //! Columns of a matrix scaled and shifted in place, each by its own numbers; sums, and differences added in place.
 
 use super::math::vectorized;
+use super::threads::share_chunks;
 use super::view::dense;
 use candle_core::{CpuStorage, CustomOp2, InplaceOp2, InplaceOp3, Layout, Result, Shape, Tensor, bail};
-use rayon::prelude::*;
 
 /// `y = y * factor + shift` column by column; `y [rows, columns]` may be a window of a larger tensor, `factor` and `shift`
 /// are `[columns]`.
@@ -28,6 +28,9 @@ pub fn sum(a: &Tensor, b: &Tensor) -> Result<Tensor> {
 
 struct Sum;
 
+/// Elements that one thread adds up at once.
+const CHUNK: usize = 16384;
+
 impl CustomOp2 for Sum {
     fn name(&self) -> &'static str {
         "sum"
@@ -38,7 +41,9 @@ impl CustomOp2 for Sum {
             bail!("shapes of a sum: {:?} and {:?}", a_l.shape(), b_l.shape())
         }
         let mut y = dense(a, a_l)?.to_vec();
-        y.par_chunks_mut(16384).zip(dense(b, b_l)?.par_chunks(16384)).for_each(|(y, b)| {
+        let b = dense(b, b_l)?;
+        share_chunks(&mut y, CHUNK, |chunk, y| {
+            let b = &b[chunk * CHUNK..][..y.len()];
             vectorized(
                 #[inline(always)]
                 || y.iter_mut().zip(b).for_each(|(y, b)| *y += b),

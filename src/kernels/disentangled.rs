@@ -5,9 +5,10 @@
 use super::attention::{Heads, Scores};
 use super::product::multiply;
 use super::softmax::softmax;
+use super::threads::share_items;
 use super::view::{Matrix, MatrixMut, Rows, with_dense};
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
-use rayon::prelude::*;
+use std::cell::Cell;
 use std::ops::Range;
 
 /// What a score is made of beside `q k`.
@@ -53,15 +54,20 @@ impl CustomOp3 for Disentangled<'_> {
         let mut y = vec![0f32; heads.count * tokens * width];
         with_dense(self.keys, |keys| {
             with_dense(self.queries, |queries| {
-                let tasks = tasks(&mut y, heads.count, width, self.offsets);
-                tasks.into_par_iter().for_each_init(Scratch::default, |scratch, task| {
-                    self.sequence(scratch, task, heads, keys, queries)
+                share_items(tasks(&mut y, heads.count, width, self.offsets), |task| {
+                    let mut scratch = SCRATCH.take();
+                    self.sequence(&mut scratch, task, heads, keys, queries);
+                    SCRATCH.set(scratch);
                 });
                 Ok(())
             })
         })?;
         Ok((CpuStorage::F32(y), Shape::from((heads.count, tokens, width))))
     }
+}
+
+thread_local! {
+    static SCRATCH: Cell<Scratch> = Cell::default();
 }
 
 /// Memory that the tasks of a thread use in turn.
@@ -106,6 +112,8 @@ impl Disentangled<'_> {
         if length == 0 {
             return;
         }
+        by_query.clear();
+        by_key.clear();
         // The places that this length can meet lie side by side.
         let places = &self.places[middle + 1 - length..middle + length];
         let (first, last) = (places[0] as usize, places[places.len() - 1] as usize);
@@ -159,7 +167,7 @@ impl Table<'_> {
         let data = &positions[places.start * row_stride + head * width..];
         let positions = Matrix { data, rows: columns, columns: *width, row_stride, column_stride: 1 };
         let target = MatrixMut { data: y, rows: count, columns, row_stride: columns };
-        multiply(target, false, rows.matrix(sequence, *head), positions.transposed(), gemm::Parallelism::None);
+        multiply(target, false, rows.matrix(sequence, *head), positions.transposed());
     }
 }
 

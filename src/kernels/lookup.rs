@@ -1,9 +1,9 @@
 //! Rows of a table, picked by ids.
 
 use super::math::vectorized;
+use super::threads::share_rows;
 use super::view::{dense, with_dense};
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
-use rayon::prelude::*;
 
 /// `table [rows, width]`, in f32, bf16 or f16, and `ids [n]`, in u32 -> the rows that they name, in f32, added to
 /// `onto [n, width]` where there is one: `[n, width]`.
@@ -54,18 +54,16 @@ fn picked<'a, T: Copy + Into<f32> + 'a>(
     row: impl Fn(u32) -> &'a [T] + Sync,
 ) -> Vec<f32> {
     let mut y = vec![0f32; ids.len() * width];
-    y.par_chunks_exact_mut(width.max(1)).with_min_len(1 + 16384 / width.max(1)).zip(ids).enumerate().for_each(
-        |(i, (y, id))| {
-            let onto = onto.map(|all| &all[i * width..(i + 1) * width]);
-            vectorized(
-                #[inline(always)]
-                || match onto {
-                    Some(onto) => y.iter_mut().zip(onto).zip(row(*id)).for_each(|((y, o), x)| *y = o + (*x).into()),
-                    None => y.iter_mut().zip(row(*id)).for_each(|(y, x)| *y = (*x).into()),
-                },
-            );
-        },
-    );
+    share_rows(&mut y, width, |i, y| {
+        let (row, onto) = (row(ids[i]), onto.map(|all| &all[i * width..(i + 1) * width]));
+        vectorized(
+            #[inline(always)]
+            || match onto {
+                Some(onto) => y.iter_mut().zip(onto).zip(row).for_each(|((y, o), x)| *y = o + (*x).into()),
+                None => y.iter_mut().zip(row).for_each(|(y, x)| *y = (*x).into()),
+            },
+        );
+    });
     y
 }
 

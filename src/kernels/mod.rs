@@ -16,6 +16,7 @@ mod product;
 mod rotary;
 mod small;
 mod softmax;
+mod threads;
 mod view;
 
 pub use activation::{Activation, Gate, activate};
@@ -29,3 +30,4 @@ pub use packed::{Format, Memory, Packed};
 pub use pooling::{Pooling, pool};
 pub use product::{add_product, product, set_product};
 pub use rotary::{rotary_tables, rotate};
+pub use threads::{Threads, share_items, threads};

@@ -1,9 +1,9 @@
 //! LayerNorm and RMSNorm over the last dimension, with the residual added first where there is one.
 
 use super::math::{sum, vectorized};
+use super::threads::share_rows;
 use super::view::{Rows, dense, with_dense};
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor};
-use rayon::prelude::*;
 
 /// Which normalization.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,20 +42,18 @@ impl CustomOp1 for Unit {
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let rows = Rows::of(x, layout)?;
         let mut y = vec![0f32; rows.count * rows.width];
-        y.par_chunks_exact_mut(rows.width.max(1)).with_min_len(1 + 16384 / rows.width.max(1)).enumerate().for_each(
-            |(i, y)| {
-                let x = rows.row(i);
-                vectorized(
-                    #[inline(always)]
-                    || {
-                        let length = sum(x, |x| x * x).sqrt();
-                        // Not `max`, which makes 1e-12 of NaN.
-                        let length = if length < 1e-12 { 1e-12 } else { length };
-                        y.iter_mut().zip(x).for_each(|(y, x)| *y = x / length);
-                    },
-                );
-            },
-        );
+        share_rows(&mut y, rows.width, |i, y| {
+            let x = rows.row(i);
+            vectorized(
+                #[inline(always)]
+                || {
+                    let length = sum(x, |x| x * x).sqrt();
+                    // Not `max`, which makes 1e-12 of NaN.
+                    let length = if length < 1e-12 { 1e-12 } else { length };
+                    y.iter_mut().zip(x).for_each(|(y, x)| *y = x / length);
+                },
+            );
+        });
         Ok((CpuStorage::F32(y), layout.shape().clone()))
     }
 }
@@ -78,7 +76,7 @@ impl CustomOp2 for Norm<'_> {
         let mut y = vec![0f32; rows.count * width];
         with_dense(self.residual, |residual| {
             with_dense(self.bias, |bias| {
-                y.par_chunks_exact_mut(width).with_min_len(1 + 16384 / width).enumerate().for_each(|(i, y)| {
+                share_rows(&mut y, width, |i, y| {
                     y.copy_from_slice(rows.row(i));
                     let residual = residual.map(|all| &all[i * width..(i + 1) * width]);
                     vectorized(

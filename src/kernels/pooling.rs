@@ -1,9 +1,9 @@
 //! Token vectors to one vector a sequence, as sentence-transformers' `Pooling` defines the modes.
 
 use super::math::vectorized;
+use super::threads::share_chunks;
 use super::view::Rows;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
-use rayon::prelude::*;
 use std::ops::Range;
 
 /// A pooling mode.
@@ -46,7 +46,7 @@ impl CustomOp1 for Pool<'_> {
         let rows = Rows::of(hidden, layout)?;
         let sequences = self.offsets.len() - 1;
         let mut y = vec![0f32; sequences * rows.width];
-        y.par_chunks_exact_mut(rows.width).enumerate().for_each(|(i, y)| {
+        share_chunks(&mut y, rows.width, |i, y| {
             let (start, end) = (self.offsets[i], self.offsets[i + 1]);
             let left_out = self.left_out.get(i).map_or(0, |left_out| *left_out);
             let tokens = (start + left_out).min(end)..end;

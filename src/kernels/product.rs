@@ -5,9 +5,9 @@
 #![expect(unsafe_code, reason = "gemm takes raw pointers")]
 
 use super::math::vectorized;
+use super::threads::{share_chunks, share_rows, threads};
 use super::view::{Matrix, MatrixMut, Rows, with_dense};
 use candle_core::{CpuStorage, CustomOp2, InplaceOp3, Layout, Result, Shape, Tensor, bail};
-use rayon::prelude::*;
 
 /// `x [rows, in]`, `weight [in, out]`, `bias [out]` -> `x weight + bias`, `[rows, out]`. A weight in bf16 or f16 takes
 /// half the memory; it is widened tile by tile, and all arithmetic is in f32.
@@ -48,7 +48,7 @@ impl CustomOp2 for Product<'_> {
                 CpuStorage::F16(all) => widened(&mut y, accumulate, x, dense_part(all, w_l)?, columns),
                 _ => {
                     let target = MatrixMut { data: &mut y, rows, columns, row_stride: columns };
-                    multiply(target, accumulate, x, matrix(w, w_l)?, gemm::Parallelism::Rayon(0));
+                    multiply_shared(target, accumulate, x, matrix(w, w_l)?);
                 }
             }
             Ok(())
@@ -66,7 +66,7 @@ fn widened<T: Copy + Into<f32> + Sync>(y: &mut [f32], accumulate: bool, x: Matri
     for first in (0..columns).step_by(TILE) {
         let width = TILE.min(columns - first);
         let tile = &mut tile[..x.columns * width];
-        tile.par_chunks_exact_mut(width).with_min_len(1 + 16384 / width).enumerate().for_each(|(row, wide)| {
+        share_rows(tile, width, |row, wide| {
             let half = &weight[row * columns + first..][..width];
             vectorized(
                 #[inline(always)]
@@ -76,7 +76,7 @@ fn widened<T: Copy + Into<f32> + Sync>(y: &mut [f32], accumulate: bool, x: Matri
         let weight = Matrix { data: tile, rows: x.columns, columns: width, row_stride: width, column_stride: 1 };
         let data = y.get_mut(first..).unwrap_or_default();
         let target = MatrixMut { data, rows: x.rows, columns: width, row_stride: columns };
-        multiply(target, accumulate, x, weight, gemm::Parallelism::Rayon(0));
+        multiply_shared(target, accumulate, x, weight);
     }
 }
 
@@ -110,7 +110,7 @@ impl InplaceOp3 for ProductInto {
             bail!("a product needs an f32 window with dense rows, got {y_l:?}")
         };
         let target = MatrixMut { data: &mut data[y_l.start_offset()..], rows, columns, row_stride };
-        multiply(target, self.accumulate, x, weight, gemm::Parallelism::Rayon(0));
+        multiply_shared(target, self.accumulate, x, weight);
         Ok(())
     }
 }
@@ -120,11 +120,26 @@ fn matrix<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<Matrix<'a>> {
     Ok(rows.matrix(0..rows.count, 0))
 }
 
+/// Multiplications that are worth a thread's while.
+const WORTH: usize = 1 << 20;
+
+/// As [`multiply`], rows shared out where they are worth it.
+fn multiply_shared(y: MatrixMut, accumulate: bool, a: Matrix, b: Matrix) {
+    let rows = y.rows.div_ceil(threads()).max(WORTH / (1 + y.columns * a.columns));
+    let MatrixMut { data, columns, row_stride, .. } = y;
+    let end = data.len().min(y.rows * row_stride);
+    share_chunks(&mut data[..end], rows * row_stride, |chunk, data| {
+        let some = rows.min(y.rows - chunk * rows);
+        let a = Matrix { data: a.data.get(chunk * rows * a.row_stride..).unwrap_or_default(), rows: some, ..a };
+        multiply(MatrixMut { data, rows: some, columns, row_stride }, accumulate, a, b);
+    });
+}
+
 /// `y = a b`, or `y += a b`.
 ///
 /// # Panics
 /// Where shapes do not fit, or a matrix reaches beyond its slice.
-pub(super) fn multiply(y: MatrixMut, accumulate: bool, a: Matrix, b: Matrix, threads: gemm::Parallelism) {
+pub(super) fn multiply(y: MatrixMut, accumulate: bool, a: Matrix, b: Matrix) {
     assert_eq!((y.rows, y.columns, a.columns), (a.rows, b.columns, b.rows), "shapes of a product");
     if y.rows == 0 || y.columns == 0 {
         return;
@@ -160,7 +175,7 @@ pub(super) fn multiply(y: MatrixMut, accumulate: bool, a: Matrix, b: Matrix, thr
             false,
             false,
             false,
-            threads,
+            gemm::Parallelism::None,
         );
     }
 }

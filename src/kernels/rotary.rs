@@ -1,9 +1,9 @@
 //! Rotary position embedding (RoFormer, arXiv:2104.09864), halves rotated against each other as transformers does.
 
 use super::math::vectorized;
+use super::threads::share_rows;
 use super::view::{Rows, dense};
 use candle_core::{CpuStorage, CustomOp3, Device, Layout, Result, Shape, Tensor};
-use rayon::prelude::*;
 
 /// Cosines and sines, `[positions, frequencies]` each, of position * frequency, times `factor`; in f32 as transformers
 /// computes them. Frequencies are in radians a position.
@@ -43,7 +43,7 @@ impl CustomOp3 for Rotate<'_> {
         let half = width / 2;
         let positions: Vec<usize> = self.offsets.windows(2).flat_map(|w| 0..w[1] - w[0]).collect();
         let mut y = vec![0f32; rows.count * width];
-        y.par_chunks_exact_mut(width).with_min_len(1 + 16384 / width).enumerate().for_each(|(i, y)| {
+        share_rows(&mut y, width, |i, y| {
             let angles = positions[i / heads] * half..(positions[i / heads] + 1) * half;
             let (cos, sin) = (&cos[angles.clone()], &sin[angles]);
             let ((x1, x2), (y1, y2)) = (rows.row(i).split_at(half), y.split_at_mut(half));

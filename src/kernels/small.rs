@@ -14,7 +14,7 @@ pub fn multiply(y: MatrixMut, add: bool, a: Matrix, b: Matrix) {
     if is_x86_feature_detected!("avx512f") {
         return avx512::multiply(y, add, a, b);
     }
-    super::product::multiply(y, add, a, b, gemm::Parallelism::None);
+    super::product::multiply(y, add, a, b);
 }
 
 /// The rows of `from` as columns of `to`, whose rows have `from.rows` numbers and then zeros up to `stride`.

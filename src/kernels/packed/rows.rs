@@ -2,7 +2,10 @@
 
 use super::tiles::{Kind, TILE, Tile, WIDTH, nearest};
 use crate::kernels::math::vectorized;
-use rayon::prelude::*;
+use crate::kernels::threads::share_items;
+
+/// Blocks that one thread takes in at once.
+const TOGETHER: usize = 4;
 
 /// Rows of a product: for every 16 of them, along the inputs, for every plane, a tile. What is not there is 0.
 #[derive(Default)]
@@ -27,10 +30,14 @@ impl Rows {
         let blocks = count.div_ceil(WIDTH);
         self.tiles.resize(blocks * self.per_block, Tile([0; TILE]));
         self.spans.resize(blocks * WIDTH, Span::default());
-        let tiles = self.tiles.par_chunks_exact_mut(self.per_block.max(1)).with_min_len(4);
-        tiles.zip(self.spans.par_chunks_exact_mut(WIDTH)).enumerate().for_each(|(block, (tiles, spans))| {
+        let tiles = self.tiles.chunks_mut((TOGETHER * self.per_block).max(1));
+        let some = tiles.zip(self.spans.chunks_mut(TOGETHER * WIDTH)).enumerate().collect();
+        let per_block = self.per_block;
+        share_items(some, |(some, (tiles, spans)): (usize, (&mut [Tile], &mut [Span]))| {
             for (place, span) in spans.iter_mut().enumerate() {
-                let row = if block * WIDTH + place < count { row(block * WIDTH + place) } else { &[] };
+                let tiles = &mut tiles[place / WIDTH * per_block..][..per_block];
+                let (number, place) = (some * TOGETHER * WIDTH + place, place % WIDTH);
+                let row = if number < count { row(number) } else { &[] };
                 match kind {
                     Kind::Single => write(tiles, place, row),
                     Kind::Planes => write_planes::<3>(tiles, place, row),

@@ -6,9 +6,9 @@ use super::tiles::{Columns, Kind, PANEL, Sums, TILE, WIDTH};
 use super::unit::Unit;
 use crate::kernels::activation::Activation;
 use crate::kernels::math::vectorized;
+use crate::kernels::threads::{share, threads};
 use crate::kernels::view::{self, with_dense};
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
-use rayon::prelude::*;
 use std::cell::Cell;
 use std::ops::Range;
 
@@ -57,7 +57,7 @@ impl CustomOp1 for Tiled<'_> {
 impl Tiled<'_> {
     /// Writes the whole sheet, in tasks of some blocks of 16 rows and some panels of outputs.
     fn run(&self, rows: &Rows, sheet: &Sheet, bias: Option<&[f32]>) {
-        let (blocks, threads) = (sheet.rows.div_ceil(WIDTH), rayon::current_num_threads());
+        let (blocks, threads) = (sheet.rows.div_ceil(WIDTH), threads());
         let panels = self.outputs.start / PANEL..self.outputs.end.div_ceil(PANEL);
         let kind = self.tiles.kind;
         let block_bytes = kind.tiles(self.tiles.inputs) * TILE;
@@ -71,7 +71,8 @@ impl Tiled<'_> {
         let part = panels.len().div_ceil(parts).max(1);
         let tasks: Vec<(usize, usize)> =
             (0..chunks).flat_map(|c| panels.clone().step_by(part).map(move |p| (c, p))).collect();
-        tasks.into_par_iter().for_each(|(c, p)| {
+        share(tasks.len(), |task| {
+            let (c, p) = tasks[task];
             let unit = Unit::new();
             let mut sums = [[0.0; PANEL]; 2 * WIDTH];
             for panel in p..(p + part).min(panels.end) {
