@@ -143,6 +143,11 @@ impl Model {
         self.idle.get(name).map(Vec::as_slice)
     }
 
+    /// The folder of its config.json and weights.
+    pub fn folder(&self) -> &Folder {
+        &self.folder
+    }
+
     /// Where it lies.
     pub fn device(&self) -> &Device {
         &self.device
