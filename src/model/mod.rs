@@ -17,6 +17,7 @@ mod transformer;
 
 pub use checkpoint::{Checkpoint, canonical};
 pub use delta::{Adapter, Delta, LinearDelta, LowRank, Magnitude, NormDelta, OwnRows, Plan, TableDelta};
+pub use families::tokenizers;
 pub use modules::{Body, Modules};
 pub use pipeline::{Pipeline, States};
 pub use routes::Routes;
