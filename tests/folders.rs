@@ -89,10 +89,11 @@ fn an_adapter_that_would_be_left_out_is_refused() {
     copy(&ADAPTER, &fixture("bert/lora-all"), folder.path());
     assert_says(&refusal(&[model(&folder)], &[]), &["0_Transformer/adapter_config.json", "another adapter is in"]);
     let folder = assembled("bert", "router-first");
-    let body = folder.path().join("0_Router/query_0_Transformer");
-    copy(&ADAPTER, &fixture("bert/lora-all"), &body);
-    let says = ["query_0_Transformer/adapter_config.json", "several bodies of a Router", "merge_and_unload"];
-    assert_says(&refusal(&[model(&folder)], &[]), &says);
+    for body in ["query_0_Transformer", "document_0_Transformer"] {
+        copy(&ADAPTER, &fixture("bert/lora-all"), &folder.path().join("0_Router").join(body));
+        let says = ["_0_Transformer/adapter_config.json", "several bodies of a Router", "merge_and_unload"];
+        assert_says(&refusal(&[model(&folder)], &[]), &says);
+    }
 }
 
 #[tokio::test]
@@ -134,6 +135,12 @@ async fn adapters_beside_and_below_each_other_are_all_served() {
     assert_eq!(ids(&door).await[1..], ["m", "second"]);
     assert_golden(&door, "m", "first").await;
     assert_golden(&door, "second", "second").await;
+    // What a trainer has left on its way.
+    let trained = copy_of("folders/several");
+    fs::write(trained.path().join("second/trainer_state.json"), "{}").unwrap();
+    let base = fixture("bert/base");
+    edit_json(&trained.path().join("adapter_config.json"), |config| config["base_model_name_or_path"] = json!(base));
+    assert_eq!(ids(&Door::open(&[model(&trained)], &[], &[])).await[1..], ["m"]);
     let whole = fixture("folders/several").display().to_string();
     let door = Door::open(&[named("base", "bert/base")], &[], &[("adapters", &whole)]);
     assert_eq!(ids(&door).await, ["base", "several", "second"]);

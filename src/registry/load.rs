@@ -7,7 +7,7 @@ use super::golden;
 use super::provenance::Provenance;
 use super::readings::{Parts, Readings};
 use super::sources::{
-    base_of, below, default_name, device, format, in_folder, place_of_adapter, real_path, several_in,
+    base_of, beside, default_name, device, format, in_folder, place_of_adapter, real_path, several_in,
     warn_of_another_base,
 };
 use crate::config::{self, Config};
@@ -79,8 +79,7 @@ impl<'a> Loading<'a> {
             let base = self.base_under(&folder, &place, entry.base.as_deref(), &name)?;
             let adapter = config::Adapter { name, source: entry.source.clone(), base: None };
             self.adapter(&adapter, &folder, &base)?;
-            // PEFT saves one of several here, and the others below.
-            let others = below(folder.subfolder(&place)?.path())?;
+            let others = beside(&folder.subfolder(&place)?)?;
             others.iter().try_for_each(|adapter| self.adapter_of(adapter, &base))?;
             base
         } else if let several @ [first, ..] = several_in(&folder)?.as_slice() {

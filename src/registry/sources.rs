@@ -19,7 +19,7 @@ pub fn in_folder(path: &Path) -> Result<Vec<config::Adapter>> {
 }
 
 /// Sub-folders with an adapter, under their names.
-pub fn below(path: &Path) -> Result<Vec<config::Adapter>> {
+fn below(path: &Path) -> Result<Vec<config::Adapter>> {
     let entries = std::fs::read_dir(path).map_err(|e| Error::load(path, e.to_string()))?;
     let mut found = Vec::new();
     for entry in entries {
@@ -32,6 +32,17 @@ pub fn below(path: &Path) -> Result<Vec<config::Adapter>> {
     }
     found.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(found)
+}
+
+/// The other adapters of a checkpoint of several, of which PEFT saves one in the folder itself; what a trainer left there
+/// on its way is none of them.
+pub fn beside(folder: &Folder) -> Result<Vec<config::Adapter>> {
+    let is_on_the_way = |adapter: &config::Adapter| Path::new(&adapter.source).join("trainer_state.json").is_file();
+    let (left, others) = below(folder.path())?.into_iter().partition::<Vec<_>, _>(is_on_the_way);
+    for adapter in left {
+        tracing::info!(folder = adapter.source, "a trainer's checkpoint is left out; --adapter would serve it");
+    }
+    Ok(others)
 }
 
 /// The adapters of a checkpoint that is nothing but several of them, each in a sub-folder of its name; none where the folder
@@ -59,12 +70,15 @@ pub fn place_of_adapter(folder: &Folder) -> Result<Option<String>> {
     }
     let fail =
         |place: &str, reason: &str| Err(Error::load(folder.path().join(place).join("adapter_config.json"), reason));
+    if let Some(place) = found.iter().find(|place| bodies.len() > 1 && !is_whole(place)) {
+        return fail(
+            place,
+            "no adapter can lie on one of several bodies of a Router; merge_and_unload it into that body",
+        );
+    }
     match found.as_slice() {
         [] => Ok(None),
-        [place] if is_whole(place) || bodies.len() == 1 => Ok(Some((*place).clone())),
-        [place] => {
-            fail(place, "no adapter can lie on one of several bodies of a Router; merge_and_unload it into that body")
-        }
+        [place] => Ok(Some((*place).clone())),
         [place, other, ..] => {
             let other = folder.path().join(other);
             fail(
