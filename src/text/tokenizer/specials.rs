@@ -2,6 +2,7 @@
 
 use super::classes::Class;
 use serde_json::{Map, Value, json};
+use std::collections::HashMap;
 
 /// The names of special tokens, in the order in which they are added.
 pub const NAMES: [&str; 7] =
@@ -10,6 +11,8 @@ pub const NAMES: [&str; 7] =
 /// Added tokens in order, as tokenizer.json writes them, with what asks for each.
 pub struct Specials {
     tokens: Vec<(Value, Asker)>,
+    /// Where they are, by their texts; some models have thousands.
+    places: HashMap<String, usize>,
     /// The named ones, by their names.
     named: Vec<(String, String)>,
 }
@@ -28,7 +31,7 @@ enum Asker {
 impl Specials {
     /// `stored` are those that the tokenizer has before.
     pub fn of(stored: Vec<Value>, keys: &Map<String, Value>, class: &Class, content: &Value) -> Result<Self, String> {
-        let mut specials = Self { tokens: Vec::new(), named: Vec::new() };
+        let mut specials = Self { tokens: Vec::new(), places: HashMap::new(), named: Vec::new() };
         stored.into_iter().for_each(|token| specials.put(token, Asker::List));
         let listed = listed(keys, content)?;
         listed.into_iter().for_each(|token| specials.put(token, Asker::List));
@@ -66,18 +69,23 @@ impl Specials {
 
     /// In place of one with the same text, else at the end.
     fn put(&mut self, token: Value, asker: Asker) {
-        match self.tokens.iter_mut().find(|(known, _)| text(known) == text(&token)) {
-            Some((known, _)) => *known = token,
-            None => self.tokens.push((token, asker)),
+        match self.places.get(text(&token)) {
+            Some(place) => self.tokens[*place].0 = token,
+            None => self.push(token, asker),
         }
+    }
+
+    fn push(&mut self, token: Value, asker: Asker) {
+        self.places.insert(text(&token).to_owned(), self.tokens.len());
+        self.tokens.push((token, asker));
     }
 
     /// Where one with this text is there it stays as it is, but that a named one is special.
     fn ask(&mut self, token: Value, asker: Asker, is_named: bool) {
-        match self.tokens.iter_mut().find(|(known, _)| text(known) == text(&token)) {
-            Some((known, _)) if is_named => known["special"] = json!(true),
+        match self.places.get(text(&token)) {
+            Some(place) if is_named => self.tokens[*place].0["special"] = json!(true),
             Some(_) => {}
-            None => self.tokens.push((token, asker)),
+            None => self.push(token, asker),
         }
     }
 
@@ -90,13 +98,13 @@ impl Specials {
             let known = vocabulary(content).id(text(token));
             let id = known.unwrap_or(next);
             match asker {
-                Asker::Key(key) if id >= rows => {
+                Asker::Key(key) if known.is_none() && id >= rows => {
                     let token = text(token);
                     return Err(format!(
                         "{key} names the token '{token}', which tokenizer.json has not, and the model has no row for it"
                     ));
                 }
-                Asker::Class if id >= rows => continue,
+                Asker::Class if known.is_none() && id >= rows => continue,
                 _ => {}
             }
             next = next.max(id + 1);
