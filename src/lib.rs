@@ -69,7 +69,9 @@
 //!    ignore what only training or other heads read.
 //! 3. Idle modules, in checkpoints but never run: look through the reference's `For...` classes, whose heads are saved
 //!    beside the body. A tensor that is neither read nor idle keeps a checkpoint from loading.
-//! 4. Name it in the table of `families/mod.rs` (in order of `model_type`) and in README.md under "What is supported".
+//! 4. Name it in the table of `families/mod.rs` (in order of `model_type`), in `families/tokenizers.rs` where transformers
+//!    has a class of tokenizers for it, and in README.md under "What is supported". A class that
+//!    `text/tokenizer/classes.rs` lacks goes there, with rows in `tests/fixtures/classes.py`.
 //! 5. Fixtures: a row in the table of `tests/fixtures/families.py`, and `python generate.py . <folder>` there, which
 //!    writes `<folder>` anew; what no library can load goes to `legacy.py`. Name the folder in `FAMILIES` of
 //!    `tests/support`. `cargo test --test golden -- --nocapture` then prints its line; `queue.rs` and `families.rs` hold

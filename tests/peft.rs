@@ -6,7 +6,7 @@ mod support;
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
 use support::tensors::{Tensors, change_tensors, tensors_of};
-use support::{Door, config, copy_of, embeddings, fixture, gap, named, read, rows, texts};
+use support::{Door, config, copy_of, embeddings, fixture, gap, named, read, refusal, rows, texts};
 use veneer::adapters;
 use veneer::folder::Folder;
 
@@ -211,6 +211,22 @@ async fn a_pickle_of_tensors_is_the_same_adapter_and_one_that_runs_code_is_refus
 }
 
 /// PEFT saves adapters with names in sub-folders of these names.
+#[tokio::test]
+async fn a_weight_that_overflows_is_the_callers_error() {
+    let door = Door::open(&[named("m", "bert/base")], &[named("a", "bert/lora-all")], &[]);
+    let ask = async |weight: Value| {
+        door.ask(json!({"model": "m", "input": "x", "adapters": [{"name": "a", "weight": weight}]})).await
+    };
+    for (weight, shown) in [(json!(1e30), "1e30"), (json!(-1000.5), "-1.0005e3")] {
+        let error = refusal(ask(weight).await, 400);
+        let says = format!("adapters[0].weight must be between -1000 and 1000, got {shown}.");
+        assert_eq!((&error["message"], &error["param"]), (&json!(says), &json!("adapters")));
+    }
+    for weight in [1000.0, -1000.0] {
+        assert_eq!(ask(json!(weight)).await.0, 200);
+    }
+}
+
 #[tokio::test]
 async fn a_checkpoint_of_several_adapters_is_served_whole() {
     let folder = tempfile::tempdir().unwrap();

@@ -4,38 +4,10 @@ mod support;
 
 use serde_json::{Map, Value, json};
 use std::fs;
-use std::path::Path;
-use support::{Door, config, copy_of, edit_json, embeddings, fixture, gap, named, read, refusal, rows, texts};
+use support::{
+    Door, assembled, config, copy_of, edit_json, embeddings, fixture, gap, lay, named, read, refusal, rows, texts,
+};
 use tempfile::TempDir;
-
-/// The files of a body.
-const BODY: [&str; 5] =
-    ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "sentence_bert_config.json"];
-
-/// A model's folder: the base's files under the row's. A module's folder with the file `body` is given the base's body.
-fn assembled(base: &str, row: &str) -> TempDir {
-    let folder = copy_of(&format!("{base}/base"));
-    lay(&fixture(&format!("pipelines/{base}/{row}")), folder.path(), &fixture(&format!("{base}/base")));
-    folder
-}
-
-fn lay(row: &Path, whole: &Path, base: &Path) {
-    let mut entries: Vec<_> = fs::read_dir(row).unwrap().map(|entry| entry.unwrap().path()).collect();
-    entries.sort();
-    for path in entries {
-        let target = whole.join(path.file_name().unwrap());
-        if path.is_dir() {
-            fs::create_dir_all(&target).unwrap();
-            lay(&path, &target, base);
-        } else if path.file_name().unwrap() == "body" {
-            for file in BODY {
-                fs::copy(base.join(file), whole.join(file)).unwrap();
-            }
-        } else {
-            fs::copy(path, target).unwrap();
-        }
-    }
-}
 
 fn open(folder: &TempDir) -> Door {
     Door::open(&[format!("m={}", folder.path().display())], &[], &[])
@@ -112,7 +84,8 @@ async fn pipelines_of_one_base_share_batches_and_keep_apart() {
     let folders = ROWS.map(adapter_with);
     let adapters: Vec<String> =
         ROWS.iter().zip(&folders).map(|(row, folder)| format!("{row}={}", folder.path().display())).collect();
-    let door = Door::open(&[named("m", "bert/base")], &adapters, &[]);
+    let base = assembled("bert", "layers");
+    let door = Door::open(&[format!("m={}", base.path().display())], &adapters, &[]);
     let texts = texts(&read("pipelines/bert/golden.json"));
     for fields in [json!({}), json!({"input_type": "query"}), json!({"prompt": "some words: "})] {
         let fields = fields.as_object().unwrap();

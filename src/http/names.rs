@@ -32,6 +32,9 @@ pub enum Several {
     Blend(Vec<Share>),
 }
 
+/// The largest factor in a blend, on either side of 0: some of what is larger overflows.
+const WEIGHT_MAX: f32 = 1000.0;
+
 /// An adapter's part in a blend.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -180,10 +183,13 @@ impl Names {
 /// Several adapters of a base as one.
 fn blend(registry: &Registry, model: &Lease, shares: &[Share]) -> Result<Lease> {
     let lease = |(index, share): (usize, &Share)| {
-        if !share.weight.is_finite() {
-            return Err(Error::invalid("adapters", format!("adapters[{index}].weight is not a number.")));
+        let weight = share.weight;
+        if !(-WEIGHT_MAX..=WEIGHT_MAX).contains(&weight) {
+            let between = format!("between -{WEIGHT_MAX} and {WEIGHT_MAX}");
+            let message = format!("adapters[{index}].weight must be {between}, got {weight:e}.");
+            return Err(Error::invalid("adapters", message));
         }
-        Ok((combine(registry, model, &format!("adapters[{index}]"), &share.name)?, share.weight))
+        Ok((combine(registry, model, &format!("adapters[{index}]"), &share.name)?, weight))
     };
     let shares = shares.iter().enumerate().map(lease).collect::<Result<Vec<_>>>()?;
     registry::blend(&shares)

@@ -17,6 +17,7 @@ mod transformer;
 
 pub use checkpoint::{Checkpoint, canonical};
 pub use delta::{Adapter, Delta, LinearDelta, LowRank, Magnitude, NormDelta, OwnRows, Plan, TableDelta};
+pub use families::tokenizers;
 pub use modules::{Body, Modules};
 pub use pipeline::{Pipeline, States};
 pub use routes::Routes;
@@ -141,6 +142,11 @@ impl Model {
     /// The shape of a tensor of such a module, where the base's checkpoint has it.
     pub fn idle_shape(&self, name: &str) -> Option<&[usize]> {
         self.idle.get(name).map(Vec::as_slice)
+    }
+
+    /// The folder of its config.json and weights.
+    pub fn folder(&self) -> &Folder {
+        &self.folder
     }
 
     /// Where it lies.

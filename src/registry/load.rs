@@ -2,18 +2,19 @@
 
 use super::Loaded;
 use super::check::{Prober, Report};
+use super::fitted::Fitted;
 use super::golden;
 use super::provenance::Provenance;
 use super::readings::{Parts, Readings};
 use super::sources::{
-    base_of, default_name, device, format, in_folder, real_path, require_adapter, several_in, warn_of_another_base,
+    base_of, beside, default_name, device, format, in_folder, place_of_adapter, real_path, several_in,
+    warn_of_another_base,
 };
-use crate::adapters;
 use crate::config::{self, Config};
 use crate::error::{Error, Result};
 use crate::folder::Folder;
 use crate::hub::{Hub, Source};
-use crate::model::{Adapter, Model, Routes};
+use crate::model::{Model, Routes};
 use crate::telemetry::Progress;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -45,16 +46,6 @@ pub struct Base {
     pub provenance: Provenance,
 }
 
-/// An adapter that is loaded on a base.
-struct Fitted {
-    peft: adapters::Config,
-    /// The base's, or one of its blocks repeated.
-    model: Arc<Model>,
-    adapter: Adapter,
-    /// Where its files were found.
-    folder: Folder,
-}
-
 struct Loading<'a> {
     config: &'a Config,
     hub: &'a Hub,
@@ -84,14 +75,16 @@ impl<'a> Loading<'a> {
         let source = Source::parse(&entry.source)?;
         let folder = self.hub.fetch(&source)?;
         let name = entry.name.clone().unwrap_or_else(|| default_name(&source));
-        let base = if adapters::Config::is_in(&folder)? {
-            let base = self.base_under(&folder, entry.base.as_deref(), &name)?;
+        let base = if let Some(place) = place_of_adapter(&folder)? {
+            let base = self.base_under(&folder, &place, entry.base.as_deref(), &name)?;
             let adapter = config::Adapter { name, source: entry.source.clone(), base: None };
             self.adapter(&adapter, &folder, &base)?;
+            let others = beside(&folder.subfolder(&place)?)?;
+            others.iter().try_for_each(|adapter| self.adapter_of(adapter, &base))?;
             base
         } else if let several @ [first, ..] = several_in(&folder)?.as_slice() {
             let folder = self.hub.fetch(&Source::parse(&first.source)?)?;
-            let base = self.base_under(&folder, entry.base.as_deref(), &first.name)?;
+            let base = self.base_under(&folder, "", entry.base.as_deref(), &first.name)?;
             several.iter().try_for_each(|adapter| self.adapter_of(adapter, &base))?;
             base
         } else {
@@ -104,8 +97,8 @@ impl<'a> Loading<'a> {
     }
 
     /// The base that a PEFT checkpoint lies on; see [`base_of`].
-    fn base_under(&mut self, folder: &Folder, given: Option<&str>, name: &str) -> Result<Base> {
-        let (name, root, folder) = base_of(self.hub, folder, given, name)?;
+    fn base_under(&mut self, folder: &Folder, place: &str, given: Option<&str>, name: &str) -> Result<Base> {
+        let (name, root, folder) = base_of(self.hub, folder, place, given, name)?;
         let loaded = self.bases.iter().find(|base| base.path == real_path(&folder)).cloned();
         loaded.map_or_else(|| self.base(name, &root, &folder), Ok)
     }
@@ -141,7 +134,7 @@ impl<'a> Loading<'a> {
             report: Report::default(),
         };
         // Beside an adapter the file is the adapter's.
-        if !adapters::Config::is_in(folder)? {
+        if place_of_adapter(folder)?.is_none() {
             alone.report.golden = self.golden(folder, &alone)?;
         }
         self.loaded.push(alone.clone());
@@ -196,10 +189,8 @@ impl<'a> Loading<'a> {
     }
 
     fn serve_adapter(&mut self, entry: &config::Adapter, fitted: Fitted, base: &Base) -> Result<()> {
-        let adapter = Arc::new(fitted.adapter);
-        let (routes, provenance) =
-            self.readings.adapter(&fitted.folder, base, &adapter, self.config.server.pipeline)?;
-        let routes = routes.map(|parts| Ok(Parts { model: fitted.model.clone(), ..parts.clone() }))?;
+        let (routes, provenance) = self.readings.adapter(&fitted, base, self.config.server.pipeline)?;
+        let adapter = fitted.adapter;
         let mut loaded = Loaded {
             name: entry.name.clone(),
             parent: Some(base.name.clone()),
@@ -254,33 +245,16 @@ impl<'a> Loading<'a> {
 
 impl Base {
     /// The model on all its routes; none where they have bodies of their own.
-    fn model(&self) -> Option<&Arc<Model>> {
+    pub fn model(&self) -> Option<&Arc<Model>> {
         let first = &self.routes.main().model;
         self.routes.iter().all(|parts| Arc::ptr_eq(&parts.model, first)).then_some(first)
     }
 
     /// The model that an adapter lies on.
-    fn one_model(&self) -> Result<&Arc<Model>> {
+    pub fn one_model(&self) -> Result<&Arc<Model>> {
         let several =
             || format!("the routes of '{}' have bodies of their own, and no adapter fits them all", self.name);
         self.model().ok_or_else(|| Error::Config(several()))
-    }
-}
-
-impl Fitted {
-    fn on(base: &Base, folder: &Folder) -> Result<Self> {
-        require_adapter(folder)?;
-        let folder = folder.afresh();
-        let peft = adapters::Config::of(&folder)?;
-        let model = match peft.blocks.as_slice() {
-            [] => base.one_model()?.clone(),
-            blocks => {
-                let wrong = |error| Error::load(peft.path(), format!("layer_replication: {error}"));
-                Arc::new(base.one_model()?.repeating(blocks).map_err(wrong)?)
-            }
-        };
-        let adapter = adapters::load(&folder, &peft, &model)?;
-        Ok(Self { peft, model, adapter, folder })
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod blend;
 mod check;
+mod fitted;
 mod golden;
 mod load;
 mod provenance;

@@ -1,5 +1,6 @@
 //! Folders to models, pipelines and readers of text, by route: what is equal is loaded once.
 
+use super::fitted::Fitted;
 use super::load::Base;
 use super::provenance::{Provenance, ReadAs};
 use crate::config::PipelineChoice;
@@ -34,7 +35,7 @@ impl Readings {
 
     /// A base's, with its models.
     pub fn base(&self, folder: &Folder, progress: &dyn Fn(usize, usize)) -> Result<Routes<Parts>> {
-        let listed = Modules::of(folder, &self.device)?;
+        let listed = Modules::of(folder, None, &self.device)?;
         let own = listed.is_some().then_some(folder);
         let routes = listed.map_or_else(|| Modules::bare(folder).map(Routes::one), Ok)?;
         let mut models: Vec<(PathBuf, Body, Arc<Model>)> = Vec::new();
@@ -59,18 +60,19 @@ impl Readings {
         })
     }
 
-    /// Those of an adapter of a base, whose routes have one model, and the bits behind it. Its weights were found in
-    /// `weights`.
-    pub fn adapter(
-        &self,
-        weights: &Folder,
-        base: &Base,
-        adapter: &Adapter,
-        choice: PipelineChoice,
-    ) -> Result<(Routes<Parts>, Provenance)> {
+    /// Those of an adapter of a base, whose routes have one model, and the bits behind it.
+    pub fn adapter(&self, fitted: &Fitted, base: &Base, choice: PipelineChoice) -> Result<(Routes<Parts>, Provenance)> {
+        let Fitted { model, adapter, folder: weights, .. } = fitted;
         let (folder, known) = (&weights.afresh(), &base.routes);
+        let of_base = |text: &dyn Fn(&Parts) -> Result<Arc<Text>>| {
+            known.map(|parts| {
+                fitted.check(&parts.pipeline)?;
+                Ok(Parts { model: model.clone(), pipeline: parts.pipeline.clone(), text: text(parts)? })
+            })
+        };
         if choice == PipelineChoice::Base {
-            return Ok((known.clone(), base.provenance.with_adapter(weights, folder, ReadAs::Base)?));
+            let provenance = base.provenance.with_adapter(weights, folder, ReadAs::Base)?;
+            return Ok((of_base(&|parts| Ok(parts.text.clone()))?, provenance));
         }
         let main = known.main();
         let text = |body: &Folder, parts: &Parts| {
@@ -78,25 +80,22 @@ impl Readings {
             let capacity = capacity(&parts.model, Some(adapter));
             Text::of(source, Some(&parts.text), capacity, &mut self.tokenizers.borrow_mut())
         };
-        let (routes, read_as) = match Modules::of(folder, &self.device)? {
+        let (routes, read_as) = match Modules::of(folder, Some(model.folder()), &self.device)? {
             Some(own) => {
                 let routes = own.map(|modules| {
-                    modules.pipeline.check(main.model.spec())?;
+                    fitted.check(&modules.pipeline)?;
                     let text = Arc::new(text(&modules.folder, main)?.routed(own.differ()));
-                    Ok(Parts { model: main.model.clone(), pipeline: self.share(&modules.pipeline), text })
+                    Ok(Parts { model: model.clone(), pipeline: self.share(&modules.pipeline), text })
                 });
                 (routes?, ReadAs::Own)
             }
             None if choice == PipelineChoice::SentenceTransformers => {
                 let text = Arc::new(text(folder, main)?.without_prompts());
                 let pipeline = self.share(&Pipeline::default());
-                (Routes::one(Parts { model: main.model.clone(), pipeline, text }), ReadAs::Bare)
+                (Routes::one(Parts { model: model.clone(), pipeline, text }), ReadAs::Bare)
             }
             None => {
-                let routes = known.map(|parts| {
-                    let text = Arc::new(text(folder, parts)?.routed(known.differ()));
-                    Ok(Parts { text, ..parts.clone() })
-                });
+                let routes = of_base(&|parts| Ok(Arc::new(text(folder, parts)?.routed(known.differ()))));
                 (routes?, ReadAs::Own)
             }
         };

@@ -1,11 +1,12 @@
 //! The files that say how text is read: the tokenizer, limits, prompts.
 
 use super::settings::{Settings, TokenizerConfig};
+use super::tokenizer::{self, Sayings};
 use super::{Text, UNPROMPTED};
 use crate::error::{Error, Result};
 use crate::folder::Folder;
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use tokenizers::normalizers::{Lowercase, Sequence};
@@ -84,7 +85,8 @@ impl Text {
         let settings = if specials && folder.is_some() { Settings::of(body)? } else { Settings::default() };
         // Without specials sentence-transformers reads tokenizer.json alone.
         let config = if specials { settings.over(body)? } else { None };
-        let own = tokenizers.of(body, &settings, config.as_ref())?;
+        let rows = specials.then_some(capacity.vocabulary);
+        let own = tokenizers.of(body, &settings, config.as_ref(), rows)?;
         let whose = if own.is_some() { "it" } else { "its base's tokenizer" };
         let (Own { tokenizer, id_max }, truncation) = match (own, base) {
             (Some(own), _) => own,
@@ -115,12 +117,14 @@ impl Text {
 
 impl Tokenizers {
     /// The folder's own tokenizer, and the length to which its file cuts; none where it ships none. The tokenizer itself
-    /// neither cuts nor pads.
+    /// neither cuts nor pads. `rows` are the model's for tokens where transformers reads the file, none where it is read
+    /// as it is.
     fn of(
         &mut self,
         folder: &Folder,
         settings: &Settings,
         config: Option<&TokenizerConfig>,
+        rows: Option<usize>,
     ) -> Result<Option<(Own, Option<usize>)>> {
         let Some(mut content) = folder.json::<Value>("tokenizer.json")? else { return Ok(None) };
         let path = folder.path().join("tokenizer.json");
@@ -130,8 +134,12 @@ impl Tokenizers {
         let truncation = content["truncation"]["max_length"].as_u64().map(|max| max as usize);
         content["truncation"] = Value::Null;
         content["padding"] = Value::Null;
-        if let Some(config) = config {
-            config.lay_over(&mut content);
+        if let Some(vocabulary) = rows {
+            let (keys, specials) = (Map::new(), folder.json("special_tokens_map.json")?);
+            let tokenizer = config.map_or(&keys, |config| &config.keys);
+            let model = &folder.json("config.json")?.unwrap_or_default();
+            let sayings = Sayings { tokenizer, specials_map: specials.as_ref(), model, vocabulary };
+            tokenizer::rebuild(&mut content, &sayings).map_err(|reason| Error::load(&path, reason))?;
         }
         // As sentence-transformers does: a normalizer with a step that does it is left as it is.
         let lower_case = settings.lower_case && !lowers(&content["normalizer"]);

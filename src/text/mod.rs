@@ -2,6 +2,7 @@
 
 mod load;
 mod settings;
+mod tokenizer;
 
 pub use load::{Capacity, Source, Tokenizers};
 

@@ -37,19 +37,18 @@ pub struct Settings {
     tokenizer: Map<String, Value>,
 }
 
-/// tokenizer_config.json, as far as it changes what a fast tokenizer does.
+/// tokenizer_config.json.
 #[derive(Default, Deserialize)]
 pub struct TokenizerConfig {
     /// 1e30 where there is no limit.
     pub model_max_length: Option<f64>,
     pub truncation_side: Option<String>,
-    do_lower_case: Option<bool>,
-    strip_accents: Option<bool>,
-    tokenize_chinese_chars: Option<bool>,
-    add_prefix_space: Option<bool>,
+    /// All keys, for what a class builds of them.
+    #[serde(skip)]
+    pub keys: Map<String, Value>,
 }
 
-/// The keys of [`TokenizerConfig`].
+/// Arguments of the tokenizer that change what it does.
 const TOKENIZER_KEYS: [&str; 6] = [
     "model_max_length",
     "truncation_side",
@@ -117,33 +116,12 @@ impl Settings {
         let mut config = file.unwrap_or_default();
         config.extend(self.tokenizer.clone());
         let fail = |reason: String| Error::load(folder.path().join(TOKENIZER_CONFIG), reason);
-        typed(Value::Object(config)).map_err(fail).map(Some)
+        let typed: TokenizerConfig = typed(Value::Object(config.clone())).map_err(fail)?;
+        Ok(Some(TokenizerConfig { keys: config, ..typed }))
     }
 }
 
 /// Whether a value is an object with known keys only.
 fn only(value: &Value, known: impl Fn(&str) -> bool) -> bool {
     value.as_object().is_some_and(|args| args.keys().all(|key| key == IGNORED || known(key)))
-}
-
-impl TokenizerConfig {
-    /// Goes over tokenizer.json as in transformers' fast tokenizers when they load: the arguments of BERT's normalizer and
-    /// of byte-level pre-tokenization are the configuration's where it names them.
-    pub fn lay_over(&self, content: &mut Value) {
-        let set = |part: &mut Value, key: &str, value: Option<bool>| {
-            if let Some(value) = value {
-                part[key] = Value::Bool(value);
-            }
-        };
-        let normalizer = &mut content["normalizer"];
-        if normalizer["type"] == "BertNormalizer" {
-            set(normalizer, "lowercase", self.do_lower_case);
-            set(normalizer, "strip_accents", self.strip_accents);
-            set(normalizer, "handle_chinese_chars", self.tokenize_chinese_chars);
-        }
-        let pre_tokenizer = &mut content["pre_tokenizer"];
-        if pre_tokenizer["type"] == "ByteLevel" {
-            set(pre_tokenizer, "add_prefix_space", self.add_prefix_space);
-        }
-    }
 }

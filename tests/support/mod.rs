@@ -53,6 +53,36 @@ pub fn copy_of(name: &str) -> TempDir {
     folder
 }
 
+/// The files of a body.
+const BODY: [&str; 5] =
+    ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "sentence_bert_config.json"];
+
+/// A model's folder: the base's files under the row's. A module's folder with the file `body` is given the base's body.
+pub fn assembled(base: &str, row: &str) -> TempDir {
+    let folder = copy_of(&format!("{base}/base"));
+    lay(&fixture(&format!("pipelines/{base}/{row}")), folder.path(), &fixture(&format!("{base}/base")));
+    folder
+}
+
+/// Lays a row's files over a folder.
+pub fn lay(row: &Path, whole: &Path, base: &Path) {
+    let mut entries: Vec<_> = std::fs::read_dir(row).unwrap().map(|entry| entry.unwrap().path()).collect();
+    entries.sort();
+    for path in entries {
+        let target = whole.join(path.file_name().unwrap());
+        if path.is_dir() {
+            std::fs::create_dir_all(&target).unwrap();
+            lay(&path, &target, base);
+        } else if path.file_name().unwrap() == "body" {
+            for file in BODY {
+                std::fs::copy(base.join(file), whole.join(file)).unwrap();
+            }
+        } else {
+            std::fs::copy(path, target).unwrap();
+        }
+    }
+}
+
 /// A copy of the bert base whose numbers overflow on token id 300, and on no other.
 pub fn broken_base() -> TempDir {
     let folder = copy_of("bert/base");

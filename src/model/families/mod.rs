@@ -21,6 +21,7 @@ mod roberta;
 mod rope;
 mod rotary_bert;
 mod t5;
+pub mod tokenizers;
 
 use super::spec::{Activation, Norm, NormKind, Spec, Table};
 use crate::error::{Error, Result};

@@ -26,15 +26,17 @@ const REFUSED: [(&str, &str); 7] = [
 /// What is built so far.
 struct Built<'a> {
     folder: &'a Folder,
+    /// Where the body's config.json lies, if not in the body's folder.
+    base: Option<&'a Folder>,
     device: &'a Device,
     body: Option<(Folder, Body)>,
     pooled: bool,
     pipeline: Pipeline,
 }
 
-/// Builds a route's modules, read from a model's folder.
-pub fn modules(folder: &Folder, list: &[Module], device: &Device) -> Result<Modules> {
-    let mut built = Built { folder, device, body: None, pooled: false, pipeline: Pipeline::default() };
+/// Builds a route's modules, read from a model's folder, or from an adapter's over a `base`.
+pub fn modules(folder: &Folder, list: &[Module], base: Option<&Folder>, device: &Device) -> Result<Modules> {
+    let mut built = Built { folder, base, device, body: None, pooled: false, pipeline: Pipeline::default() };
     for module in list {
         built.add(module, &folder.subfolder(&module.path)?)?;
     }
@@ -125,7 +127,7 @@ impl Built<'_> {
             output_hidden_states: bool,
         }
         let Some((body, _)) = &self.body else { return Ok(()) };
-        let config: Config = body.require_json("config.json")?;
+        let config: Config = self.base.unwrap_or(body).require_json("config.json")?;
         if config.output_hidden_states {
             self.pipeline.layers = Some(LayerWeights::load(folder)?.into());
             self.pipeline.tokens.clear();
@@ -134,7 +136,7 @@ impl Built<'_> {
     }
 
     fn refusal(&self, module: &Module, reason: &str) -> Error {
-        let Module { class, path } = module;
+        let Module { class, path, .. } = module;
         let reason = format!("module '{class}' (path '{path}') is not supported here: {reason}");
         Error::load(self.folder.path().join("modules.json"), reason)
     }

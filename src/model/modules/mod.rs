@@ -35,6 +35,7 @@ pub enum Body {
 /// One entry of modules.json, or of a Router's `types`.
 #[derive(Clone, Debug, Deserialize, PartialEq)]
 struct Module {
+    name: Option<String>,
     #[serde(rename = "type")]
     class: String,
     /// Relative to the model's folder.
@@ -62,9 +63,10 @@ const SETTINGS: &str = "config_sentence_transformers.json";
 const PROMPTS_LEFT_OUT: [&str; 3] = ["hkunlp/instructor-base", "hkunlp/instructor-large", "hkunlp/instructor-xl"];
 
 impl Modules {
-    /// As the folder's modules.json says, by route; none where it has no such file.
-    pub fn of(folder: &Folder, device: &Device) -> Result<Option<Routes<Self>>> {
-        let Some(listed) = folder.json::<Vec<Module>>("modules.json")? else { return Ok(None) };
+    /// As the folder's modules.json says, by route; none where it has no such file. `base` is where the body's
+    /// config.json lies, for an adapter's folder that of its base; none: where the modules say that the body is.
+    pub fn of(folder: &Folder, base: Option<&Folder>, device: &Device) -> Result<Option<Routes<Self>>> {
+        let Some(listed) = listed(folder)? else { return Ok(None) };
         let settings: Settings = folder.json(SETTINGS)?.unwrap_or_default();
         let fail = |reason: String| Error::load(folder.path().join(SETTINGS), reason);
         if let Some(other) = settings.model_type.filter(|model_type| model_type != "SentenceTransformer") {
@@ -74,12 +76,23 @@ impl Modules {
             return Err(fail("truncate_dim = 0 leaves nothing of a vector".into()));
         }
         let routes = router::routes(folder, &listed)?.map(|modules| {
-            let mut built = build::modules(folder, modules, device)?;
+            let mut built = build::modules(folder, modules, base, device)?;
             built.pipeline.truncate = settings.truncate_dim;
             built.pipeline.poolings.include_prompt &= !PROMPTS_LEFT_OUT.iter().any(|name| folder.is_repo(name));
             Ok(built)
         })?;
         Ok(Some(routes))
+    }
+
+    /// Where the folder's modules.json has transformers, relative to it, each once; none where it has no such file.
+    pub fn bodies(folder: &Folder) -> Result<Vec<String>> {
+        let Some(listed) = listed(folder)? else { return Ok(Vec::new()) };
+        let routes = router::routes(folder, &listed)?;
+        let body = |modules: &Vec<Module>| modules.iter().find(|module| module.class_name() == "Transformer").cloned();
+        let mut paths: Vec<String> = routes.iter().filter_map(body).map(|module| module.path).collect();
+        paths.sort();
+        paths.dedup();
+        Ok(paths)
     }
 
     /// What sentence-transformers makes of a folder without modules.json: mean pooling, or the last token of a causal
@@ -103,4 +116,22 @@ impl Modules {
         let pipeline = Pipeline { poolings: Poolings::one(pooling), ..Pipeline::default() };
         Ok(Self { folder: folder.clone(), body: Body::Transformer, pipeline })
     }
+}
+
+/// The modules of a folder's modules.json. Of several with one name sentence-transformers runs the last, in the place of
+/// the first.
+fn listed(folder: &Folder) -> Result<Option<Vec<Module>>> {
+    let Some(listed) = folder.json::<Vec<Module>>("modules.json")? else { return Ok(None) };
+    let mut modules: Vec<Module> = Vec::with_capacity(listed.len());
+    for module in listed {
+        match modules.iter_mut().find(|known| known.name.is_some() && known.name == module.name) {
+            Some(known) => {
+                let (name, dropped, kept) = (module.name.as_deref(), &known.class, &module.class);
+                tracing::warn!(%folder, name, dropped, kept, "two modules have one name; the last counts");
+                *known = module;
+            }
+            None => modules.push(module),
+        }
+    }
+    Ok(Some(modules))
 }

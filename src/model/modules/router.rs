@@ -112,7 +112,7 @@ impl Router {
         for (route, ids) in structure {
             let ids: Vec<String> = crate::folder::typed(ids).map_err(&fail)?;
             let module = |id: &String| match types.get(id) {
-                Some(class) => Ok(Module { class: class.clone(), path: below(path, id) }),
+                Some(class) => Ok(Module { name: None, class: class.clone(), path: below(path, id) }),
                 None => Err(fail(format!("route '{route}' names '{id}', which is not among the types"))),
             };
             let modules = ids.iter().map(module).collect::<Result<Vec<_>>>()?;

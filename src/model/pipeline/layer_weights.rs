@@ -54,7 +54,8 @@ impl LayerWeights {
 
     /// Every layer's `[tokens, hidden]`, the embedding's first, -> `[tokens, hidden]`.
     pub fn mean(&self, layers: &[Tensor]) -> Result<Tensor> {
-        let mut counted = layers[self.first..].iter().zip(&self.weights);
+        let counted = layers.get(self.first..).filter(|layers| layers.len() == self.weights.len()).unwrap_or_default();
+        let mut counted = counted.iter().zip(&self.weights);
         let weighted = |(layer, weight): (&Tensor, &f32)| layer.affine(f64::from(*weight), 0.0);
         let first = counted.next().map(weighted).ok_or_else(|| Error::Internal("no layer counts".into()))??;
         let sum = counted.try_fold(first, |sum, layer| sum + weighted(layer)?)?;
