@@ -11,10 +11,14 @@ use support::{Door, config, named};
 fn said() -> Vec<(&'static str, &'static str, Value, &'static str)> {
     const LORA: &str = "bert/lora-attention";
     vec![
-        (LORA, "peft_type", json!("PREFIX_TUNING"), "merge_and_unload"),
-        (LORA, "peft_type", json!("PROMPT_TUNING"), "'PROMPT_TUNING' is not supported; supported: LORA"),
-        (LORA, "peft_type", json!("XLORA"), "not supported"),
-        (LORA, "peft_type", json!("LOG_A"), "not supported"),
+        (LORA, "peft_type", json!("LOG_A"), "'LOG_A' is not supported; supported: LORA"),
+        (LORA, "peft_type", json!("FOURIERFT"), "; merge it into its base with PEFT's merge_and_unload"),
+        (LORA, "peft_type", json!("PREFIX_TUNING"), "cannot be merged: train an adapter of a supported type"),
+        (LORA, "peft_type", json!("PROMPT_TUNING"), "cannot be merged: train an adapter of a supported type"),
+        (LORA, "peft_type", json!("P_TUNING"), "cannot be merged: train an adapter of a supported type"),
+        (LORA, "peft_type", json!("ADAPTION_PROMPT"), "cannot be merged: train an adapter of a supported type"),
+        (LORA, "peft_type", json!("POLY"), "routes between adapters, which cannot be merged"),
+        (LORA, "peft_type", json!("XLORA"), "serve each of them, and blend them in requests"),
         (LORA, "peft_type", json!(null), "is missing"),
         (LORA, "bias", json!("all"), "is missing"),
         (LORA, "bias", json!("some"), "not supported"),
@@ -23,15 +27,22 @@ fn said() -> Vec<(&'static str, &'static str, Value, &'static str)> {
         (LORA, "trainable_token_indices", json!({"word_embeddings": [-1]}), "-1"),
         (LORA, "layer_replication", json!([[0, 3]]), "[0, 3] is no range of 2 blocks"),
         (LORA, "layer_replication", json!([[0, 2], [1, 1]]), "[1, 1] is no range of 2 blocks"),
-        (LORA, "init_lora_weights", json!("loftq"), "path_initial_model_for_weight_conversion"),
-        (LORA, "init_lora_weights", json!("corda"), "path_initial_model_for_weight_conversion"),
-        (LORA, "init_lora_weights", json!("pissa_niter_4"), "path_initial_model_for_weight_conversion"),
-        (LORA, "use_qalora", json!(true), "not supported"),
-        (LORA, "target_parameters", json!(["a.weight"]), "not supported"),
-        (LORA, "velora_config", json!({"scale": 1.0}), "not supported"),
-        (LORA, "alora_invocation_tokens", json!([1]), "not supported"),
-        (LORA, "megatron_config", json!({"a": 1}), "not supported"),
-        (LORA, "a_key_of_next_year", json!({"on": true}), "not supported"),
+        (LORA, "modules_to_save", json!("all-linear"), "expected a sequence"),
+        (LORA, "init_lora_weights", json!("loftq"), "its weights do not tell; merge it"),
+        (LORA, "init_lora_weights", json!("lora_ga"), "its weights do not tell; merge it"),
+        (LORA, "init_lora_weights", json!("corda"), "path_initial_model_for_weight_conversion, or merge it"),
+        (LORA, "init_lora_weights", json!("pissa_niter_4"), "path_initial_model_for_weight_conversion, or merge it"),
+        (LORA, "init_lora_weights", json!("nonsense"), "no initialization that is known; true where the base was left"),
+        (LORA, "use_qalora", json!(true), "cannot be merged: train it as plain LoRA, with false"),
+        (LORA, "target_parameters", json!(["a.weight"]), "merge_and_unload"),
+        (LORA, "velora_config", json!({"scale": 1.0}), "merge_and_unload"),
+        (LORA, "alora_invocation_tokens", json!([1]), "cannot be merged: train it as plain LoRA, with null"),
+        (LORA, "megatron_config", json!({"a": 1}), "not one of transformers"),
+        (LORA, "kasa_config", json!({"beta": 0.1}), "merge_and_unload"),
+        (LORA, "arrow_config", json!({"top_k": 2}), "serve each of them, and blend them in requests"),
+        (LORA, "use_bdlora", json!({"nblocks": 2}), "merge_and_unload"),
+        (LORA, "monteclora_config", json!({"num_samples": 8}), "merge_and_unload"),
+        (LORA, "a_key_of_next_year", json!({"on": true}), "remove it if only training reads it, else merge it"),
         (LORA, "r", json!(null), "must be a number, not null"),
         (LORA, "r", json!(0), "at least 1"),
         (LORA, "r", json!(-1), "-1"),
@@ -80,7 +91,7 @@ fn sizes_that_are_absurd_are_refused() {
     let empty = Changed::copy("peft/bert/oft").tensors(|tensors| {
         tensors.values_mut().for_each(|tensor| *tensor = Stored::f32(vec![32, 0], &[]));
     });
-    assert_says(&empty.refusal("bert"), &["oft_R.weight [32, 0] does not fit"]);
+    assert_says(&empty.refusal("bert"), &["oft_R.weight' of [32, 0] does not fit"]);
 }
 
 /// A pattern that takes exponential time is given up, not read as one that fits nothing.
