@@ -88,6 +88,11 @@ pub fn texts(golden: &Value) -> Vec<String> {
     serde_json::from_value(golden["texts"].clone()).unwrap()
 }
 
+/// The kinds of adapters of a base in peft/, as the keys of its golden.json name them.
+pub fn kinds(golden: &Value) -> Vec<String> {
+    golden.as_object().unwrap().keys().filter(|key| !["texts", "base"].contains(&key.as_str())).cloned().collect()
+}
+
 /// Changes a JSON file.
 pub fn edit_json(path: &Path, change: impl FnOnce(&mut Value)) {
     let mut content = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
