@@ -42,10 +42,10 @@ async fn every_kind_is_within_1e5_of_the_oracle_and_far_from_the_base() {
 /// All of them at once, with the base between them.
 #[tokio::test]
 async fn a_batch_of_every_kind_is_as_each_alone() {
-    for base in ["bert", "qwen2"] {
+    for base in BASES {
         let golden = read(&format!("peft/{base}/golden.json"));
         let (texts, kinds) = (texts(&golden), kinds(&golden));
-        assert!(kinds.len() >= 16, "{kinds:?}");
+        assert!(kinds.len() >= if ["bert", "qwen2"].contains(&base) { 16 } else { 2 }, "{kinds:?}");
         let adapters: Vec<String> = kinds.iter().map(|kind| named(kind, &format!("peft/{base}/{kind}"))).collect();
         let door = Door::open(&[named("base", &format!("{base}/base"))], &adapters, &[]);
         let names: Vec<Option<&str>> = kinds.iter().map(|kind| Some(kind.as_str())).chain([None]).collect();

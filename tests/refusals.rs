@@ -138,3 +138,75 @@ fn an_embedding_under_two_names_is_changed_once() {
     let refusal = Door::with(config).err().expect("it changes nothing").to_string();
     assert_says(&refusal, &["changes no module that the forward pass runs"]);
 }
+
+/// Modules that the forward pass runs, and that adapters cannot change, or not so: each message says what to do.
+#[test]
+fn what_cannot_be_changed_is_refused_with_the_way_out() {
+    let filled = |shape: [usize; 2]| Stored::f32(shape.to_vec(), &vec![0.1; shape[0] * shape[1]]);
+    type Case = (&'static str, &'static str, &'static [(&'static str, [usize; 2])], Value, &'static [&'static str]);
+    let cases: [Case; 5] = [
+        (
+            "t5",
+            "modules-to-save",
+            &[("encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight", [8, 4])],
+            json!({"modules_to_save": ["relative_attention_bias", "final_layer_norm", "SelfAttention.k"]}),
+            &["relative_attention_bias.weight", "that adapters can change", "merge_and_unload"],
+        ),
+        (
+            "t5",
+            "lora-shared",
+            &[("encoder.embed_tokens.lora_embedding_A", [4, 369]), ("encoder.embed_tokens.lora_embedding_B", [32, 4])],
+            json!({"ensure_weight_tying": true}),
+            &["encoder.embed_tokens", "does not name it; name 'embed_tokens' there in place of 'shared'"],
+        ),
+        (
+            "t5",
+            "resized-vocabulary",
+            &[],
+            json!({"modules_to_save": ["shared"]}),
+            &["another number of tokens", "'embed_tokens'", "in place of 'shared'"],
+        ),
+        (
+            "deberta-v2-unshared",
+            "bias-all",
+            &[("encoder.conv.conv.weight", [32, 96])],
+            json!({"modules_to_save": ["conv.conv"]}),
+            &["encoder.conv.conv", "only the bias", "leave it out", "merge_and_unload"],
+        ),
+        (
+            "qwen2",
+            "other-names",
+            &[
+                ("layers.0.self_attn.q_proj.lora_A.weight", [4, 32]),
+                ("layers.0.self_attn.q_proj.lora_B.weight", [32, 4]),
+            ],
+            json!({"target_modules": null}),
+            &["'layers.0.self_attn.q_proj'", "'layers.0.self_attn.qkv_proj'", "are one module"],
+        ),
+    ];
+    for (base, kind, added, settings, reasons) in cases {
+        let broken = Changed::copy(&format!("peft/{base}/{kind}")).tensors(|tensors| {
+            tensors.extend(added.iter().map(|(name, shape)| (format!("base_model.model.{name}"), filled(*shape))));
+        });
+        let broken =
+            broken.config(|config| config.as_object_mut().unwrap().extend(settings.as_object().unwrap().clone()));
+        let refusal = broken.refusal(base);
+        println!("{refusal}");
+        assert_says(&refusal, reasons);
+    }
+}
+
+/// DeBERTa reads the weight of its relative positions past whatever lies over it, and so does PEFT's model.
+#[tokio::test]
+async fn an_update_of_relative_positions_changes_nothing() {
+    let changed = Changed::copy("deberta-v2/lora-attention").tensors(|tensors| {
+        let (a, b) = (Stored::f32(vec![4, 16], &[0.3; 64]), Stored::f32(vec![32, 4], &[0.3; 128]));
+        tensors.insert("base_model.model.encoder.rel_embeddings.lora_embedding_A".into(), a);
+        tensors.insert("base_model.model.encoder.rel_embeddings.lora_embedding_B".into(), b);
+    });
+    let changed =
+        changed.config(|config| config["target_modules"].as_array_mut().unwrap().push("rel_embeddings".into()));
+    let door = changed.door("deberta-v2");
+    let plain = Door::family("deberta-v2");
+    assert_eq!(door.vectors("changed", ["some text"]).await, plain.vectors("lora-attention", ["some text"]).await);
+}

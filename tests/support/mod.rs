@@ -1,6 +1,7 @@
 //! The public door for tests: a configuration is loaded as `veneer serve` loads it, and asked through its router.
 #![allow(dead_code, reason = "every test file uses its own part")]
 
+pub mod chance;
 pub mod changed;
 pub mod tensors;
 
