@@ -42,38 +42,48 @@ fn is_free(kind: &str, name: &str, what: &str, all: &Tensors) -> bool {
     }
 }
 
-#[test]
-fn any_tensor_of_any_kind_that_is_lost_renamed_or_reshaped_is_named_in_full() {
+/// Changes every tensor of every kind of a base in every way: how many changes, and those that were not named.
+fn sweep(base: &str) -> (usize, Vec<String>) {
     let (mut changes, mut wrong) = (0, Vec::new());
-    for base in ["bert", "qwen2", "gemma3", "t5", "gte", "modernbert", "deberta-v2", "deberta-v2-unshared"] {
-        let model = Door::open(&[named("base", &format!("{base}/base"))], &[], &[]);
-        let model = model.app.serving().unwrap().registry.find("base").unwrap().main().target.model.clone();
-        for kind in kinds(&read(&format!("peft/{base}/golden.json"))) {
-            let copy = copy_of(&format!("peft/{base}/{kind}"));
-            let whole = tensors_of(copy.path());
-            for name in whole.keys() {
-                for (what, change) in CHANGES.iter().filter(|(what, _)| !is_free(&kind, name, what, &whole)) {
-                    change_tensors(copy.path(), |tensors| {
-                        tensors.clone_from(&whole);
-                        change(tensors, name);
-                    });
-                    let folder = Folder::open(copy.path()).unwrap();
-                    let config = adapters::Config::of(&folder).unwrap();
-                    let repeated = (!config.blocks.is_empty()).then(|| model.repeating(&config.blocks).unwrap());
-                    let loaded = adapters::load(&folder, &config, repeated.as_ref().unwrap_or(&model));
-                    let error = loaded.err().map_or("it loads".into(), |error| error.to_string());
-                    // Where two disagree in shape, the one or the other is named.
-                    let one_of_two = *what == "reshaped" && name.ends_with(".base_layer.weight");
-                    let named = if one_of_two { name.trim_end_matches("base_layer.weight") } else { name };
-                    if !error.contains(named) || !error.contains("adapter_") {
-                        wrong.push(format!("{base} {kind}: {name} {what}: {error}"));
-                    }
-                    changes += 1;
+    let model = Door::open(&[named("base", &format!("{base}/base"))], &[], &[]);
+    let model = model.app.serving().unwrap().registry.find("base").unwrap().main().target.model.clone();
+    for kind in kinds(&read(&format!("peft/{base}/golden.json"))) {
+        let copy = copy_of(&format!("peft/{base}/{kind}"));
+        let whole = tensors_of(copy.path());
+        let config = adapters::Config::of(&Folder::open(copy.path()).unwrap()).unwrap();
+        let repeated = (!config.blocks.is_empty()).then(|| model.repeating(&config.blocks).unwrap());
+        for name in whole.keys() {
+            for (what, change) in CHANGES.iter().filter(|(what, _)| !is_free(&kind, name, what, &whole)) {
+                change_tensors(copy.path(), |tensors| {
+                    tensors.clone_from(&whole);
+                    change(tensors, name);
+                });
+                let folder = Folder::open(copy.path()).unwrap();
+                let loaded = adapters::load(&folder, &config, repeated.as_ref().unwrap_or(&model));
+                let error = loaded.err().map_or("it loads".into(), |error| error.to_string());
+                // Where two disagree in shape, the one or the other is named.
+                let one_of_two = *what == "reshaped" && name.ends_with(".base_layer.weight");
+                let named = if one_of_two { name.trim_end_matches("base_layer.weight") } else { name };
+                if !error.contains(named) || !error.contains("adapter_") {
+                    wrong.push(format!("{base} {kind}: {name} {what}: {error}"));
                 }
+                changes += 1;
             }
         }
     }
+    (changes, wrong)
+}
+
+#[test]
+fn any_tensor_of_any_kind_that_is_lost_renamed_or_reshaped_is_named_in_full() {
+    let bases = ["bert", "qwen2", "gemma3", "t5", "gte", "modernbert", "deberta-v2", "deberta-v2-unshared"];
+    let swept: Vec<_> = std::thread::scope(|scope| {
+        let threads = bases.map(|base| scope.spawn(move || sweep(base)));
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    let wrong: Vec<&String> = swept.iter().flat_map(|(_, wrong)| wrong).collect();
     assert!(wrong.is_empty(), "{wrong:#?}");
+    let changes: usize = swept.iter().map(|(changes, _)| changes).sum();
     assert!(changes > 3000, "{changes}");
 }
 

@@ -119,7 +119,7 @@ fn biases(keys: &mut Keys) -> Reading<Biases> {
         None | Some("none") => Ok(Biases::None),
         Some("all") => Ok(Biases::All),
         Some("lora_only" | "boft_only" | "oft_only" | "hra_only" | "vera_only") => Ok(Biases::Changed),
-        Some(other) => Err(format!("bias = \"{other}\" is not supported")),
+        Some(other) => Err(format!("bias = \"{other}\" is not supported; none, all and lora_only or its like are")),
     }
 }
 

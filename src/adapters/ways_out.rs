@@ -26,10 +26,11 @@ const KEYS: [(&str, &str); 9] = [
 ];
 
 /// Types without an effective weight.
-const TYPES: [(&str, &str); 10] = [
+const TYPES: [(&str, &str); 11] = [
     ("ADAPTION_PROMPT", PROMPTS),
     ("CARTRIDGE", PROMPTS),
     ("CPT", PROMPTS),
+    ("LILY", "it routes between updates, which cannot be merged: train an adapter of a supported type"),
     ("MULTITASK_PROMPT_TUNING", PROMPTS),
     ("P_TUNING", PROMPTS),
     ("PREFIX_TUNING", PROMPTS),

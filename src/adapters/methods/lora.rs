@@ -51,7 +51,7 @@ pub fn read(keys: &mut Keys) -> Reading<Box<dyn Method>> {
         residual: residual(&keys.or("init_lora_weights", Value::Null)?)?,
     };
     if lora.has_bias && lora.is_dora {
-        return Err("lora_bias with use_dora is not supported".into());
+        return Err("lora_bias with use_dora is not supported, nor by PEFT: one of them must be false".into());
     }
     keys.leave(&INERT);
     Ok(Box::new(lora))
