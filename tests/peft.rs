@@ -153,10 +153,16 @@ async fn a_pickle_of_tensors_is_the_same_adapter() {
 
 #[test]
 fn a_pickle_that_runs_code_or_that_only_torch_reads_is_refused_with_the_way_out() {
-    for (file, reason) in
-        [("runs-code", "tensors alone"), ("before-zip", "no zip archive"), ("strided", "non-contiguous")]
-    {
-        let adapter = format!("a={}", pickled(file).keep().display());
+    // As a file of torch before 1.6 begins, with a pickle of a number.
+    let before_zip = pickled("runs-code");
+    let start = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.";
+    std::fs::write(before_zip.path().join("adapter_model.bin"), start).unwrap();
+    for (folder, reason) in [
+        (pickled("runs-code"), "tensors alone"),
+        (before_zip, "no zip archive"),
+        (pickled("strided"), "non-contiguous"),
+    ] {
+        let adapter = format!("a={}", folder.path().display());
         let config = config(&[named("base", "bert/base")], &[adapter], &[]).unwrap();
         let refusal = Door::with(config).err().expect("it must not load").to_string();
         for part in ["adapter_model.bin", reason, "safetensors.torch.save_file"] {
