@@ -85,7 +85,8 @@
 //!    taken once with its shape. What every type may have, whole weights and biases and rows of tokens, is not its affair.
 //! 2. Prefer a low-rank update or a scale, which lies beside the base's weight; else `Module::plus` holds the effective
 //!    weight. `is_sum` is true only where PEFT adds several such adapters up, and then they can be blended.
-//! 3. A line in the table of `methods/mod.rs`, in README.md, and in the tables of `tests/fixtures/peft_types.py`, with the
+//! 3. What of it is refused says what to do instead, from `ways_out.rs`.
+//! 4. A line in the table of `methods/mod.rs`, in README.md, and in the tables of `tests/fixtures/peft_types.py`, with the
 //!    merge by hand; `tests/peft.rs` finds the rest.
 //!
 //! # Absent on purpose

@@ -4,27 +4,10 @@
 mod support;
 
 use serde_json::{Map, Value, json};
+use support::chance::Chance;
 use support::tensors::{Stored, Tensors, change_tensors};
 use support::{Door, copy_of, gap, named, read, texts};
 use tempfile::TempDir;
-
-/// Numbers that look random; the same in every run.
-struct Chance(u64);
-
-impl Chance {
-    fn below(&mut self, end: usize) -> usize {
-        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-        (self.0 >> 33) as usize % end
-    }
-
-    fn float(&mut self) -> f32 {
-        self.below(2001) as f32 / 1000.0 - 1.0
-    }
-
-    fn one<'a, T>(&mut self, of: &'a [T]) -> &'a T {
-        &of[self.below(of.len())]
-    }
-}
 
 /// The linear modules of the tiny BERT by their last parts, and their shapes `[out, in]`.
 const MODULES: [(&str, [usize; 2]); 6] = [
@@ -129,7 +112,7 @@ fn pair(chance: &mut Chance) -> (TempDir, TempDir, Value) {
 #[tokio::test]
 async fn any_valid_configuration_means_what_it_says() {
     let texts = texts(&read("bert/golden.json"));
-    let mut chance = Chance(2026);
+    let mut chance = Chance::new(2026);
     for case in 0..60 {
         let (random, plain, config) = pair(&mut chance);
         let adapters = [("random", &random), ("plain", &plain)];

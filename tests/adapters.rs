@@ -239,3 +239,22 @@ async fn a_copy_of_the_bases_embedding_does_not_keep_an_adapter_from_blends() {
     let (status, reply) = door.ask(ask).await;
     assert_eq!(status, 200, "{reply}");
 }
+
+/// A pattern also fits the name under which another form of the model fuses modules; these tell what must be there.
+#[tokio::test]
+async fn a_fused_name_is_not_asked_for_where_its_parts_are_excluded() {
+    let only_output = |excluded: Value| {
+        Changed::copy("qwen2/lora-all").tensors(|tensors| tensors.retain(|name, _| name.contains("o_proj"))).config(
+            |config| {
+                config["target_modules"] = json!(r".*self_attn\..*_proj");
+                config["exclude_modules"] = excluded;
+            },
+        )
+    };
+    let door = only_output(json!(["q_proj", "k_proj", "v_proj"])).door("qwen2");
+    assert!(gap(&door.vectors("changed", ["x"]).await, &door.vectors("base", ["x"]).await) > 1e-3);
+    assert_says(
+        &only_output(json!(null)).refusal("qwen2"),
+        &["'base_model.model.layers.0.self_attn.q_proj.lora_A.weight'"],
+    );
+}

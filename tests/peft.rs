@@ -5,20 +5,16 @@ mod support;
 
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
-use support::tensors::{Tensors, change_tensors, tensors_of};
-use support::{Door, config, copy_of, embeddings, fixture, gap, named, read, refusal, rows, texts};
-use veneer::adapters;
-use veneer::folder::Folder;
+use support::tensors::change_tensors;
+use support::{Door, config, copy_of, embeddings, fixture, gap, kinds, named, read, refusal, rows, texts};
 
-/// The kinds of adapters of a base, as the keys of its golden.json name them.
-fn kinds(golden: &Value) -> Vec<String> {
-    golden.as_object().unwrap().keys().filter(|key| !["texts", "base"].contains(&key.as_str())).cloned().collect()
-}
+/// Bases with adapters in tests/fixtures/peft.
+const BASES: [&str; 8] = ["bert", "qwen2", "gemma3", "t5", "gte", "modernbert", "deberta-v2", "deberta-v2-unshared"];
 
 #[tokio::test]
 async fn every_kind_is_within_1e5_of_the_oracle_and_far_from_the_base() {
     let mut wrong = Vec::new();
-    for base in ["bert", "qwen2", "gemma3", "t5"] {
+    for base in BASES {
         let golden = read(&format!("peft/{base}/golden.json"));
         let texts = texts(&golden);
         let plain = rows(&golden["base"]);
@@ -46,10 +42,10 @@ async fn every_kind_is_within_1e5_of_the_oracle_and_far_from_the_base() {
 /// All of them at once, with the base between them.
 #[tokio::test]
 async fn a_batch_of_every_kind_is_as_each_alone() {
-    for base in ["bert", "qwen2"] {
+    for base in BASES {
         let golden = read(&format!("peft/{base}/golden.json"));
         let (texts, kinds) = (texts(&golden), kinds(&golden));
-        assert!(kinds.len() >= 16, "{kinds:?}");
+        assert!(kinds.len() >= if ["bert", "qwen2"].contains(&base) { 16 } else { 2 }, "{kinds:?}");
         let adapters: Vec<String> = kinds.iter().map(|kind| named(kind, &format!("peft/{base}/{kind}"))).collect();
         let door = Door::open(&[named("base", &format!("{base}/base"))], &adapters, &[]);
         let names: Vec<Option<&str>> = kinds.iter().map(|kind| Some(kind.as_str())).chain([None]).collect();
@@ -88,61 +84,6 @@ async fn a_whole_embedding_beside_an_update_goes_before_the_bases() {
     let high =
         door.app.serving().unwrap().registry.find("base").unwrap().main().target.model.vocabulary(None) as u32 - 1;
     assert!(gap(&door.vectors("changed", ids(high)).await, &door.vectors("plain", ids(high)).await) > 1e-2);
-}
-
-/// Removed, renamed or reshaped: any one tensor of any kind keeps the adapter from loading, and the error names it or,
-/// where it is gone, what is missing.
-#[test]
-fn any_tensor_of_any_kind_that_is_lost_renamed_or_reshaped_is_named() {
-    type Change = fn(&mut Tensors, &str);
-    let lose: Change = |tensors, name| drop(tensors.remove(name));
-    let rename: Change = |tensors, name| {
-        let tensor = tensors.remove(name).unwrap();
-        tensors.insert(format!("{name}_x"), tensor);
-    };
-    let grow: Change = |tensors, name| {
-        tensors.get_mut(name).unwrap().grow();
-    };
-    let mut changes = 0;
-    for base in ["bert", "qwen2"] {
-        let model = Door::open(&[named("base", &format!("{base}/base"))], &[], &[]);
-        let model = model.app.serving().unwrap().registry.find("base").unwrap().main().target.model.clone();
-        let golden = read(&format!("peft/{base}/golden.json"));
-        for kind in kinds(&golden) {
-            let folder = format!("peft/{base}/{kind}");
-            for (place, name) in tensors_of(&fixture(&folder)).keys().enumerate() {
-                for (what, change) in [("lost", lose), ("renamed", rename), ("reshaped", grow)] {
-                    // One of the three for each tensor in turn, and all for the first.
-                    // A copy of the base's embedding, which PEFT saves beside an update of it, may be missing.
-                    let is_copy = what == "lost" && name.ends_with(".base_layer.weight");
-                    // An embedding of the adapter's own may have any number of rows; its tokenizer needs the new ones.
-                    let is_own = what != "renamed" && kind == "resized-vocabulary" && name.contains("embed");
-                    if is_copy || is_own || place > 0 && (place + what.len()) % 3 != 0 {
-                        continue;
-                    }
-                    let copy = copy_of(&folder);
-                    change_tensors(copy.path(), |tensors| change(tensors, name));
-                    let copy = Folder::open(copy.path()).unwrap();
-                    let config = adapters::Config::of(&copy).unwrap();
-                    let repeated = (!config.blocks.is_empty()).then(|| model.repeating(&config.blocks).unwrap());
-                    let loaded = adapters::load(&copy, &config, repeated.as_ref().unwrap_or(&model));
-                    let error =
-                        loaded.err().unwrap_or_else(|| panic!("{folder}: {name} {what}, and it loads")).to_string();
-                    let module = name.trim_start_matches("base_model.").trim_start_matches("model.");
-                    let module = module.rsplit_once('.').map_or(module, |(module, _)| module);
-                    let module = module.split(".lora_").next().unwrap().trim_end_matches(".base_layer");
-                    let module = module.trim_end_matches(".ln_tuning_layers").trim_end_matches(".token_adapter");
-                    let module = module.trim_end_matches(".oft_R");
-                    assert!(
-                        error.contains(module) || what == "lost" && error.contains("trainable_token"),
-                        "{folder}: {name} {what}: {error}"
-                    );
-                    changes += 1;
-                }
-            }
-        }
-    }
-    assert!(changes > 500, "{changes}");
 }
 
 /// Blends against PEFT's, as one adapter alone, and beside others in one batch.
@@ -197,20 +138,48 @@ fn a_tokenizer_with_more_tokens_than_the_embedding_has_rows_is_refused() {
 
 /// `adapter_model.bin` as torch.save writes it.
 #[tokio::test]
-async fn a_pickle_of_tensors_is_the_same_adapter_and_one_that_runs_code_is_refused() {
-    let golden = read("peft/bert/golden.json");
-    let adapters = [named("bin", "peft/bert-bin"), named("same", "peft/bert/lora-short")];
+async fn a_pickle_of_tensors_is_the_same_adapter() {
+    for base in ["bert", "qwen2"] {
+        let texts = texts(&read(&format!("peft/{base}/golden.json")));
+        let adapters = [named("bin", &format!("peft/{base}-bin")), named("same", &format!("peft/{base}/lora-short"))];
+        let door = Door::open(&[named("base", &format!("{base}/base"))], &adapters, &[]);
+        assert_eq!(door.vectors("bin", &texts).await, door.vectors("same", &texts).await);
+    }
+    let texts = texts(&read("peft/bert/golden.json"));
+    let adapters = [format!("bin={}", pickled("state-dict").keep().display()), named("same", "peft/bert/lora-short")];
     let door = Door::open(&[named("base", "bert/base")], &adapters, &[]);
-    assert_eq!(door.vectors("bin", texts(&golden)).await, door.vectors("same", texts(&golden)).await);
-    let folder = copy_of("peft/bert-bin");
-    std::fs::copy(fixture("peft/runs-code.bin"), folder.path().join("adapter_model.bin")).unwrap();
-    let config = config(&[named("base", "bert/base")], &[format!("a={}", folder.path().display())], &[]).unwrap();
-    let refusal = Door::with(config).err().expect("it must not load").to_string();
-    assert!(refusal.contains("adapter_model.bin") && refusal.contains("tensors alone"), "{refusal}");
-    assert!(!std::path::Path::new("ran-code").exists());
+    assert_eq!(door.vectors("bin", &texts).await, door.vectors("same", &texts).await);
 }
 
-/// PEFT saves adapters with names in sub-folders of these names.
+#[test]
+fn a_pickle_that_runs_code_or_that_only_torch_reads_is_refused_with_the_way_out() {
+    // As a file of torch before 1.6 begins, with a pickle of a number.
+    let before_zip = pickled("runs-code");
+    let start = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.";
+    std::fs::write(before_zip.path().join("adapter_model.bin"), start).unwrap();
+    for (folder, reason) in [
+        (pickled("runs-code"), "tensors alone"),
+        (before_zip, "no zip archive"),
+        (pickled("strided"), "non-contiguous"),
+    ] {
+        let adapter = format!("a={}", folder.path().display());
+        let config = config(&[named("base", "bert/base")], &[adapter], &[]).unwrap();
+        let refusal = Door::with(config).err().expect("it must not load").to_string();
+        for part in ["adapter_model.bin", reason, "safetensors.torch.save_file"] {
+            assert!(refusal.contains(part), "{refusal}");
+        }
+        assert_eq!(refusal.lines().count(), 1, "{refusal}");
+        assert!(!std::path::Path::new("ran-code").exists());
+    }
+}
+
+/// A copy of the adapter in a pickle, with another one in its place.
+fn pickled(file: &str) -> tempfile::TempDir {
+    let folder = copy_of("peft/bert-bin");
+    std::fs::copy(fixture(&format!("peft/{file}.bin")), folder.path().join("adapter_model.bin")).unwrap();
+    folder
+}
+
 #[tokio::test]
 async fn a_weight_that_overflows_is_the_callers_error() {
     let door = Door::open(&[named("m", "bert/base")], &[named("a", "bert/lora-all")], &[]);
@@ -227,26 +196,28 @@ async fn a_weight_that_overflows_is_the_callers_error() {
     }
 }
 
+/// PEFT saves adapters with names in sub-folders of these names.
 #[tokio::test]
 async fn a_checkpoint_of_several_adapters_is_served_whole() {
-    let folder = tempfile::tempdir().unwrap();
-    let base = fixture("bert/base").display().to_string();
-    for kind in ["dora", "ia3"] {
-        let copy = copy_of(&format!("peft/bert/{kind}")).keep();
-        support::edit_json(&copy.join("adapter_config.json"), |config| {
-            config["base_model_name_or_path"] = json!(base);
-        });
-        std::fs::rename(copy, folder.path().join(kind)).unwrap();
+    for base in ["bert", "qwen2"] {
+        let folder = copy_of(&format!("peft/{base}-several"));
+        let of_base = fixture(&format!("{base}/base")).display().to_string();
+        for kind in ["first", "second"] {
+            support::edit_json(&folder.path().join(kind).join("adapter_config.json"), |config| {
+                config["base_model_name_or_path"] = json!(of_base);
+            });
+        }
+        let source = folder.path().display().to_string();
+        let door = Door::open(std::slice::from_ref(&source), &[], &[]);
+        let golden = read(&format!("peft/{base}-several/golden.json"));
+        for kind in ["base", "first", "second"] {
+            assert!(gap(&door.vectors(kind, texts(&golden)).await, &rows(&golden[kind])) <= 1e-5, "{base} {kind}");
+        }
+        let of_base = [named("base", &format!("{base}/base"))];
+        let config = config(&of_base, &[format!("a={source}")], &[]).unwrap();
+        let refusal = Door::with(config).err().expect("which one?").to_string();
+        assert!(refusal.contains("first") && refusal.contains("--adapters"), "{refusal}");
     }
-    let source = folder.path().display().to_string();
-    let door = Door::open(std::slice::from_ref(&source), &[], &[]);
-    let golden = read("peft/bert/golden.json");
-    for kind in ["base", "dora", "ia3"] {
-        assert!(gap(&door.vectors(kind, texts(&golden)).await, &rows(&golden[kind])) <= 1e-5, "{kind}");
-    }
-    let config = config(&[named("base", "bert/base")], &[format!("a={source}")], &[]).unwrap();
-    let refusal = Door::with(config).err().expect("which one?").to_string();
-    assert!(refusal.contains("dora") && refusal.contains("--adapters"), "{refusal}");
 }
 
 #[tokio::test]

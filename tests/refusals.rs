@@ -11,27 +11,39 @@ use support::{Door, config, named};
 fn said() -> Vec<(&'static str, &'static str, Value, &'static str)> {
     const LORA: &str = "bert/lora-attention";
     vec![
-        (LORA, "peft_type", json!("PREFIX_TUNING"), "merge_and_unload"),
-        (LORA, "peft_type", json!("PROMPT_TUNING"), "'PROMPT_TUNING' is not supported; supported: LORA"),
-        (LORA, "peft_type", json!("XLORA"), "not supported"),
-        (LORA, "peft_type", json!("LOG_A"), "not supported"),
+        (LORA, "peft_type", json!("LOG_A"), "'LOG_A' is not supported; supported: LORA"),
+        (LORA, "peft_type", json!("FOURIERFT"), "; merge it into its base with PEFT's merge_and_unload"),
+        (LORA, "peft_type", json!("PREFIX_TUNING"), "cannot be merged: train an adapter of a supported type"),
+        (LORA, "peft_type", json!("PROMPT_TUNING"), "cannot be merged: train an adapter of a supported type"),
+        (LORA, "peft_type", json!("P_TUNING"), "cannot be merged: train an adapter of a supported type"),
+        (LORA, "peft_type", json!("ADAPTION_PROMPT"), "cannot be merged: train an adapter of a supported type"),
+        (LORA, "peft_type", json!("LILY"), "routes between updates, which cannot be merged"),
+        (LORA, "peft_type", json!("POLY"), "routes between adapters, which cannot be merged"),
+        (LORA, "peft_type", json!("XLORA"), "serve each of them, and blend them in requests"),
         (LORA, "peft_type", json!(null), "is missing"),
         (LORA, "bias", json!("all"), "is missing"),
-        (LORA, "bias", json!("some"), "not supported"),
+        (LORA, "bias", json!("some"), "not supported; none, all and lora_only"),
         (LORA, "modules_to_save", json!(["LayerNorm"]), "is missing"),
         (LORA, "trainable_token_indices", json!([1, 2]), "is missing"),
         (LORA, "trainable_token_indices", json!({"word_embeddings": [-1]}), "-1"),
         (LORA, "layer_replication", json!([[0, 3]]), "[0, 3] is no range of 2 blocks"),
         (LORA, "layer_replication", json!([[0, 2], [1, 1]]), "[1, 1] is no range of 2 blocks"),
-        (LORA, "init_lora_weights", json!("loftq"), "path_initial_model_for_weight_conversion"),
-        (LORA, "init_lora_weights", json!("corda"), "path_initial_model_for_weight_conversion"),
-        (LORA, "init_lora_weights", json!("pissa_niter_4"), "path_initial_model_for_weight_conversion"),
-        (LORA, "use_qalora", json!(true), "not supported"),
-        (LORA, "target_parameters", json!(["a.weight"]), "not supported"),
-        (LORA, "velora_config", json!({"scale": 1.0}), "not supported"),
-        (LORA, "alora_invocation_tokens", json!([1]), "not supported"),
-        (LORA, "megatron_config", json!({"a": 1}), "not supported"),
-        (LORA, "a_key_of_next_year", json!({"on": true}), "not supported"),
+        (LORA, "modules_to_save", json!("all-linear"), "expected a sequence"),
+        (LORA, "init_lora_weights", json!("loftq"), "its weights do not tell; merge it"),
+        (LORA, "init_lora_weights", json!("lora_ga"), "its weights do not tell; merge it"),
+        (LORA, "init_lora_weights", json!("corda"), "path_initial_model_for_weight_conversion, or merge it"),
+        (LORA, "init_lora_weights", json!("pissa_niter_4"), "path_initial_model_for_weight_conversion, or merge it"),
+        (LORA, "init_lora_weights", json!("nonsense"), "no initialization that is known; true where the base was left"),
+        (LORA, "use_qalora", json!(true), "cannot be merged: train it as plain LoRA, with false"),
+        (LORA, "target_parameters", json!(["a.weight"]), "merge_and_unload"),
+        (LORA, "velora_config", json!({"scale": 1.0}), "merge_and_unload"),
+        (LORA, "alora_invocation_tokens", json!([1]), "cannot be merged: train it as plain LoRA, with null"),
+        (LORA, "megatron_config", json!({"a": 1}), "not one of transformers"),
+        (LORA, "kasa_config", json!({"beta": 0.1}), "merge_and_unload"),
+        (LORA, "arrow_config", json!({"top_k": 2}), "serve each of them, and blend them in requests"),
+        (LORA, "use_bdlora", json!({"nblocks": 2}), "merge_and_unload"),
+        (LORA, "monteclora_config", json!({"num_samples": 8}), "merge_and_unload"),
+        (LORA, "a_key_of_next_year", json!({"on": true}), "remove it if only training reads it, else merge it"),
         (LORA, "r", json!(null), "must be a number, not null"),
         (LORA, "r", json!(0), "at least 1"),
         (LORA, "r", json!(-1), "-1"),
@@ -80,7 +92,7 @@ fn sizes_that_are_absurd_are_refused() {
     let empty = Changed::copy("peft/bert/oft").tensors(|tensors| {
         tensors.values_mut().for_each(|tensor| *tensor = Stored::f32(vec![32, 0], &[]));
     });
-    assert_says(&empty.refusal("bert"), &["oft_R.weight [32, 0] does not fit"]);
+    assert_says(&empty.refusal("bert"), &["oft_R.weight' of [32, 0] does not fit"]);
 }
 
 /// A pattern that takes exponential time is given up, not read as one that fits nothing.
@@ -126,4 +138,76 @@ fn an_embedding_under_two_names_is_changed_once() {
     let config = config(&[named("base", "t5/base")], &[format!("a={}", idle.folder.path().display())], &[]).unwrap();
     let refusal = Door::with(config).err().expect("it changes nothing").to_string();
     assert_says(&refusal, &["changes no module that the forward pass runs"]);
+}
+
+/// Modules that the forward pass runs, and that adapters cannot change, or not so: each message says what to do.
+#[test]
+fn what_cannot_be_changed_is_refused_with_the_way_out() {
+    let filled = |shape: [usize; 2]| Stored::f32(shape.to_vec(), &vec![0.1; shape[0] * shape[1]]);
+    type Case = (&'static str, &'static str, &'static [(&'static str, [usize; 2])], Value, &'static [&'static str]);
+    let cases: [Case; 5] = [
+        (
+            "t5",
+            "modules-to-save",
+            &[("encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight", [8, 4])],
+            json!({"modules_to_save": ["relative_attention_bias", "final_layer_norm", "SelfAttention.k"]}),
+            &["relative_attention_bias.weight", "that adapters can change", "merge_and_unload"],
+        ),
+        (
+            "t5",
+            "lora-shared",
+            &[("encoder.embed_tokens.lora_embedding_A", [4, 369]), ("encoder.embed_tokens.lora_embedding_B", [32, 4])],
+            json!({"ensure_weight_tying": true}),
+            &["encoder.embed_tokens", "does not name it; name 'embed_tokens' there in place of 'shared'"],
+        ),
+        (
+            "t5",
+            "resized-vocabulary",
+            &[],
+            json!({"modules_to_save": ["shared"]}),
+            &["another number of tokens", "'embed_tokens'", "in place of 'shared'"],
+        ),
+        (
+            "deberta-v2-unshared",
+            "bias-all",
+            &[("encoder.conv.conv.weight", [32, 96])],
+            json!({"modules_to_save": ["conv.conv"]}),
+            &["encoder.conv.conv", "only the bias", "leave it out", "merge_and_unload"],
+        ),
+        (
+            "qwen2",
+            "other-names",
+            &[
+                ("layers.0.self_attn.q_proj.lora_A.weight", [4, 32]),
+                ("layers.0.self_attn.q_proj.lora_B.weight", [32, 4]),
+            ],
+            json!({"target_modules": null}),
+            &["'layers.0.self_attn.q_proj'", "'layers.0.self_attn.qkv_proj'", "are one module"],
+        ),
+    ];
+    for (base, kind, added, settings, reasons) in cases {
+        let broken = Changed::copy(&format!("peft/{base}/{kind}")).tensors(|tensors| {
+            tensors.extend(added.iter().map(|(name, shape)| (format!("base_model.model.{name}"), filled(*shape))));
+        });
+        let broken =
+            broken.config(|config| config.as_object_mut().unwrap().extend(settings.as_object().unwrap().clone()));
+        let refusal = broken.refusal(base);
+        println!("{refusal}");
+        assert_says(&refusal, reasons);
+    }
+}
+
+/// DeBERTa reads the weight of its relative positions past whatever lies over it, and so does PEFT's model.
+#[tokio::test]
+async fn an_update_of_relative_positions_changes_nothing() {
+    let changed = Changed::copy("deberta-v2/lora-attention").tensors(|tensors| {
+        let (a, b) = (Stored::f32(vec![4, 16], &[0.3; 64]), Stored::f32(vec![32, 4], &[0.3; 128]));
+        tensors.insert("base_model.model.encoder.rel_embeddings.lora_embedding_A".into(), a);
+        tensors.insert("base_model.model.encoder.rel_embeddings.lora_embedding_B".into(), b);
+    });
+    let changed =
+        changed.config(|config| config["target_modules"].as_array_mut().unwrap().push("rel_embeddings".into()));
+    let door = changed.door("deberta-v2");
+    let plain = Door::family("deberta-v2");
+    assert_eq!(door.vectors("changed", ["some text"]).await, plain.vectors("lora-attention", ["some text"]).await);
 }

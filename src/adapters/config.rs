@@ -92,19 +92,17 @@ impl Config {
 
     /// Tokens whose rows it trains in the embedding at a path.
     pub(super) fn tokens_of(&self, path: &str) -> Option<&[u32]> {
-        self.tokens.iter().find(|(name, _)| is_called(path, name.as_deref())).map(|(_, ids)| ids.as_slice())
+        let fits = |name: &Option<String>| name.as_deref().is_none_or(|name| is_called(path, name));
+        self.tokens.iter().find(|(name, _)| fits(name)).map(|(_, ids)| ids.as_slice())
     }
 
     /// Fails where tokens of an embedding are trained, and none of these paths is that embedding's.
-    pub(super) fn require_tokens(&self, paths: &[&str]) -> Reading<()> {
-        match self.tokens.iter().find(|(name, _)| !paths.iter().any(|path| is_called(path, name.as_deref()))) {
-            Some((Some(name), _)) => {
-                Err(format!("trainable_token_indices names '{name}', but '{name}.trainable_tokens_delta' is missing"))
-            }
-            Some((None, _)) => {
-                Err("trainable_token_indices or token_indices names tokens, but 'trainable_tokens_delta' is missing"
-                    .into())
-            }
+    /// The error is that embedding's name, where it has one, and what names it.
+    pub(super) fn require_tokens(&self, paths: &[&str]) -> std::result::Result<(), (Option<String>, String)> {
+        let fits = |name: &Option<String>, path: &&str| name.as_deref().is_none_or(|name| is_called(path, name));
+        match self.tokens.iter().find(|(name, _)| !paths.iter().any(|path| fits(name, path))) {
+            Some((Some(name), _)) => Err((Some(name.clone()), format!("trainable_token_indices names '{name}'"))),
+            Some((None, _)) => Err((None, "trainable_token_indices or token_indices names tokens".into())),
             None => Ok(()),
         }
     }
@@ -121,7 +119,7 @@ fn biases(keys: &mut Keys) -> Reading<Biases> {
         None | Some("none") => Ok(Biases::None),
         Some("all") => Ok(Biases::All),
         Some("lora_only" | "boft_only" | "oft_only" | "hra_only" | "vera_only") => Ok(Biases::Changed),
-        Some(other) => Err(format!("bias = \"{other}\" is not supported")),
+        Some(other) => Err(format!("bias = \"{other}\" is not supported; none, all and lora_only or its like are")),
     }
 }
 
@@ -139,9 +137,9 @@ fn tokens(keys: &mut Keys, kind: &str) -> Reading<Vec<(Option<String>, Vec<u32>)
     }
 }
 
-/// Whether an embedding has this name, or one ends with it; nameless is any.
-fn is_called(path: &str, name: Option<&str>) -> bool {
-    name.is_none_or(|name| path.strip_suffix(name).is_some_and(|head| head.is_empty() || head.ends_with('.')))
+/// Whether a module has this name, or one that ends with it.
+pub fn is_called(path: &str, name: &str) -> bool {
+    path.strip_suffix(name).is_some_and(|head| head.is_empty() || head.ends_with('.'))
 }
 
 fn ids_of(value: Value) -> Reading<Vec<u32>> {

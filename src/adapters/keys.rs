@@ -1,5 +1,6 @@
 //! The keys of adapter_config.json: each is read, or known to change nothing, or refused.
 
+use super::ways_out;
 use crate::folder::{says_nothing, typed};
 use fancy_regex::Regex;
 use serde::de::DeserializeOwned;
@@ -57,7 +58,7 @@ impl Keys {
     /// Refuses a key that nobody has read, unless it says nothing.
     pub fn finish(self) -> Reading<()> {
         match self.left.iter().find(|(_, value)| !says_nothing(value)) {
-            Some((key, value)) => Err(format!("{key} = {value} is not supported")),
+            Some((key, value)) => Err(format!("{key} = {value} is not supported; {}", ways_out::of_key(key))),
             None => Ok(()),
         }
     }

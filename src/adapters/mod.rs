@@ -7,6 +7,7 @@ mod module;
 mod modules;
 mod peft;
 mod targets;
+mod ways_out;
 
 pub use config::Config;
 pub use peft::load;

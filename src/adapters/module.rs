@@ -2,6 +2,7 @@
 
 use super::keys::Reading;
 use super::modules::{BIAS, Modules, Parts, TOKENS, WEIGHT};
+use super::ways_out::MERGE;
 use crate::error::{Error, Result};
 use crate::kernels::Packed;
 use crate::model::{Delta, Device, LinearDelta, Model, Site, SiteKind, TableDelta, Weight};
@@ -11,8 +12,10 @@ use candle_core::{DType, Tensor};
 pub struct Module<'a> {
     /// Its canonical path.
     pub path: &'a str,
+    /// Its name in the file.
+    pub stem: &'a str,
     /// Its name in the trainer's model, for which adapter_config.json's patterns are written.
-    pub name: String,
+    pub name: &'a str,
     /// None: a module of the base that no forward pass runs.
     pub site: Option<Site>,
     /// What it is.
@@ -29,10 +32,8 @@ impl<'a> Module<'a> {
     pub(super) fn find(path: &'a str, parts: &'a Parts, all: &'a Modules<'a>, model: &'a Model) -> Result<Self> {
         let checkpoint = all.checkpoint;
         let tensor = parts.values().next().map_or("", |name| checkpoint.name_in_file(name));
-        let name = tensor.find(path).map_or(path, |start| {
-            let outer = "base_model.model.";
-            &tensor[if tensor[..start].starts_with(outer) { outer.len() } else { 0 }..start + path.len()]
-        });
+        let stem = tensor.find(path).map_or(path, |start| &tensor[..start + path.len()]);
+        let name = name_of(stem);
         let site = match model.sites().find(path) {
             None => all.tied(path, name, parts, model)?,
             site => site,
@@ -48,7 +49,8 @@ impl<'a> Module<'a> {
             (None, _) if model.is_idle(path) => (SiteKind::Linear, [0, 0]),
             (None, _) => {
                 let reason = format!("tensor '{tensor}': the base has no module '{path}' that adapters can change");
-                return Err(Error::load(checkpoint.path(), reason));
+                let way_out = format!("if the adapter is this base's, leave the module out of it, or {MERGE}");
+                return Err(Error::load(checkpoint.path(), format!("{reason}; {way_out}")));
             }
         };
         // Words of its own may be more, or fewer.
@@ -57,7 +59,7 @@ impl<'a> Module<'a> {
         if let Some(&[rows, _]) = own.as_deref() {
             shape[0] = rows;
         }
-        Ok(Self { path, name: name.to_owned(), site, kind, shape, parts, all, model })
+        Ok(Self { path, stem, name, site, kind, shape, parts, all, model })
     }
 
     /// Whether it is of a module whose shape nobody knows and that no forward pass runs.
@@ -104,6 +106,12 @@ impl<'a> Module<'a> {
         self.model.spec().embedding.scale.filter(|_| is_words).unwrap_or(1.0)
     }
 
+    /// The word embedding's other name, where the model has one.
+    pub fn tied_name(&self) -> Option<&str> {
+        let is_words = self.site.is_some() && self.site == self.model.words();
+        self.model.spec().embedding.word_tied.as_deref().filter(|_| is_words)
+    }
+
     /// Whether a part is there.
     pub fn has(&self, part: &str) -> bool {
         self.parts.contains_key(part)
@@ -122,9 +130,7 @@ impl<'a> Module<'a> {
 
     /// An error that a part is not there.
     pub fn missing(&self, part: &str) -> Error {
-        let sibling = self.parts.values().next().map_or("", |name| self.all.checkpoint.name_in_file(name));
-        let end = sibling.find(self.path).map_or(0, |start| start + self.path.len());
-        Error::load(self.all.checkpoint.path(), format!("tensor '{}.{part}' is missing", &sibling[..end]))
+        Error::load(self.all.checkpoint.path(), format!("tensor '{}.{part}' is missing", self.stem))
     }
 
     /// A part's shape.
@@ -142,8 +148,14 @@ impl<'a> Module<'a> {
 
     /// A tensor that all modules share.
     pub fn take_shared(&self, part: &'static str, shape: &[usize]) -> Result<Tensor> {
-        let name = self.all.shared.get(part).map_or(part, String::as_str);
-        self.all.checkpoint.take(name, shape, self.model.device())
+        let checkpoint = self.all.checkpoint;
+        let Some(name) = self.all.shared.get(part) else {
+            // What stands before the others' names stands before its own.
+            let prefix = self.all.shared.values().find_map(|other| checkpoint.name_in_file(other).strip_suffix(other));
+            let reason = format!("tensor '{}{part}' is missing", prefix.unwrap_or("base_model."));
+            return Err(Error::load(checkpoint.path(), reason));
+        };
+        checkpoint.take(name, shape, self.model.device())
     }
 
     /// The most outputs and the most inputs of a module that the checkpoint changes.
@@ -201,9 +213,18 @@ impl<'a> Module<'a> {
         Ok(self.base()?.weight.tensor()?.to_dtype(DType::F32)?)
     }
 
-    /// What the base has there; of a module that no forward pass runs, zeros.
+    /// What the base itself has there.
+    pub fn replaced(&self) -> Option<&Weight> {
+        self.model.sites().weight(self.site?)
+    }
+
+    /// What the update lies on: what the base has there, or in its place an embedding that the checkpoint holds; of a
+    /// module that no forward pass runs, zeros.
     pub fn base(&self) -> Result<Weight> {
-        match self.site.and_then(|site| self.model.sites().weight(site)) {
+        if self.kind == SiteKind::Table && self.has(WEIGHT) && self.site.is_some() {
+            return Ok(Weight { weight: Packed::plain(self.take(WEIGHT, &self.shape)?), bias: None });
+        }
+        match self.replaced() {
             Some(weight) => Ok(weight.clone()),
             None => {
                 let zeros = Tensor::zeros((self.inputs(), self.outputs()), DType::F32, self.model.device());
@@ -211,4 +232,9 @@ impl<'a> Module<'a> {
             }
         }
     }
+}
+
+/// A module's name in the trainer's model, from the one in the file.
+pub fn name_of(stem: &str) -> &str {
+    stem.strip_prefix("base_model.model.").unwrap_or(stem)
 }

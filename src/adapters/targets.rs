@@ -1,5 +1,6 @@
 //! Which modules adapter_config.json says that the adapter trains.
 
+use super::config::is_called;
 use super::keys::{Keys, Reading, matches};
 use fancy_regex::Regex;
 use serde::Deserialize;
@@ -41,7 +42,9 @@ impl Names {
         match self {
             Self::Any => Ok(false),
             Self::Pattern(_, regex) => matches(regex, name),
-            Self::List(entries) => Ok(entries.iter().any(|entry| [path, name].iter().any(|name| fits(name, entry)))),
+            Self::List(entries) => {
+                Ok(entries.iter().any(|entry| [path, name].iter().any(|name| is_called(name, entry))))
+            }
         }
     }
 
@@ -52,10 +55,6 @@ impl Names {
             other => other.name(name, name),
         }
     }
-}
-
-fn fits(name: &str, entry: &str) -> bool {
-    name == entry || name.strip_suffix(entry).is_some_and(|head| head.ends_with('.'))
 }
 
 /// The modules that an adapter changes.
@@ -95,7 +94,7 @@ impl Targets {
             targets: Names::read(keys, "target_modules")?,
             excluded: Names::read(keys, "exclude_modules")?,
             layers: (!layers.is_empty()).then_some((layers, stacks)),
-            saved: Names::read(keys, "modules_to_save")?,
+            saved: keys.take("modules_to_save")?.map_or(Names::Any, Names::List),
         })
     }
 
@@ -121,9 +120,14 @@ impl Targets {
         }
     }
 
+    /// Whether `target_modules` names a module.
+    pub fn names(&self, path: &str, name: &str) -> Reading<bool> {
+        self.targets.name(path, name)
+    }
+
     /// Whether a module of the base must have an update.
     pub fn need(&self, path: &str, name: &str) -> Reading<bool> {
-        let named = self.targets.name(path, name)? && !self.excluded.name(path, name)? && !self.saves(path, name)?;
+        let named = self.names(path, name)? && !self.excluded.name(path, name)? && !self.saves(path, name)?;
         Ok(named
             && self.layers.as_ref().is_none_or(|(layers, stacks)| {
                 let number = |stack: &Regex| stack.captures(name).ok()??.get(1)?.as_str().parse().ok();

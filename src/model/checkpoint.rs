@@ -124,9 +124,28 @@ impl Checkpoint {
             return Err(Error::load(&self.path, format!("tensor '{in_file}' has shape {found:?}, expected {shape:?}")));
         }
         self.left.borrow_mut().remove(name);
+        self.read(name, device, dtype)
+    }
+
+    fn read(&self, name: &str, device: &Device, dtype: DType) -> Result<Tensor> {
+        let in_file = self.name_in_file(name);
         let made = self.made.borrow().get(name).map(|made| made.to_device(device));
         let tensor = made.unwrap_or_else(|| self.files.load(in_file, device)).and_then(|t| t.to_dtype(dtype));
         tensor.map_err(|e| Error::load(&self.path, format!("tensor '{in_file}': {e}")))
+    }
+
+    /// Whether two tensors are of one shape and hold the same numbers.
+    pub fn are_equal(&self, a: &str, b: &str) -> Result<bool> {
+        let mapped = |name: &str| self.names.get(name).and_then(|name| self.files.get(name).ok());
+        if let (Some(a), Some(b)) = (mapped(a), mapped(b)) {
+            return Ok(a.dtype() == b.dtype() && a.shape() == b.shape() && a.data() == b.data());
+        }
+        if self.shape(a) != self.shape(b) {
+            return Ok(false);
+        }
+        let numbers =
+            |name| Ok::<_, Error>(self.read(name, &Device::Cpu, DType::F32)?.flatten_all()?.to_vec1::<f32>()?);
+        Ok(numbers(a)? == numbers(b)?)
     }
 
     /// Bytes of all tensors taken.

@@ -13,7 +13,12 @@ impl Model {
     /// The model of the blocks in these ranges (first, and one past the last), one range after the other. Each block
     /// there has sites of its own, numbered anew; matrices are shared with this model.
     pub fn repeating(&self, ranges: &[(usize, usize)]) -> Result<Self> {
-        let fail = |reason: &str| Error::load(self.folder.path(), format!("its blocks cannot be repeated: {reason}"));
+        let fail = |reason: &str| {
+            Error::load(
+                self.folder.path(),
+                format!("its blocks cannot be repeated: {reason}; save a model with its blocks written out"),
+            )
+        };
         let layers = &self.spec.layers;
         let path = layers.first().and_then(|first| first.attention.output.parts.first()).map(|part| &*part.path);
         let stack = path.and_then(|path| path.split_once(".0.")).map(|(stack, _)| stack);

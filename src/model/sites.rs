@@ -19,6 +19,8 @@ pub enum SiteKind {
     Table,
     /// A normalization; its shape is `[1, width]`.
     Norm,
+    /// A convolution, of which adapters can change the bias alone; its shape is `[out, in * kernel]`.
+    Convolution,
 }
 
 /// Every site of a model, by checkpoint path.
@@ -41,6 +43,8 @@ struct Entry {
     has_bias: bool,
     /// Whether its rows are other sites' too.
     is_alias: bool,
+    /// Whether its weight is read as it is, past what adapters lay over it.
+    is_bare: bool,
     /// A linear site's stacked projection, and its columns there.
     place: Option<(usize, Range<usize>)>,
 }
@@ -79,6 +83,20 @@ impl Sites {
         site
     }
 
+    /// The same of an embedding whose weight the model reads as it is.
+    pub(super) fn add_bare_table(&mut self, path: &str, shape: [usize; 2], rows: &Tensor) -> Site {
+        let site = self.add_table(path, shape, rows);
+        self.all[site.0].is_bare = true;
+        site
+    }
+
+    /// The site of a convolution of this path and shape `[out, in * kernel]`, its weight as [`Weight`] has it.
+    pub(super) fn add_convolution(&mut self, path: &str, shape: [usize; 2], weight: Weight) -> Site {
+        let site = self.add(path, SiteKind::Convolution, shape, true);
+        self.weights.insert(site, weight);
+        site
+    }
+
     /// Keeps hold of a stacked projection's columns, first and count, as linear sites' weights.
     pub(super) fn hold(
         &mut self,
@@ -101,7 +119,7 @@ impl Sites {
         let next = Site(self.all.len());
         let site = *self.by_path.entry(path.clone()).or_insert(next);
         if site == next {
-            self.all.push(Entry { path, kind, shape, has_bias, is_alias: false, place: None });
+            self.all.push(Entry { path, kind, shape, has_bias, is_alias: false, is_bare: false, place: None });
         }
         site
     }
@@ -131,6 +149,11 @@ impl Sites {
         self.all[site.0].has_bias
     }
 
+    /// Whether an update of it changes nothing, since the model reads its weight past whatever is laid over it.
+    pub fn is_bare(&self, site: Site) -> bool {
+        self.all[site.0].is_bare
+    }
+
     /// What the base has there; none for a normalization.
     pub fn weight(&self, site: Site) -> Option<&Weight> {
         self.weights.get(&site)
@@ -144,9 +167,17 @@ impl Sites {
         }
     }
 
+    /// Whether its rows are other sites' too, to which they belong in the checkpoint.
+    pub fn is_alias(&self, site: Site) -> bool {
+        self.all[site.0].is_alias
+    }
+
     /// How many linear modules and embeddings there are, each counted once.
     pub fn modules(&self) -> usize {
-        self.all.iter().filter(|entry| !entry.is_alias && entry.kind != SiteKind::Norm).count()
+        self.all
+            .iter()
+            .filter(|entry| !entry.is_alias && [SiteKind::Linear, SiteKind::Table].contains(&entry.kind))
+            .count()
     }
 
     /// All of them, in the order of the forward pass.

@@ -29,7 +29,7 @@ pub fn load(
                 let a = checkpoint.take(&a, &[count, rank, inner], device)?.transpose(1, 2)?;
                 (a, checkpoint.take(&b, &[count, outer, rank], device)?.transpose(1, 2)?)
             }
-            SiteKind::Norm => continue,
+            SiteKind::Norm | SiteKind::Convolution => continue,
             SiteKind::Table => {
                 let a = checkpoint.take(&a, &[count, outer, rank], device)?;
                 (a, checkpoint.take(&b, &[count, rank, inner], device)?)

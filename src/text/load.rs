@@ -95,7 +95,10 @@ impl Text {
         };
         if id_max as usize >= capacity.vocabulary {
             let end = capacity.vocabulary;
-            let reason = format!("{whose} has token id {id_max}, but the model's vocabulary ends at {end}");
+            let reason = format!(
+                "{whose} has token id {id_max}, but the model's vocabulary ends at {end}; \
+                                  where tokens were added, an embedding that has grown with them must be saved too"
+            );
             return Err(Error::load(body.path().join("tokenizer.json"), reason));
         }
         let declared = config.as_ref().and_then(|config| config.model_max_length);

@@ -1,6 +1,7 @@
 //! The public door for tests: a configuration is loaded as `veneer serve` loads it, and asked through its router.
 #![allow(dead_code, reason = "every test file uses its own part")]
 
+pub mod chance;
 pub mod changed;
 pub mod tensors;
 
@@ -116,6 +117,11 @@ pub fn read(name: &str) -> Value {
 /// The texts of a golden.json.
 pub fn texts(golden: &Value) -> Vec<String> {
     serde_json::from_value(golden["texts"].clone()).unwrap()
+}
+
+/// The kinds of adapters of a base in peft/, as the keys of its golden.json name them.
+pub fn kinds(golden: &Value) -> Vec<String> {
+    golden.as_object().unwrap().keys().filter(|key| !["texts", "base"].contains(&key.as_str())).cloned().collect()
 }
 
 /// Changes a JSON file.

@@ -1,4 +1,4 @@
-//! Changes of a folder's adapter_model.safetensors.
+//! Files of tensors, and changes of a folder's adapter_model.safetensors.
 
 use safetensors::tensor::{Dtype, SafeTensors, TensorView, serialize_to_file};
 use std::collections::BTreeMap;
@@ -21,6 +21,11 @@ impl Stored {
         Self { dtype: Dtype::F32, shape, data: data.iter().flat_map(|x| x.to_le_bytes()).collect() }
     }
 
+    /// Its numbers, which are f32.
+    pub fn floats(&self) -> Vec<f32> {
+        self.data.as_chunks().0.iter().map(|x| f32::from_le_bytes(*x)).collect()
+    }
+
     /// Changes one number.
     pub fn set(&mut self, index: usize, x: f32) {
         self.data[4 * index..4 * index + 4].copy_from_slice(&x.to_le_bytes());
@@ -34,9 +39,14 @@ impl Stored {
     }
 }
 
-/// The tensors of a folder.
+/// The tensors of an adapter's folder.
 pub fn tensors_of(folder: &Path) -> Tensors {
-    let bytes = fs::read(folder.join("adapter_model.safetensors")).unwrap();
+    tensors_in(&folder.join("adapter_model.safetensors"))
+}
+
+/// The tensors in a file.
+pub fn tensors_in(file: &Path) -> Tensors {
+    let bytes = fs::read(file).unwrap();
     let parsed = SafeTensors::deserialize(&bytes).unwrap();
     let stored = |t: &TensorView| Stored { dtype: t.dtype(), shape: t.shape().to_vec(), data: t.data().to_vec() };
     parsed.iter().map(|(name, tensor)| (name.to_owned(), stored(&tensor))).collect()
@@ -46,8 +56,13 @@ pub fn tensors_of(folder: &Path) -> Tensors {
 pub fn change_tensors(folder: &Path, change: impl FnOnce(&mut Tensors)) {
     let mut tensors = tensors_of(folder);
     change(&mut tensors);
+    write_tensors(&folder.join("adapter_model.safetensors"), &tensors);
+}
+
+/// Writes a file of tensors.
+pub fn write_tensors(file: &Path, tensors: &Tensors) {
     let views = tensors.iter().map(|(name, Stored { dtype, shape, data })| {
         (name.clone(), TensorView::new(*dtype, shape.clone(), data).unwrap())
     });
-    serialize_to_file(views, None, &folder.join("adapter_model.safetensors")).unwrap();
+    serialize_to_file(views, None, file).unwrap();
 }

@@ -31,7 +31,7 @@ impl Method for Hadamard {
     }
 
     fn delta(&self, module: &Module) -> Result<Delta> {
-        let ([outputs, inputs], (rank, scale)) = (module.shape, module.checked(self.ranks.of(&module.name))?);
+        let ([outputs, inputs], (rank, scale)) = (module.shape, module.checked(self.ranks.of(module.name))?);
         let product = |a: &str, b: &str| -> Result<_> {
             Ok(module.take(a, &[outputs, rank])?.matmul(&module.take(b, &[rank, inputs])?)?)
         };

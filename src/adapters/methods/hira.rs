@@ -24,7 +24,7 @@ impl Method for Hira {
     }
 
     fn changes(&self, kind: SiteKind) -> bool {
-        kind != SiteKind::Norm
+        matches!(kind, SiteKind::Linear | SiteKind::Table)
     }
 
     fn is_sum(&self) -> bool {

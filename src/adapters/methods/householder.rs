@@ -37,7 +37,7 @@ impl Method for Householder {
 
     /// `W (1 - 2 u u^T) (1 - 2 v v^T) ... = W + sum of (W c) u^T`, where `c = -2 D u` and `D` is the product so far.
     fn delta(&self, module: &Module) -> Result<Delta> {
-        let (inputs, rank) = (module.inputs(), module.checked(self.rank.of(&module.name))? as usize);
+        let (inputs, rank) = (module.inputs(), module.checked(self.rank.of(module.name))? as usize);
         let columns = module.take("hra_u", &[inputs, rank])?.t()?.to_vec2::<f32>()?;
         let mut planes: Vec<Vec<f64>> = Vec::new();
         let mut changes: Vec<Vec<f64>> = Vec::new();

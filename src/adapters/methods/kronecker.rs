@@ -45,7 +45,7 @@ impl Method for Kronecker {
 
     fn delta(&self, module: &Module) -> Result<Delta> {
         let (outputs, inputs) = (factors(module.outputs(), self.factor), factors(module.inputs(), self.factor));
-        let (rank, scale) = module.checked(self.ranks.of(&module.name))?;
+        let (rank, scale) = module.checked(self.ranks.of(module.name))?;
         let is_low = |outputs: usize, inputs: usize| rank < outputs.max(inputs).div_ceil(2);
         let first = match self.both && is_low(outputs.0, inputs.0) {
             true => product(module, ["lokr_w1_a", "lokr_w1_b"], [outputs.0, rank, inputs.0])?,

@@ -2,6 +2,7 @@
 
 use super::super::keys::{Keys, Reading};
 use super::super::module::Module;
+use super::super::ways_out::MERGE;
 use super::Method;
 use crate::error::Result;
 use crate::model::{Delta, NormDelta, SiteKind};
@@ -29,7 +30,9 @@ impl Method for LayerNorms {
 
     fn delta(&self, module: &Module) -> Result<Delta> {
         if module.kind != SiteKind::Norm {
-            return Err(module.fail("LN_TUNING of a module that is no normalization is not supported"));
+            return Err(
+                module.fail(&format!("LN_TUNING of a module that is no normalization is not supported; {MERGE}"))
+            );
         }
         let width = [module.shape[1]];
         let bias = module.has_bias().then(|| module.take("ln_tuning_layers.bias", &width)).transpose()?;

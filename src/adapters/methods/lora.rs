@@ -2,6 +2,7 @@
 
 use super::super::keys::{Keys, Ranks, Reading};
 use super::super::module::Module;
+use super::super::ways_out::MERGE;
 use super::Method;
 use super::residual::Residual;
 use crate::error::Result;
@@ -50,10 +51,15 @@ pub fn read(keys: &mut Keys) -> Reading<Box<dyn Method>> {
         residual: residual(&keys.or("init_lora_weights", Value::Null)?)?,
     };
     if lora.has_bias && lora.is_dora {
-        return Err("lora_bias with use_dora is not supported".into());
+        return Err("lora_bias with use_dora is not supported, nor by PEFT: one of them must be false".into());
     }
     keys.leave(&INERT);
     Ok(Box::new(lora))
+}
+
+/// Initializations that put other weights in place of the base's, which neither it nor the adapter's file has.
+fn changes_the_base(name: &str) -> bool {
+    ["corda", "loftq", "lora_ga"].contains(&name) || name.starts_with("pissa_niter_")
 }
 
 /// What the initialization takes out of the base's weights; what cannot be known from the weights is refused.
@@ -63,9 +69,18 @@ fn residual(initialization: &Value) -> Reading<Option<Residual>> {
         Value::String(name) if PLAIN_INITIALIZATIONS.contains(&name.to_lowercase().as_str()) => Ok(None),
         Value::String(name) if name.to_lowercase() == "olora" => Ok(Some(Residual::Olora)),
         Value::String(name) if name == "pissa" => Ok(Some(Residual::Pissa)),
+        Value::String(name) if changes_the_base(name) => {
+            let convert = match name.starts_with("pissa") || name.starts_with("corda") {
+                true => "save the adapter with PEFT's path_initial_model_for_weight_conversion, or ",
+                false => "",
+            };
+            Err(format!(
+                "init_lora_weights = \"{name}\" changes the base in ways that its weights do not tell; {convert}{MERGE}"
+            ))
+        }
         other => Err(format!(
-            "init_lora_weights = {other} changes the base weights, which is not supported; save the adapter with \
-             PEFT's path_initial_model_for_weight_conversion"
+            "init_lora_weights = {other} is no initialization that is known; true where the base was left as it is, else \
+             {MERGE}"
         )),
     }
 }
@@ -83,7 +98,7 @@ impl Method for Lora {
     }
 
     fn changes(&self, kind: SiteKind) -> bool {
-        kind != SiteKind::Norm
+        matches!(kind, SiteKind::Linear | SiteKind::Table)
     }
 
     /// DoRA measures what other adapters gave before it, a residual what they left of the weight.
@@ -97,7 +112,7 @@ impl Method for Lora {
     }
 
     fn delta(&self, module: &Module) -> Result<Delta> {
-        let (rank, scale) = module.checked(self.ranks.of(&module.name))?;
+        let (rank, scale) = module.checked(self.ranks.of(module.name))?;
         let [outer, inner] = module.shape;
         let (a, b, outputs) = match module.kind {
             SiteKind::Table => (

@@ -17,6 +17,7 @@ mod vera;
 
 use super::keys::{Keys, Reading};
 use super::module::Module;
+use super::ways_out;
 use crate::error::Result;
 use crate::model::{Delta, SiteKind};
 use std::fmt::Debug;
@@ -68,8 +69,8 @@ pub fn find(kind: &str) -> Reading<(&'static str, Read)> {
         Some(found) => Ok(*found),
         None => {
             let known: Vec<&str> = METHODS.iter().map(|(known, _)| *known).collect();
-            let way_out = "merge it into its base with PEFT's merge_and_unload where it has that, and serve the result as a model";
-            Err(format!("peft_type '{kind}' is not supported; supported: {}; {way_out}", known.join(", ")))
+            let (known, way_out) = (known.join(", "), ways_out::of_type(kind));
+            Err(format!("peft_type '{kind}' is not supported; supported: {known}; {way_out}"))
         }
     }
 }

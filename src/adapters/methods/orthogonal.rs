@@ -48,8 +48,8 @@ impl Method for Oft {
 
     fn delta(&self, module: &Module) -> Result<Delta> {
         let part = self.parts()[0];
-        let fail =
-            |shape: &[usize]| module.fail(&format!("oft_R.weight {shape:?} does not fit {} inputs", module.inputs()));
+        let (name, inputs) = (module.tensor(part), module.inputs());
+        let fail = |shape: &[usize]| module.fail(&format!("tensor '{name}' of {shape:?} does not fit {inputs} inputs"));
         let shape = module.shape_of(part)?;
         let &[rows, elements] = shape.as_slice() else { return Err(fail(&shape)) };
         // Above the diagonal of a block are size * (size - 1) / 2 elements.

@@ -1,6 +1,7 @@
 //! What an initialization took out of the base's weights: PEFT takes it out again whenever it loads such an adapter.
 
 use crate::adapters::module::Module;
+use crate::adapters::ways_out::MERGE;
 use crate::error::Result;
 use crate::model::LowRank;
 use candle_core::Tensor;
@@ -31,7 +32,7 @@ impl Residual {
         };
         let Some(directions) = directions else {
             let reason = format!("{self:?} of rank {rank} of this weight has no definite residual");
-            return Err(module.fail(&reason));
+            return Err(module.fail(&format!("{reason}; {MERGE}")));
         };
         let elements = (0..rank).flat_map(|i| directions.col(i).iter().map(|x| *x as f32)).collect();
         let b = Tensor::from_vec(elements, (rank, module.outputs()), module.device())?;

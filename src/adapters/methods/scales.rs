@@ -29,7 +29,7 @@ impl Method for Scales {
 
     fn delta(&self, module: &Module) -> Result<Delta> {
         let [outputs, inputs] = module.shape;
-        let delta = match module.checked(self.feedforward.end(&module.name))? {
+        let delta = match module.checked(self.feedforward.end(module.name))? {
             true => {
                 let factor = module.take("ia3_l", &[1, inputs])?.reshape(inputs)?;
                 LinearDelta::of_scaled_inputs(factor, &module.base()?)?

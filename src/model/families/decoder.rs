@@ -165,7 +165,8 @@ impl Decoder {
                 heads: self.heads,
                 kv_heads: self.kv_heads,
                 head_width: self.head_width,
-                qkv: Projection::new(hidden, self.qkv_bias, qkv),
+                qkv: Projection::new(hidden, self.qkv_bias, qkv)
+                    .also([(at("self_attn.qkv_proj"), q_width + 2 * kv_width)]),
                 by_head: false,
                 qv_biases: None,
                 output: Projection::new(q_width, self.output_bias, [(at("self_attn.o_proj"), hidden)]),
@@ -177,7 +178,7 @@ impl Decoder {
             },
             mlp_norms,
             mlp: FeedForward::Dense(Mlp {
-                up: Projection::new(hidden, self.mlp_bias, up),
+                up: Projection::new(hidden, self.mlp_bias, up).also([(at("mlp.gate_up_proj"), 2 * inner)]),
                 activation: self.activation,
                 gate: Gate::First,
                 down: Projection::new(inner, self.mlp_bias, [(at("mlp.down_proj"), hidden)]),

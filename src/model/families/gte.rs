@@ -41,9 +41,12 @@ const FIXED: [(&str, Value); 2] = [("logn_attention_scale", Value::Bool(false)),
 /// In the order of the fused way up, which holds the gate second.
 const NAMES: Names = Names { up: &["mlp.up_proj", "mlp.gate_proj"], ..rotary_bert::NAMES };
 
+/// What they are called where both are fused.
+const FUSED_NAMES: Names = Names { qkv: rotary_bert::FUSED_NAMES.qkv, up: REMOTE_NAMES.up, ..NAMES };
+
 impl Family for Native {
     fn spec(self) -> Result<Spec, String> {
-        let (names, also) = (NAMES, REMOTE_NAMES);
+        let (names, also) = (NAMES, &[REMOTE_NAMES, FUSED_NAMES]);
         self.0.spec(Variant {
             names,
             also,
@@ -66,7 +69,7 @@ impl Family for Remote {
                 return Err(format!("{key} other than '{expected}' is not supported"));
             }
         }
-        let (names, also, biases, theta) = (REMOTE_NAMES, NAMES, BIASES, rope::THETA);
+        let (names, also, biases, theta) = (REMOTE_NAMES, &[NAMES, FUSED_NAMES], BIASES, rope::THETA);
         let eps = bert::EPS;
         self.keys.with_ntk().spec(Variant { names, also, biases, gate: Gate::Second, theta, eps, nested_as: "new" })
     }

@@ -63,7 +63,7 @@ impl Config {
         Ok(PostNorm {
             sizes,
             names,
-            also: None,
+            also: &[],
             biases: Biases { up: false, ..Biases::all(true) },
             gate,
             tokens_max: self.body.max_position_embeddings,

@@ -52,9 +52,11 @@ const REMOTE_NAMES: Names = Names {
     ..NAMES
 };
 
+const FUSED_NAMES: Names = Names { qkv: rotary_bert::FUSED_NAMES.qkv, ..NAMES };
+
 impl Family for Native {
     fn spec(self) -> Result<Spec, String> {
-        self.0.spec(variant(NAMES, REMOTE_NAMES, THETA))
+        self.0.spec(variant(NAMES, &[REMOTE_NAMES, FUSED_NAMES], THETA))
     }
 }
 
@@ -68,10 +70,10 @@ impl Family for Remote {
         let scale = self.lora_alpha / self.lora_rank as f64;
         let tasks = Tasks { names: self.lora_adaptations, rank: self.lora_rank, scale };
         let tasks = Some(tasks).filter(|tasks| !tasks.names.is_empty());
-        Ok(Spec { tasks, ..self.keys.spec(variant(REMOTE_NAMES, NAMES, self.rotary_emb_base))? })
+        Ok(Spec { tasks, ..self.keys.spec(variant(REMOTE_NAMES, &[NAMES, FUSED_NAMES], self.rotary_emb_base))? })
     }
 }
 
-fn variant(names: Names, also: Names, theta: f64) -> Variant {
+fn variant(names: Names, also: &'static [Names], theta: f64) -> Variant {
     Variant { names, also, biases: Biases::all(true), gate: Gate::Absent, theta, eps: EPS, nested_as: "roberta" }
 }

@@ -102,7 +102,8 @@ impl Config {
                 heads,
                 kv_heads: heads,
                 head_width,
-                qkv: one(hidden, self.attention_bias, "attn.Wqkv", 3 * hidden),
+                qkv: one(hidden, self.attention_bias, "attn.Wqkv", 3 * hidden)
+                    .also(["q_proj", "k_proj", "v_proj"].map(|part| (at(&format!("attn.{part}")), hidden))),
                 by_head: false,
                 qv_biases: None,
                 output: one(hidden, self.attention_bias, "attn.Wo", hidden),
@@ -114,7 +115,9 @@ impl Config {
             },
             mlp_norms: Norms::pre(self.norm(at("mlp_norm"))),
             mlp: FeedForward::Dense(Mlp {
-                up: one(hidden, self.mlp_bias, "mlp.Wi", 2 * inner),
+                // As elsewhere, the gate is the half that goes through the activation.
+                up: one(hidden, self.mlp_bias, "mlp.Wi", 2 * inner)
+                    .also(["gate_proj", "up_proj"].map(|part| (at(&format!("mlp.{part}")), inner))),
                 activation: activation("hidden_activation", &self.hidden_activation)?,
                 gate: Gate::First,
                 down: one(inner, self.mlp_bias, "mlp.Wo", hidden),

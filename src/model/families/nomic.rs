@@ -67,7 +67,8 @@ const THETA: f64 = 1000.0;
 
 impl Family for Native {
     fn spec(self) -> Result<Spec, String> {
-        let (names, also, biases) = (rotary_bert::NAMES, REMOTE_NAMES, Biases::all(false));
+        let (names, biases) = (rotary_bert::NAMES, Biases::all(false));
+        let also = &[REMOTE_NAMES, rotary_bert::FUSED_NAMES];
         self.0.spec(Variant {
             names,
             also,
@@ -126,7 +127,7 @@ impl Family for Remote {
                 eps: self.layer_norm_epsilon,
             },
             names: if gated { REMOTE_NAMES } else { Names { up: &["mlp.fc1"], ..REMOTE_NAMES } },
-            also: gated.then_some(rotary_bert::NAMES),
+            also: if gated { &[rotary_bert::NAMES, rotary_bert::FUSED_NAMES] } else { &[] },
             biases: Biases {
                 qkv: self.qkv_proj_bias,
                 attention_output: self.qkv_proj_bias,

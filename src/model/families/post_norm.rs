@@ -9,8 +9,8 @@ use crate::model::spec::{
 pub struct PostNorm {
     pub sizes: Sizes,
     pub names: Names,
-    /// The names that adapters may have from another form of the same model.
-    pub also: Option<Names>,
+    /// The names that adapters may have from other forms of the same model.
+    pub also: &'static [Names],
     /// Whether linear modules have a bias.
     pub biases: Biases,
     /// Whether one half of the MLP's way up gates the other.
@@ -85,7 +85,7 @@ impl PostNorm {
         Ok(Self {
             sizes,
             names,
-            also: None,
+            also: &[],
             biases: Biases::all(true),
             gate: Gate::Absent,
             tokens_max: rows - first,
@@ -129,7 +129,7 @@ impl PostNorm {
     fn numbered(&self, index: usize) -> Layer {
         let of = |names: &Names| self.named(names, &format!("{}.{index}", names.layers));
         let mut layer = of(&self.names);
-        if let Some(other) = self.also.as_ref().map(of) {
+        for other in self.also.iter().map(of) {
             layer.attention.qkv.also_as(other.attention.qkv);
             layer.attention.output.also_as(other.attention.output);
             if let (FeedForward::Dense(mlp), FeedForward::Dense(other)) = (&mut layer.mlp, other.mlp) {

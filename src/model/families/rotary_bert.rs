@@ -18,7 +18,7 @@ pub struct Keys {
 pub struct Variant {
     pub names: Names,
     /// See [`PostNorm::also`].
-    pub also: Names,
+    pub also: &'static [Names],
     pub biases: Biases,
     pub gate: Gate,
     /// The rotary base where the keys name none.
@@ -40,6 +40,9 @@ pub const NAMES: Names = Names {
     ..bert::NAMES
 };
 
+/// The same with one module for queries, keys and values, and one for the gate and what it gates.
+pub const FUSED_NAMES: Names = Names { qkv: &["self_attn.qkv_proj"], up: &["mlp.gate_up_proj"], ..NAMES };
+
 impl Keys {
     /// The same with GTE's own kind of rotary scaling allowed.
     pub fn with_ntk(mut self) -> Self {
@@ -53,7 +56,7 @@ impl Keys {
         Ok(PostNorm {
             sizes: self.body.sizes(variant.eps)?,
             names: variant.names,
-            also: Some(variant.also),
+            also: variant.also,
             biases: variant.biases,
             gate: variant.gate,
             tokens_max,

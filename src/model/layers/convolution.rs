@@ -2,8 +2,9 @@
 
 use super::{Loader, Norm};
 use crate::error::Result;
-use crate::kernels::{Activation, Gate, activate, product};
+use crate::kernels::{Activation, Gate, Packed, activate, product};
 use crate::model::delta::Plan;
+use crate::model::sites::{Site, Weight};
 use crate::model::spec;
 use candle_core::Tensor;
 
@@ -15,6 +16,7 @@ pub struct Convolution {
     bias: Tensor,
     activation: Activation,
     norm: Norm,
+    site: Site,
 }
 
 impl Convolution {
@@ -23,10 +25,14 @@ impl Convolution {
         // [out, in, kernel], as torch's Conv1d.
         let weight = loader.tensor(&spec.path, "weight", &[hidden, hidden, spec.kernel])?;
         let weight = weight.permute((2, 1, 0))?.reshape((spec.kernel * hidden, hidden))?.contiguous()?;
+        let weight = loader.convert(weight, &spec.path)?;
+        let bias = loader.tensor(&spec.path, "bias", &[hidden])?;
+        let base = Weight { weight: Packed::plain(weight.clone()), bias: Some(bias.clone()) };
         Ok(Self {
             kernel: spec.kernel,
-            weight: loader.convert(weight, &spec.path)?,
-            bias: loader.tensor(&spec.path, "bias", &[hidden])?,
+            site: loader.sites.add_convolution(&spec.path, [hidden, spec.kernel * hidden], base),
+            weight,
+            bias,
             activation: spec.activation,
             norm: Norm::load(&spec.norm, hidden, loader)?,
         })
@@ -49,7 +55,9 @@ impl Convolution {
             .collect();
         let neighbours = rows.index_select(&Tensor::new(neighbours, first.device())?, 0)?;
         let neighbours = neighbours.reshape((tokens, self.kernel * hidden))?;
-        let y = activate(&product(&neighbours, &self.weight, Some(&self.bias))?, self.activation, Gate::Absent)?;
+        let y = product(&neighbours, &self.weight, Some(&self.bias))?;
+        plan.change(self.site, &neighbours, &y)?;
+        let y = activate(&y, self.activation, Gate::Absent)?;
         self.norm.forward_sum(&y, x, plan)
     }
 }

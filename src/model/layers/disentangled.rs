@@ -5,20 +5,31 @@ use super::{Linear, Loader, Norm};
 use crate::error::Result;
 use crate::kernels::{self, disentangled};
 use crate::model::delta::{Adapter, Plan, joined};
+use crate::model::sites::Site;
 use crate::model::spec::{self, PositionProjection};
 use candle_core::Tensor;
+use std::sync::Arc;
 
 /// Relative positions of one layer.
 pub struct Disentangled {
-    /// Normed vectors of all positions, `[2 * span, hidden]`.
-    table: Tensor,
+    vectors: Box<Vectors>,
     keys: Option<Projected>,
     queries: Option<Projected>,
     /// Place in the table by distance, see [`kernels::Disentangled`].
     places: Vec<u32>,
 }
 
-/// The table as the base's keys or queries, and what made it so.
+/// Vectors of all positions.
+struct Vectors {
+    /// `[2 * span, hidden]`, and what adapters know it as.
+    table: Tensor,
+    site: Site,
+    norm: Option<(Norm, Option<Site>)>,
+    /// The same normed.
+    base: Tensor,
+}
+
+/// The vectors as the base's keys or queries, and what made them so.
 struct Projected {
     /// `[2 * span, width]`.
     base: Tensor,
@@ -31,25 +42,20 @@ struct Projected {
 impl Disentangled {
     /// From its spec and the layer's stacked projection, of `width` queries and as many keys.
     pub fn load(spec: &spec::Disentangled, width: usize, qkv: &Linear, loader: &mut Loader) -> Result<Self> {
-        let tables = loader.shared(spec.table.path.clone(), |loader| {
-            let table = loader.tensor(&spec.table.path, "weight", &[spec.table.rows, qkv.inputs()])?;
-            let norm = spec.norm.as_ref().map(|norm| Norm::load_fixed(norm, qkv.inputs(), loader)).transpose()?;
-            Ok(vec![norm.map_or(Ok(table.clone()), |norm| norm.forward(&table, &Plan::default()))?])
-        })?;
-        let table = tables[0].clone();
+        let vectors = Vectors::load(spec, qkv.inputs(), loader)?;
         let mut project = |projection: &Option<PositionProjection>, first: usize| -> Result<Option<Projected>> {
             let (own, first) = match projection {
                 None => return Ok(None),
                 Some(PositionProjection::Shared) => (None, first),
                 Some(PositionProjection::Own(own)) => (Some(Linear::load(own, loader)?), 0),
             };
-            let base = own.as_ref().unwrap_or(qkv).base_columns(&table, first, width)?;
+            let base = own.as_ref().unwrap_or(qkv).base_columns(&vectors.base, first, width)?;
             Ok(Some(Projected { base, own, columns: (first, width) }))
         };
         let (keys, queries) = (project(&spec.key, width)?, project(&spec.query, 0)?);
         let span = loader.tokens_max as i64;
         let places = ((1 - span)..span).map(|distance| place(distance, spec)).collect();
-        Ok(Self { table, keys, queries, places })
+        Ok(Self { vectors: Box::new(vectors), keys, queries, places })
     }
 
     /// Attention of packed `q`, `k`, `v [tokens, heads, head_width]` -> `[tokens, heads * head_width]`.
@@ -62,10 +68,12 @@ impl Disentangled {
         plan: &Plan,
     ) -> Result<Tensor> {
         let projected = [&self.keys, &self.queries];
-        let changes = |adapter: &Adapter| projected.into_iter().flatten().any(|p| p.is_changed(qkv, adapter));
+        let changes = |adapter: &Adapter| {
+            self.vectors.is_changed(adapter) || projected.into_iter().flatten().any(|p| p.is_changed(qkv, adapter))
+        };
         let mut parts = Vec::new();
         for (rows, adapter) in plan.ranges(q.dims()[0], changes) {
-            let of = |p: &Option<Projected>| p.as_ref().map(|p| p.of(&self.table, qkv, adapter)).transpose();
+            let of = |p: &Option<Projected>| p.as_ref().map(|p| p.of(&self.vectors, qkv, adapter)).transpose();
             let (keys, queries) = (of(&self.keys)?, of(&self.queries)?);
             let inside = offsets.iter().filter(|offset| (rows.start..=rows.end).contains(offset));
             let offsets: Vec<usize> = inside.map(|offset| offset - rows.start).collect();
@@ -83,12 +91,59 @@ impl Projected {
         self.own.as_ref().unwrap_or(qkv).is_changed_at(self.columns.0, self.columns.1, adapter)
     }
 
-    /// The projected table as an adapter has it, or the base.
-    fn of(&self, table: &Tensor, qkv: &Linear, adapter: Option<&Adapter>) -> Result<Tensor> {
+    /// The projected vectors as an adapter has them, or the base.
+    fn of(&self, vectors: &Vectors, qkv: &Linear, adapter: Option<&Adapter>) -> Result<Tensor> {
         let Some(adapter) = adapter else { return Ok(self.base.clone()) };
-        let changed = self.base.copy()?;
-        self.own.as_ref().unwrap_or(qkv).change_columns(&changed, table, self.columns.0, adapter)?;
+        let (linear, (first, width)) = (self.own.as_ref().unwrap_or(qkv), self.columns);
+        let own = vectors.of(adapter)?;
+        let changed = match &own {
+            Some(own) => linear.base_columns(own, first, width)?,
+            None => self.base.copy()?,
+        };
+        linear.change_columns(&changed, own.as_ref().unwrap_or(&vectors.base), first, adapter)?;
         Ok(changed)
+    }
+}
+
+impl Vectors {
+    fn load(spec: &spec::Disentangled, width: usize, loader: &mut Loader) -> Result<Self> {
+        let spec::Disentangled { table: spec::Table { path, rows }, norm, .. } = spec;
+        let norm = norm.as_ref().map(|norm| Norm::load(norm, width, loader)).transpose()?;
+        let tables = loader.shared(path.clone(), |loader| {
+            let table = loader.tensor(path, "weight", &[*rows, width])?;
+            let normed = norm.as_ref().map_or(Ok(table.clone()), |norm| norm.forward(&table, &Plan::default()))?;
+            Ok(vec![table, normed])
+        })?;
+        let (table, base) = (tables[0].clone(), tables[1].clone());
+        // Past its own forward pass: what adapters lay over it is not run.
+        let site = loader.sites.add_bare_table(path, [*rows, width], &table);
+        let path_of_norm = spec.norm.as_ref().map(|norm| norm.path.as_str()).unwrap_or_default();
+        let norm = norm.map(|norm| (norm, loader.sites.find(path_of_norm)));
+        Ok(Self { table, site, norm, base })
+    }
+
+    fn sites(&self) -> impl Iterator<Item = Site> {
+        [Some(self.site), self.norm.as_ref().and_then(|(_, site)| *site)].into_iter().flatten()
+    }
+
+    fn is_changed(&self, adapter: &Adapter) -> bool {
+        self.sites().any(|site| adapter.delta(site).is_some())
+    }
+
+    /// The normed vectors `[2 * span, hidden]` of an adapter that changes them.
+    fn of(&self, adapter: &Adapter) -> Result<Option<Tensor>> {
+        if !self.is_changed(adapter) {
+            return Ok(None);
+        }
+        let rows = self.table.dims()[0];
+        let table = match adapter.delta(self.site) {
+            Some(delta) => delta.look_up(&self.table, &Tensor::arange(0, rows as u32, self.table.device())?)?,
+            None => self.table.clone(),
+        };
+        let Some((norm, _)) = &self.norm else { return Ok(Some(table)) };
+        let own = self.sites().filter_map(|site| Some((site, adapter.delta(site)?.clone())));
+        let own = Arc::new(Adapter::new(own, false));
+        Ok(Some(norm.forward(&table, &Plan::new([(0..rows, Some(own))]))?))
     }
 }
 

@@ -242,9 +242,18 @@ impl Projection {
     pub fn also_as(&mut self, other: Self) {
         let mut first = 0;
         for Part { path, rows } in other.parts {
-            self.also.push(Span { path, first, rows });
+            let known = self.parts.iter().map(|part| &part.path).chain(self.also.iter().map(|span| &span.path));
+            if known.into_iter().all(|known| *known != path) {
+                self.also.push(Span { path, first, rows });
+            }
             first += rows;
         }
+    }
+
+    /// The same, which adapters may know by these modules of so many outputs each, too.
+    pub fn also(mut self, parts: impl IntoIterator<Item = (String, usize)>) -> Self {
+        self.also_as(Self::new(self.columns, self.bias, parts));
+        self
     }
 
     /// Output width.
