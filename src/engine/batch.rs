@@ -46,7 +46,7 @@ pub fn order<T>(items: &mut [T], sequence: impl Fn(&T) -> &Sequence) {
 const PART_MIN: usize = 48;
 
 /// Tokens whose hidden states stay in a core's cache from one product to the next.
-const PART_MAX: usize = 256;
+const PART_MAX: usize = 128;
 
 /// Ordered sequences of so many tokens each, as parts that `threads` run side by side: no product waits for another thread,
 /// and what a part makes stays in its core's cache. Too few for that are one part, and so is a sequence that is too long;

@@ -2,7 +2,7 @@
 #![cfg_attr(target_arch = "x86_64", expect(unsafe_code, reason = "the loop of GELU is AVX-512's, written out"))]
 
 use super::math::{erf, exp, tanh, vectorized};
-use super::threads::share_rows;
+use super::threads::made_rows;
 use super::view::Rows;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 
@@ -164,8 +164,7 @@ impl CustomOp1 for Activate {
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let rows = Rows::of(x, layout)?;
         let width = if self.gate == Gate::Absent { rows.width } else { rows.width / 2 };
-        let mut y = vec![0f32; rows.count * width];
-        share_rows(&mut y, width, |i, y| {
+        let y = made_rows(rows.count, width, |i, y| {
             let (first, second) = rows.row(i).split_at(width);
             let (x, gated) = if self.gate == Gate::Second { (second, first) } else { (first, second) };
             self.activation.apply(y, x);

@@ -1,7 +1,7 @@
 //! Rows of a table, picked by ids.
 
 use super::math::vectorized;
-use super::threads::share_rows;
+use super::threads::made_rows;
 use super::view::{dense, with_dense};
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
 
@@ -53,8 +53,7 @@ fn picked<'a, T: Copy + Into<f32> + 'a>(
     onto: Option<&[f32]>,
     row: impl Fn(u32) -> &'a [T] + Sync,
 ) -> Vec<f32> {
-    let mut y = vec![0f32; ids.len() * width];
-    share_rows(&mut y, width, |i, y| {
+    made_rows(ids.len(), width, |i, y| {
         let (row, onto) = (row(ids[i]), onto.map(|all| &all[i * width..(i + 1) * width]));
         vectorized(
             #[inline(always)]
@@ -63,8 +62,7 @@ fn picked<'a, T: Copy + Into<f32> + 'a>(
                 None => y.iter_mut().zip(row).for_each(|(y, x)| *y = (*x).into()),
             },
         );
-    });
-    y
+    })
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! LayerNorm and RMSNorm over the last dimension, with the residual added first where there is one.
 
 use super::math::{sum, vectorized};
-use super::threads::share_rows;
+use super::threads::made_rows;
 use super::view::{Rows, dense, with_dense};
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor};
 
@@ -41,8 +41,7 @@ impl CustomOp1 for Unit {
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let rows = Rows::of(x, layout)?;
-        let mut y = vec![0f32; rows.count * rows.width];
-        share_rows(&mut y, rows.width, |i, y| {
+        let y = made_rows(rows.count, rows.width, |i, y| {
             let x = rows.row(i);
             vectorized(
                 #[inline(always)]
@@ -73,10 +72,9 @@ impl CustomOp2 for Norm<'_> {
     fn cpu_fwd(&self, x: &CpuStorage, x_l: &Layout, w: &CpuStorage, w_l: &Layout) -> Result<(CpuStorage, Shape)> {
         let (rows, weight) = (Rows::of(x, x_l)?, dense(w, w_l)?);
         let width = rows.width;
-        let mut y = vec![0f32; rows.count * width];
-        with_dense(self.residual, |residual| {
+        let y = with_dense(self.residual, |residual| {
             with_dense(self.bias, |bias| {
-                share_rows(&mut y, width, |i, y| {
+                let y = made_rows(rows.count, width, |i, y| {
                     y.copy_from_slice(rows.row(i));
                     let residual = residual.map(|all| &all[i * width..(i + 1) * width]);
                     vectorized(
@@ -84,7 +82,7 @@ impl CustomOp2 for Norm<'_> {
                         || self.row(y, residual, weight, bias),
                     );
                 });
-                Ok(())
+                Ok(y)
             })
         })?;
         Ok((CpuStorage::F32(y), x_l.shape().clone()))

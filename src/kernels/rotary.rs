@@ -1,7 +1,7 @@
 //! Rotary position embedding (RoFormer, arXiv:2104.09864), halves rotated against each other as transformers does.
 
 use super::math::vectorized;
-use super::threads::share_rows;
+use super::threads::made_rows;
 use super::view::{Rows, dense};
 use candle_core::{CpuStorage, CustomOp3, Device, Layout, Result, Shape, Tensor};
 
@@ -42,8 +42,7 @@ impl CustomOp3 for Rotate<'_> {
         let (width, heads) = (rows.width, x_l.dims()[1]);
         let half = width / 2;
         let positions: Vec<usize> = self.offsets.windows(2).flat_map(|w| 0..w[1] - w[0]).collect();
-        let mut y = vec![0f32; rows.count * width];
-        share_rows(&mut y, width, |i, y| {
+        let y = made_rows(rows.count, width, |i, y| {
             let angles = positions[i / heads] * half..(positions[i / heads] + 1) * half;
             let (cos, sin) = (&cos[angles.clone()], &sin[angles]);
             let ((x1, x2), (y1, y2)) = (rows.row(i).split_at(half), y.split_at_mut(half));

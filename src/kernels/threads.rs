@@ -5,6 +5,7 @@
 
 use std::cell::{Cell, UnsafeCell};
 use std::io;
+use std::mem::MaybeUninit;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -131,6 +132,23 @@ pub fn share_rows<T: Send>(rows: &mut [T], width: usize, f: impl Fn(usize, &mut 
     share_chunks(rows, together * width, |chunk, rows| {
         rows.chunks_exact_mut(width).enumerate().for_each(|(row, y)| f(chunk * together + row, y));
     });
+}
+
+/// New rows of so many elements, which `f` finds full of zeros and then changes, as [`share`] does. (Zeros that are written
+/// row by row, where they are needed next, cost next to nothing; those of a whole matrix as much as a small product.)
+pub fn made_rows(count: usize, width: usize, f: impl Fn(usize, &mut [f32]) + Sync) -> Vec<f32> {
+    let mut all = Vec::with_capacity(count * width);
+    share_rows(&mut all.spare_capacity_mut()[..count * width], width, |row, y| f(row, zeros(y)));
+    // SAFETY: every row was there once, and was filled.
+    unsafe { all.set_len(count * width) };
+    all
+}
+
+/// Memory, made zeros.
+pub fn zeros(memory: &mut [MaybeUninit<f32>]) -> &mut [f32] {
+    memory.fill(MaybeUninit::new(0.0));
+    // SAFETY: all elements have been written.
+    unsafe { memory.assume_init_mut() }
 }
 
 /// Calls `f` with each item, as [`share`] does.
@@ -263,7 +281,7 @@ mod tests {
         for count in [0, 1, 2, 3, 100, 5000] {
             let seen: Vec<AtomicUsize> = (0..count).map(|_| AtomicUsize::new(0)).collect();
             for _ in 0..50 {
-                team.run(|| share(count, |number| drop(seen[number].fetch_add(1, Ordering::Relaxed))));
+                team.run(|| share(count, |number| _ = seen[number].fetch_add(1, Ordering::Relaxed)));
             }
             assert!(seen.iter().all(|seen| seen.load(Ordering::Relaxed) == 50));
         }
@@ -292,7 +310,7 @@ mod tests {
         team.run(|| share_chunks(&mut numbers, 10, |chunk, part| part.fill(chunk)));
         assert!(numbers.iter().enumerate().all(|(place, chunk)| *chunk == place / 10));
         let sum = AtomicUsize::new(0);
-        team.run(|| share_items(vec![1, 2, 3, 4], |item| drop(sum.fetch_add(item, Ordering::Relaxed))));
+        team.run(|| share_items(vec![1, 2, 3, 4], |item| _ = sum.fetch_add(item, Ordering::Relaxed)));
         assert_eq!(sum.into_inner(), 10);
     }
 
@@ -303,7 +321,7 @@ mod tests {
         team.run(|| {
             share(8, |_| {
                 assert_eq!(threads(), 1);
-                share(8, |_| drop(inner.fetch_add(1, Ordering::Relaxed)));
+                share(8, |_| _ = inner.fetch_add(1, Ordering::Relaxed));
             });
         });
         assert_eq!(inner.into_inner(), 64);
@@ -318,7 +336,7 @@ mod tests {
             }));
             assert!(result.is_err());
             let sum = AtomicUsize::new(0);
-            team.run(|| share(20, |number| drop(sum.fetch_add(number, Ordering::Relaxed))));
+            team.run(|| share(20, |number| _ = sum.fetch_add(number, Ordering::Relaxed)));
             assert_eq!(sum.into_inner(), 190);
         }
     }
