@@ -84,7 +84,14 @@ impl Sizes {
         let all = qkv.reshape((tokens, 3 * heads, width)).unwrap();
         let part = |first: usize| all.narrow(1, first * heads, heads).unwrap();
         let (q, k, v) = (part(0), part(1), part(2));
-        let op = Attention { offsets: &offsets, scale: 0.2, causal: false, window: None, bias: None };
+        let op = Attention {
+            offsets: &offsets,
+            scale: 0.2,
+            causal: false,
+            window: None,
+            bias: None,
+            is_half: format != Format::Float32,
+        };
         let seconds = median(|| attention(&q, &k, &v, &op).unwrap());
         line("attention", seconds, 4.0 * (tokens * length * hidden) as f64);
         let (weight, bias) = (random(1, hidden).squeeze(0).unwrap(), random(1, hidden).squeeze(0).unwrap());

@@ -1,7 +1,7 @@
 //! Softmax attention within each sequence of packed rows. Memory grows with the length, never with its square.
 
 use super::math::{exp, maximum, sum, vectorized};
-use super::small::{multiply, transpose};
+use super::small::{has_pairs, multiply, multiply_pairs, pairs, pairs_of_rows, transpose};
 use super::softmax::softmax;
 use super::threads::share_items;
 use super::view::{Matrix, MatrixMut, Rows, with_dense};
@@ -21,6 +21,8 @@ pub struct Attention<'a> {
     pub window: Option<usize>,
     /// Added to the scaled score: `[heads, 2 * span - 1]`, column `span - 1 + (key - query)`.
     pub bias: Option<&'a Tensor>,
+    /// Whether what is multiplied may be rounded to bf16; it is where the machine multiplies that faster.
+    pub is_half: bool,
 }
 
 /// `q [tokens, heads, width]`, `k`, `v [tokens, kv_heads, width]` -> `[tokens, heads * width]`.
@@ -31,6 +33,9 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, attention: &Attention) -> R
 
 /// Keys that are looked at together: scores of a task stay in cache.
 const TILE: usize = 512;
+
+/// Tokens of a sequence for which it is worth rounding them.
+const HALF_MIN: usize = 32;
 
 /// Queries of one task. A short sequence makes more tasks than one; in a long one, every tile of keys is used more often.
 fn block(length: usize) -> usize {
@@ -51,11 +56,12 @@ impl CustomOp3 for Attention<'_> {
         v: &CpuStorage,
         v_l: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let heads = Heads::of((q, q_l), (k, k_l), (v, v_l))?;
+        let heads = Heads { is_half: self.is_half && has_pairs(), ..Heads::of((q, q_l), (k, k_l), (v, v_l))? };
         let width = heads.count * heads.q.width;
         let mut y = vec![0f32; q_l.dims()[0] * width];
         with_dense(self.bias, |bias| {
             share_items(tasks(&mut y, width, self.offsets), |task| {
+                let heads = Heads { is_half: heads.is_half && task.sequence.len() >= HALF_MIN, ..heads };
                 let mut scratch = SCRATCH.take();
                 self.attend(&mut scratch, task, heads, bias);
                 SCRATCH.set(scratch);
@@ -76,6 +82,8 @@ pub(super) struct Heads<'a> {
     pub count: usize,
     /// Query heads that share one of keys and values.
     pub group: usize,
+    /// Whether products are of numbers of bf16.
+    pub is_half: bool,
 }
 
 impl<'a> Heads<'a> {
@@ -86,19 +94,26 @@ impl<'a> Heads<'a> {
         (v, v_l): (&'a CpuStorage, &Layout),
     ) -> Result<Self> {
         let (count, group) = (q_l.dims()[1], q_l.dims()[1] / k_l.dims()[1]);
-        Ok(Self { q: Rows::of(q, q_l)?, k: Rows::of(k, k_l)?, v: Rows::of(v, v_l)?, count, group })
+        let (q, k, v) = (Rows::of(q, q_l)?, Rows::of(k, k_l)?, Rows::of(v, v_l)?);
+        Ok(Self { q, k, v, count, group, is_half: false })
     }
 
     /// Plain scores of some queries of a head, `q k`, row by row into `scores`. A row has a place for every key and then,
     /// up to a multiple of 16, some more; its length is returned.
     pub fn scores(&self, scores: &mut Scores, head: usize, queries: Range<usize>, keys: Range<usize>) -> usize {
         let (rows, columns) = (queries.len(), keys.len().next_multiple_of(16));
-        transpose(&mut scores.keys, self.k.matrix(keys, head / self.group), columns);
+        let (mut q, mut k) = (self.q.matrix(queries, head), self.k.matrix(keys, head / self.group));
+        if self.is_half {
+            let width = pairs(&mut scores.left, q);
+            q = dense(&scores.left, rows, width);
+            let width = pairs(&mut scores.right, k);
+            k = dense(&scores.right, k.rows, width);
+        }
+        transpose(&mut scores.keys, k, columns);
         scores.rows.resize(rows * columns, 0.0);
-        let q = self.q.matrix(queries, head);
-        let keys = Matrix { data: &scores.keys, rows: q.columns, columns, row_stride: columns, column_stride: 1 };
+        let keys = dense(&scores.keys, q.columns, columns);
         let target = MatrixMut { data: &mut scores.rows, rows, columns, row_stride: columns };
-        multiply(target, false, q, keys);
+        self.multiply(target, false, q, keys);
         columns
     }
 
@@ -107,16 +122,33 @@ impl<'a> Heads<'a> {
         &self,
         (y, row_stride): (&mut [f32], usize),
         add: bool,
-        weights: &Scores,
+        weights: &mut Scores,
         head: usize,
         keys: Range<usize>,
     ) {
-        let (data, length) = (&weights.rows, keys.len().next_multiple_of(16));
-        let weights =
+        let Scores { rows: data, left, right, .. } = weights;
+        let length = keys.len().next_multiple_of(16);
+        let mut weights =
             Matrix { data, rows: data.len() / length, columns: keys.len(), row_stride: length, column_stride: 1 };
-        let target = MatrixMut { data: y, rows: weights.rows, columns: self.v.width, row_stride };
-        multiply(target, add, weights, self.v.matrix(keys, head / self.group));
+        let mut v = self.v.matrix(keys, head / self.group);
+        if self.is_half {
+            let width = pairs(left, weights);
+            weights = dense(left, weights.rows, width);
+            pairs_of_rows(right, v);
+            v = dense(right, width, v.columns);
+        }
+        let target = MatrixMut { data: y, rows: weights.rows, columns: v.columns, row_stride };
+        self.multiply(target, add, weights, v);
     }
+
+    fn multiply(&self, y: MatrixMut, add: bool, a: Matrix, b: Matrix) {
+        if self.is_half { multiply_pairs(y, add, a, b) } else { multiply(y, add, a, b) }
+    }
+}
+
+/// A matrix whose rows follow each other.
+fn dense(data: &[f32], rows: usize, columns: usize) -> Matrix<'_> {
+    Matrix { data, rows, columns, row_stride: columns, column_stride: 1 }
 }
 
 /// Scores of some queries, and then their weights; and the memory in which keys lie as columns.
@@ -124,6 +156,9 @@ impl<'a> Heads<'a> {
 pub(super) struct Scores {
     pub rows: Vec<f32>,
     keys: Vec<f32>,
+    /// What is multiplied, in pairs of bf16.
+    left: Vec<f32>,
+    right: Vec<f32>,
 }
 
 /// Some queries of one sequence, and their rows of the result.
@@ -283,7 +318,7 @@ mod tests {
     fn check_over(offsets: &[usize], kv_heads: usize, causal: bool, window: Option<usize>, bias: Option<&Tensor>) {
         let tokens = offsets[offsets.len() - 1];
         let (q, k, v) = (random(tokens, HEADS), random(tokens, kv_heads), random(tokens, kv_heads));
-        let op = Attention { offsets, scale: 0.35, causal, window, bias };
+        let op = Attention { offsets, scale: 0.35, causal, window, bias, is_half: false };
         let ours = attention(&q, &k, &v, &op).unwrap().reshape((tokens, HEADS, WIDTH)).unwrap();
         for span in offsets.windows(2) {
             for head in 0..HEADS {
@@ -318,6 +353,20 @@ mod tests {
     }
 
     #[test]
+    fn bf16_is_near() {
+        let offsets = [0, 1, 34, 137, 139 + TILE];
+        let tokens = offsets[4];
+        let (q, k, v) = (random(tokens, HEADS), random(tokens, 2), random(tokens, 2));
+        for causal in [false, true] {
+            let op = Attention { offsets: &offsets, scale: 0.35, causal, window: None, bias: None, is_half: false };
+            let exact = attention(&q, &k, &v, &op).unwrap();
+            let half = attention(&q, &k, &v, &Attention { is_half: true, ..op }).unwrap();
+            let gap = (exact - half).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
+            assert!(gap < 0.15, "{gap}");
+        }
+    }
+
+    #[test]
     fn causal_with_shared_keys_is_the_plain_one() {
         check(2, true, None, None);
     }
@@ -342,7 +391,7 @@ mod tests {
         let offsets = [0, 5, 9];
         let stacked = random(9, 3 * HEADS);
         let window = |i: usize| stacked.narrow(1, i * HEADS, HEADS).unwrap();
-        let op = Attention { offsets: &offsets, scale: 1.0, causal: false, window: None, bias: None };
+        let op = Attention { offsets: &offsets, scale: 1.0, causal: false, window: None, bias: None, is_half: false };
         let copies: Vec<Tensor> = (0..3).map(|i| window(i).contiguous().unwrap()).collect();
         let windows = attention(&window(0), &window(1), &window(2), &op).unwrap();
         let dense = attention(&copies[0], &copies[1], &copies[2], &op).unwrap();

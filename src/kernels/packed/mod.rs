@@ -25,6 +25,7 @@ use super::product::{product, set_product};
 use super::{Gate, activate};
 use candle_core::{DType, Result, Tensor};
 pub use memory::Memory;
+pub(super) use rows::rounded;
 use run::Tiled;
 use std::sync::Arc;
 use tiles::{Columns, Kind};

@@ -145,7 +145,7 @@ fn write_planes<const PLANES: usize>(tiles: &mut [Tile], place: usize, row: &[f3
 
 /// To the nearest number of bf16, of two the even one; what is not finite stays so.
 #[inline(always)]
-fn rounded(x: f32) -> f32 {
+pub fn rounded(x: f32) -> f32 {
     let bits = x.to_bits();
     let nearest = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) & 0xffff_0000;
     let is_special = bits & 0x7f80_0000 == 0x7f80_0000;

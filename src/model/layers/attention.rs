@@ -3,7 +3,7 @@
 use super::disentangled::Disentangled;
 use super::{Linear, Loader, Norm, positions};
 use crate::error::Result;
-use crate::kernels::{self, rotate};
+use crate::kernels::{self, Format, rotate};
 use crate::model::delta::Plan;
 use crate::model::spec::{self, Positions};
 use candle_core::Tensor;
@@ -23,6 +23,8 @@ pub struct Attention {
     causal: bool,
     window: Option<usize>,
     positions: Known,
+    /// See [`kernels::Attention`].
+    is_half: bool,
 }
 
 struct QkNorms {
@@ -84,6 +86,7 @@ impl Attention {
             causal: spec.causal,
             window: spec.window,
             positions,
+            is_half: matches!(loader.format, Format::Bfloat16 | Format::Int8),
         })
     }
 
@@ -103,8 +106,8 @@ impl Attention {
                 return self.output.forward(&y, plan);
             }
         }
-        let Self { scale, causal, window, .. } = *self;
-        let attention = kernels::Attention { offsets, scale, causal, window, bias };
+        let Self { scale, causal, window, is_half, .. } = *self;
+        let attention = kernels::Attention { offsets, scale, causal, window, bias, is_half };
         self.output.forward(&kernels::attention(&q, &k, &v, &attention)?, plan)
     }
 
