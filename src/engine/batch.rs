@@ -114,9 +114,10 @@ mod tests {
             let fair = tokens.iter().sum::<usize>() / parts.len();
             assert!(sums.iter().all(|sum| *sum <= fair + longest && fair <= sum + longest), "{sums:?}");
         }
-        assert_eq!(parts(&[12; 32], 2), [0..16, 16..32]);
+        assert_eq!(parts(&[12; 20], 2), [0..10, 10..20]);
         assert_eq!(parts(&[12, 12, 12], 2).len(), 1);
         assert_eq!(parts(&[100; 10], 1).len(), 1);
-        assert_eq!(parts(&[100; 10], 4).len(), 4);
+        assert_eq!(parts(&[100; 5], 4).len(), 4);
+        assert_eq!(parts(&[16; 64], 2).len(), 8);
     }
 }

@@ -152,7 +152,7 @@ mod tests {
             return println!("skipped: no AVX-512");
         }
         let check = |kind, kernel: Kernel| {
-            // SAFETY: the machine has what the kernel needs, by the conditions here.
+            // The machine has what the kernel needs, by the conditions here.
             check_unit(kind, |rows, columns, y| unsafe { run(kernel, rows, columns, y) });
         };
         check(Kind::Single, single);

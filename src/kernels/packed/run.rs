@@ -155,7 +155,7 @@ struct Sheet {
     columns: usize,
 }
 
-// Tasks write through `write` alone, no two of them the same place.
+// SAFETY: tasks write through `write` alone, no two of them the same place.
 unsafe impl Sync for Sheet {}
 
 impl Sheet {
