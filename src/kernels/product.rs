@@ -5,6 +5,7 @@
 #![expect(unsafe_code, reason = "gemm takes raw pointers")]
 
 use super::math::vectorized;
+use super::small;
 use super::threads::{share_chunks, share_rows, threads};
 use super::view::{Matrix, MatrixMut, Rows, with_dense};
 use candle_core::{CpuStorage, CustomOp2, InplaceOp3, Layout, Result, Shape, Tensor, bail};
@@ -123,6 +124,9 @@ fn matrix<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<Matrix<'a>> {
 /// Multiplications that are worth a thread's while.
 const WORTH: usize = 1 << 20;
 
+/// Inputs or outputs of a weight that is not worth packing, such as one of low rank.
+const THIN: usize = 64;
+
 /// As [`multiply`], rows shared out where they are worth it.
 fn multiply_shared(y: MatrixMut, accumulate: bool, a: Matrix, b: Matrix) {
     let rows = y.rows.div_ceil(threads()).max(WORTH / (1 + y.columns * a.columns));
@@ -131,7 +135,12 @@ fn multiply_shared(y: MatrixMut, accumulate: bool, a: Matrix, b: Matrix) {
     share_chunks(&mut data[..end], rows * row_stride, |chunk, data| {
         let some = rows.min(y.rows - chunk * rows);
         let a = Matrix { data: a.data.get(chunk * rows * a.row_stride..).unwrap_or_default(), rows: some, ..a };
-        multiply(MatrixMut { data, rows: some, columns, row_stride }, accumulate, a, b);
+        let target = MatrixMut { data, rows: some, columns, row_stride };
+        // By what the weight is, not the rows, so that a row's result is the same whatever goes with it.
+        match a.columns.min(columns) {
+            0..=THIN if (a.column_stride, b.column_stride) == (1, 1) => small::multiply(target, accumulate, a, b),
+            _ => multiply(target, accumulate, a, b),
+        }
     });
 }
 
