@@ -49,14 +49,13 @@ const PART_MIN: usize = 48;
 const PART_MAX: usize = 128;
 
 /// Ordered sequences of so many tokens each, as parts that `threads` run side by side: no product waits for another thread,
-/// and what a part makes stays in its core's cache. Too few for that are one part, and so is a sequence that is too long;
-/// the threads share its products.
+/// and what a part makes stays in its core's cache. Too few for that are one part, whose products the threads share, and so
+/// are those of which one is longer than a thread's fair share, for which the others would wait.
 pub fn parts(tokens: &[usize], threads: usize) -> Vec<Range<usize>> {
     let total: usize = tokens.iter().sum();
-    let count = match total {
-        _ if threads < 2 || total < threads * PART_MIN => 1,
-        _ => total.div_ceil(PART_MAX).next_multiple_of(threads),
-    };
+    let longest = tokens.iter().max().copied().unwrap_or_default();
+    let are_few = total < threads * PART_MIN || longest * threads > total;
+    let count = if threads < 2 || are_few { 1 } else { total.div_ceil(PART_MAX).next_multiple_of(threads) };
     let (mut parts, mut start, mut sum) = (Vec::with_capacity(count), 0, 0);
     for (index, tokens) in tokens.iter().enumerate() {
         // A part ends with the sequence after which it is nearest to its share.
@@ -116,6 +115,7 @@ mod tests {
         }
         assert_eq!(parts(&[12; 20], 2), [0..10, 10..20]);
         assert_eq!(parts(&[12, 12, 12], 2).len(), 1);
+        assert_eq!(parts(&[600, 5, 40], 2).len(), 1);
         assert_eq!(parts(&[100; 10], 1).len(), 1);
         assert_eq!(parts(&[100; 5], 4).len(), 4);
         assert_eq!(parts(&[16; 64], 2).len(), 8);
