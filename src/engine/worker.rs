@@ -19,7 +19,6 @@ pub struct Worker {
     limits: Limits,
     tokens_per_second: Arc<AtomicU64>,
     threads: Threads,
-    count: usize,
 }
 
 impl Worker {
@@ -30,7 +29,7 @@ impl Worker {
         };
         let threads = Threads::new(count);
         let threads = threads.map_err(|e| Error::Internal(format!("cannot start compute threads: {e}")))?;
-        Ok(Self { queue, waiting: VecDeque::new(), limits, tokens_per_second, threads, count })
+        Ok(Self { queue, waiting: VecDeque::new(), limits, tokens_per_second, threads })
     }
 
     /// Runs until every engine handle is gone and the queue is empty.
@@ -66,7 +65,7 @@ impl Worker {
         let lengths: Vec<usize> = jobs.iter().map(|job| job.sequence.ids.len()).collect();
         let tokens = lengths.iter().sum::<usize>();
         // Another device takes a batch as a whole.
-        let threads = if model.device().is_cpu() { self.count } else { 1 };
+        let threads = if model.device().is_cpu() { self.threads.count() } else { 1 };
         let pack = |part: Range<usize>| batch::pack(jobs[part].iter().map(|job| &job.sequence));
         let parts: Vec<Batch> = batch::parts(&lengths, threads).into_iter().map(pack).collect();
         let segments = parts.iter().map(|part| part.segments.len()).sum();

@@ -29,6 +29,11 @@ impl Threads {
         Ok(threads)
     }
 
+    /// How many, with the one that leads.
+    pub fn count(&self) -> usize {
+        self.team.count
+    }
+
     /// Runs `f`, in which [`share`] shares work among these threads.
     pub fn run<R>(&self, f: impl FnOnce() -> R) -> R {
         if self.team.is_led.swap(true, Ordering::Acquire) {
