@@ -90,7 +90,7 @@ impl Sizes {
             causal: false,
             window: None,
             bias: None,
-            is_half: format != Format::Float32,
+            is_half: format.rounds(),
         };
         let seconds = median(|| attention(&q, &k, &v, &op).unwrap());
         line("attention", seconds, 4.0 * (tokens * length * hidden) as f64);

@@ -54,8 +54,8 @@ const PART_MAX: usize = 128;
 pub fn parts(tokens: &[usize], threads: usize) -> Vec<Range<usize>> {
     let total: usize = tokens.iter().sum();
     let longest = tokens.iter().max().copied().unwrap_or_default();
-    let are_few = total < threads * PART_MIN || longest * threads > total;
-    let count = if threads < 2 || are_few { 1 } else { total.div_ceil(PART_MAX).next_multiple_of(threads) };
+    let is_one = total < threads * PART_MIN || longest * threads > total;
+    let count = if threads < 2 || is_one { 1 } else { total.div_ceil(PART_MAX).next_multiple_of(threads) };
     let (mut parts, mut start, mut sum) = (Vec::with_capacity(count), 0, 0);
     for (index, tokens) in tokens.iter().enumerate() {
         // A part ends with the sequence after which it is nearest to its share.

@@ -105,13 +105,13 @@ impl<'a> Heads<'a> {
         let (mut q, mut k) = (self.q.matrix(queries, head), self.k.matrix(keys, head / self.group));
         if self.is_half {
             let width = pairs(&mut scores.left, q);
-            q = dense(&scores.left, rows, width);
+            q = Matrix::dense(&scores.left, rows, width);
             let width = pairs(&mut scores.right, k);
-            k = dense(&scores.right, k.rows, width);
+            k = Matrix::dense(&scores.right, k.rows, width);
         }
         transpose(&mut scores.keys, k, columns);
         scores.rows.resize(rows * columns, 0.0);
-        let keys = dense(&scores.keys, q.columns, columns);
+        let keys = Matrix::dense(&scores.keys, q.columns, columns);
         let target = MatrixMut { data: &mut scores.rows, rows, columns, row_stride: columns };
         self.multiply(target, false, q, keys);
         columns
@@ -133,9 +133,9 @@ impl<'a> Heads<'a> {
         let mut v = self.v.matrix(keys, head / self.group);
         if self.is_half {
             let width = pairs(left, weights);
-            weights = dense(left, weights.rows, width);
+            weights = Matrix::dense(left, weights.rows, width);
             pairs_of_rows(right, v);
-            v = dense(right, width, v.columns);
+            v = Matrix::dense(right, width, v.columns);
         }
         let target = MatrixMut { data: y, rows: weights.rows, columns: v.columns, row_stride };
         self.multiply(target, add, weights, v);
@@ -144,11 +144,6 @@ impl<'a> Heads<'a> {
     fn multiply(&self, y: MatrixMut, add: bool, a: Matrix, b: Matrix) {
         if self.is_half { multiply_pairs(y, add, a, b) } else { multiply(y, add, a, b) }
     }
-}
-
-/// A matrix whose rows follow each other.
-fn dense(data: &[f32], rows: usize, columns: usize) -> Matrix<'_> {
-    Matrix { data, rows, columns, row_stride: columns, column_stride: 1 }
 }
 
 /// Scores of some queries, and then their weights; and the memory in which keys lie as columns.

@@ -1,7 +1,7 @@
 //! Columns of a matrix scaled and shifted in place, each by its own numbers; sums, and differences added in place.
 
 use super::math::vectorized;
-use super::threads::share_chunks;
+use super::threads::{WORTH, share_chunks};
 use super::view::dense;
 use candle_core::{CpuStorage, CustomOp2, InplaceOp2, InplaceOp3, Layout, Result, Shape, Tensor, bail};
 
@@ -28,9 +28,6 @@ pub fn sum(a: &Tensor, b: &Tensor) -> Result<Tensor> {
 
 struct Sum;
 
-/// Elements that one thread adds up at once.
-const CHUNK: usize = 16384;
-
 impl CustomOp2 for Sum {
     fn name(&self) -> &'static str {
         "sum"
@@ -42,8 +39,8 @@ impl CustomOp2 for Sum {
         }
         let mut y = dense(a, a_l)?.to_vec();
         let b = dense(b, b_l)?;
-        share_chunks(&mut y, CHUNK, |chunk, y| {
-            let b = &b[chunk * CHUNK..][..y.len()];
+        share_chunks(&mut y, WORTH, |chunk, y| {
+            let b = &b[chunk * WORTH..][..y.len()];
             vectorized(
                 #[inline(always)]
                 || y.iter_mut().zip(b).for_each(|(y, b)| *y += b),

@@ -74,7 +74,7 @@ fn widened<T: Copy + Into<f32> + Sync>(y: &mut [f32], accumulate: bool, x: Matri
                 || wide.iter_mut().zip(half).for_each(|(wide, half)| *wide = (*half).into()),
             );
         });
-        let weight = Matrix { data: tile, rows: x.columns, columns: width, row_stride: width, column_stride: 1 };
+        let weight = Matrix::dense(tile, x.columns, width);
         let data = y.get_mut(first..).unwrap_or_default();
         let target = MatrixMut { data, rows: x.rows, columns: width, row_stride: columns };
         multiply_shared(target, accumulate, x, weight);

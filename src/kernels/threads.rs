@@ -128,7 +128,7 @@ pub fn share_chunks<T: Send>(slice: &mut [T], length: usize, f: impl Fn(usize, &
 }
 
 /// Elements whose work is worth a thread's while.
-const WORTH: usize = 16384;
+pub const WORTH: usize = 16384;
 
 /// Calls `f` with each row of so many elements and its number, as [`share`] does.
 pub fn share_rows<T: Send>(rows: &mut [T], width: usize, f: impl Fn(usize, &mut [T]) + Sync) {
@@ -150,7 +150,7 @@ pub fn made_rows(count: usize, width: usize, f: impl Fn(usize, &mut [f32]) + Syn
 }
 
 /// Memory, made zeros.
-pub fn zeros(memory: &mut [MaybeUninit<f32>]) -> &mut [f32] {
+fn zeros(memory: &mut [MaybeUninit<f32>]) -> &mut [f32] {
     memory.fill(MaybeUninit::new(0.0));
     // SAFETY: all elements have been written.
     unsafe { memory.assume_init_mut() }

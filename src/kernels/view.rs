@@ -66,7 +66,12 @@ pub struct Matrix<'a> {
     pub column_stride: usize,
 }
 
-impl Matrix<'_> {
+impl<'a> Matrix<'a> {
+    /// One whose rows follow each other.
+    pub fn dense(data: &'a [f32], rows: usize, columns: usize) -> Self {
+        Self { data, rows, columns, row_stride: columns, column_stride: 1 }
+    }
+
     /// The same elements with rows and columns exchanged.
     pub fn transposed(self) -> Self {
         Self {

@@ -49,6 +49,11 @@ pub enum Format {
 }
 
 impl Format {
+    /// Whether what its linear weights multiply is rounded, and so is what attention does.
+    pub fn rounds(self) -> bool {
+        matches!(self, Self::Bfloat16 | Self::Int8)
+    }
+
     /// That of matrices which are not multiplied.
     pub fn dtype(self) -> DType {
         match self {

@@ -96,7 +96,7 @@ impl Columns {
         let tiles = memory.take(outputs.div_ceil(PANEL) * per_panel, fill)?;
         let mut columns = Self { kind, inputs, tiles, scales, sums: Vec::new() };
         let sum = |output| (0..inputs).map(|input| columns.get(input, output)).sum();
-        columns.sums = (0..columns.scales.len()).map(sum).collect();
+        columns.sums = (0..columns.scales.len()).into_par_iter().map(sum).collect();
         Ok(columns)
     }
 

@@ -3,7 +3,7 @@
 use super::disentangled::Disentangled;
 use super::{Linear, Loader, Norm, positions};
 use crate::error::Result;
-use crate::kernels::{self, Format, rotate};
+use crate::kernels::{self, rotate};
 use crate::model::delta::Plan;
 use crate::model::spec::{self, Positions};
 use candle_core::Tensor;
@@ -86,7 +86,7 @@ impl Attention {
             causal: spec.causal,
             window: spec.window,
             positions,
-            is_half: matches!(loader.format, Format::Bfloat16 | Format::Int8),
+            is_half: loader.format.rounds(),
         })
     }
 
