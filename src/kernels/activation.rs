@@ -219,6 +219,7 @@ mod avx512 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernels::sample::normal;
     use candle_core::Device;
 
     fn difference(a: &Tensor, b: &Tensor) -> f32 {
@@ -227,7 +228,7 @@ mod tests {
 
     #[test]
     fn each_activation_is_candles() {
-        let x = Tensor::randn(0f32, 3.0, (7, 101), &Device::Cpu).unwrap();
+        let x = normal(3.0, (7, 101));
         for (activation, plain) in [
             (Activation::Gelu, x.gelu_erf().unwrap()),
             (Activation::GeluTanh, x.gelu().unwrap()),
@@ -267,7 +268,7 @@ mod tests {
 
     #[test]
     fn either_half_may_be_the_gate_of_the_other() {
-        let x = Tensor::randn(0f32, 1.0, (5, 64), &Device::Cpu).unwrap();
+        let x = normal(1.0, (5, 64));
         let half = |first: usize| x.narrow(1, first, 32).unwrap();
         for (gate, active, gated) in [(Gate::First, 0, 32), (Gate::Second, 32, 0)] {
             let plain = (half(active).silu().unwrap() * half(gated)).unwrap();

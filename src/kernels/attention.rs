@@ -278,13 +278,14 @@ impl Row {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernels::sample::normal;
     use candle_core::{D, Device};
 
     const HEADS: usize = 4;
     const WIDTH: usize = 8;
 
     fn random(tokens: usize, heads: usize) -> Tensor {
-        Tensor::randn(0f32, 1.5, (tokens, heads, WIDTH), &Device::Cpu).unwrap()
+        normal(1.5, (tokens, heads, WIDTH))
     }
 
     /// One sequence and one head in candle's own operations, with the whole score matrix.
@@ -337,7 +338,7 @@ mod tests {
     fn tiles_of_keys_are_all_of_them() {
         let offsets = [0, 3, 3 + 2 * TILE + 70];
         let tokens = offsets[2];
-        let bias = Tensor::randn(0f32, 1.0, (HEADS, 2 * tokens - 1), &Device::Cpu).unwrap();
+        let bias = normal(1.0, (HEADS, 2 * tokens - 1));
         check_over(&offsets, HEADS, false, None, Some(&bias));
         check_over(&offsets, 2, true, Some(TILE + 3), None);
     }
@@ -368,7 +369,7 @@ mod tests {
 
     #[test]
     fn relative_bias_is_looked_up_by_distance() {
-        let bias = Tensor::randn(0f32, 1.0, (HEADS, 2 * 90 - 1), &Device::Cpu).unwrap();
+        let bias = normal(1.0, (HEADS, 2 * 90 - 1));
         check(HEADS, false, None, Some(&bias));
         check(HEADS, true, Some(5), Some(&bias));
     }

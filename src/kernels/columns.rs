@@ -130,11 +130,11 @@ impl InplaceOp3 for ScaleColumns {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::Device;
+    use crate::kernels::sample::normal;
 
     #[test]
     fn a_sum_is_candles() {
-        let random = |rows| Tensor::randn(0f32, 1.0, (rows, 400), &Device::Cpu).unwrap();
+        let random = |rows| normal(1.0, (rows, 400));
         let (a, b) = (random(100), random(100));
         let vectors = |t: Tensor| t.to_vec2::<f32>().unwrap();
         assert_eq!(vectors(sum(&a, &b).unwrap()), vectors((&a + &b).unwrap()));
@@ -143,7 +143,7 @@ mod tests {
 
     #[test]
     fn a_window_is_changed_and_nothing_else() {
-        let random = |rows, columns| Tensor::randn(0f32, 1.0, (rows, columns), &Device::Cpu).unwrap();
+        let random = |rows, columns| normal(1.0, (rows, columns));
         let (y, factor, shift) = (random(5, 12), random(1, 4).squeeze(0).unwrap(), random(1, 4).squeeze(0).unwrap());
         let before = y.copy().unwrap();
         let window = |t: &Tensor| t.narrow(0, 1, 3).unwrap().narrow(1, 6, 4).unwrap();

@@ -174,6 +174,7 @@ impl Table<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernels::sample::normal;
     use candle_core::Device;
 
     const HEADS: usize = 3;
@@ -181,7 +182,7 @@ mod tests {
     const SPAN: i64 = 6;
 
     fn random(rows: usize, columns: usize) -> Tensor {
-        Tensor::randn(0f32, 1.0, (rows, columns), &Device::Cpu).unwrap()
+        normal(1.0, (rows, columns))
     }
 
     fn dot(a: &Tensor, b: &Tensor) -> f32 {

@@ -68,12 +68,13 @@ fn picked<'a, T: Copy + Into<f32> + 'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernels::sample::normal;
     use candle_core::{DType, Device};
 
     #[test]
     fn it_is_candles_index_select() {
-        let table = Tensor::randn(0f32, 1.0, (7, 20), &Device::Cpu).unwrap();
-        let onto = Tensor::randn(0f32, 1.0, (5, 20), &Device::Cpu).unwrap();
+        let table = normal(1.0, (7, 20));
+        let onto = normal(1.0, (5, 20));
         let ids = Tensor::new(&[6u32, 0, 3, 3, 1], &Device::Cpu).unwrap();
         for dtype in [DType::F32, DType::BF16, DType::F16] {
             let table = table.to_dtype(dtype).unwrap();

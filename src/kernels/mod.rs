@@ -14,6 +14,8 @@ mod packed;
 mod pooling;
 mod product;
 mod rotary;
+#[cfg(test)]
+mod sample;
 mod small;
 mod softmax;
 mod threads;

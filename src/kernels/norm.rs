@@ -112,10 +112,11 @@ impl Norm<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernels::sample::normal;
     use candle_core::{D, Device};
 
     fn random(shape: impl Into<Shape>) -> Tensor {
-        Tensor::randn(0f32, 2.0, shape, &Device::Cpu).unwrap()
+        normal(2.0, shape)
     }
 
     /// The same in candle's own operations.

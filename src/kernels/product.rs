@@ -192,10 +192,11 @@ pub(super) fn multiply(y: MatrixMut, accumulate: bool, a: Matrix, b: Matrix) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::{DType, Device};
+    use crate::kernels::sample::normal;
+    use candle_core::DType;
 
     fn random(shape: (usize, usize)) -> Tensor {
-        Tensor::randn(0f32, 1.0, shape, &Device::Cpu).unwrap()
+        normal(1.0, shape)
     }
 
     fn difference(a: &Tensor, b: &Tensor) -> f32 {
