@@ -37,8 +37,9 @@
 //! 4. [`engine::Engine::admit`] takes permits, one a token; a full queue is 429.
 //! 5. The worker takes what waits for the oldest sequence's model, up to `max_batch_tokens`, and sorts it so that each
 //!    adapter is one row range. No timer: while the device computes, the queue fills, and that is the batching.
-//!    A batch is run in parts, one a thread, so that no product waits for another thread; a small one is a single part,
-//!    whose operations the threads share.
+//!    On a CPU, where much waits, each thread takes batches of its own, as long as a core's cache holds, so that no
+//!    product waits for another thread and every answer goes out as soon as it is there; where little does, it is one
+//!    batch, whose operations the threads share.
 //! 6. [`model::Model::embed`]: one pass of the transformer over packed rows, no padding; each site adds its deltas to
 //!    the rows of the adapters that have one.
 //! 7. Pipelines by segment, one copy to the host, one reply a sequence; the handler joins them in input order.
@@ -101,7 +102,7 @@
 //! - A Router in a forward pass: at load every route becomes a pipeline, and a request's kind of text chooses one.
 //! - Hidden states in less than f32: `dtype` is that of a base's matrices, and of what they and attention multiply at that
 //!   moment ([`kernels::Format`]); between products all is f32, and so are norms and adapters.
-//! - A pool of tasks below the engine: [`kernels::Threads`] share one operation, or the parts of one batch, never both.
+//! - A pool of tasks below the engine: [`kernels::Threads`] share one operation, or take batches from the queue, never both.
 //! - `folder` is a leaf, not part of `hub`, because models, adapters and tokenizers read folders and know no Hub.
 
 pub mod adapters;

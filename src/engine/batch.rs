@@ -3,15 +3,18 @@
 use super::{Sequence, Target};
 use crate::model::{Adapter, Batch, Segment};
 use std::collections::VecDeque;
-use std::ops::Range;
 use std::sync::Arc;
+
+/// How many sequences are looked at for what still fits.
+const LOOKS: usize = 512;
 
 /// Takes from the queue what runs next: the oldest item, and after it, oldest first, whatever is for the same model and
 /// still fits into `tokens_max`. The oldest is taken whatever its length. What is left keeps its order.
 pub fn take<T>(queue: &mut VecDeque<T>, tokens_max: usize, sequence: impl Fn(&T) -> &Sequence) -> Vec<T> {
-    let (mut taken, mut left) = (Vec::new(), VecDeque::with_capacity(queue.len()));
+    let (mut taken, mut left) = (Vec::new(), Vec::new());
     let (mut model, mut room) = (None, tokens_max);
-    while let Some(item) = queue.pop_front() {
+    while room > 0 && left.len() < LOOKS {
+        let Some(item) = queue.pop_front() else { break };
         let Sequence { ids, target, .. } = sequence(&item);
         let fits = match &model {
             None => true,
@@ -22,14 +25,10 @@ pub fn take<T>(queue: &mut VecDeque<T>, tokens_max: usize, sequence: impl Fn(&T)
             model.get_or_insert_with(|| target.model.clone());
             taken.push(item);
         } else {
-            left.push_back(item);
-        }
-        if room == 0 {
-            break;
+            left.push(item);
         }
     }
-    left.append(queue);
-    *queue = left;
+    left.into_iter().rev().for_each(|item| queue.push_front(item));
     taken
 }
 
@@ -48,26 +47,17 @@ const PART_MIN: usize = 48;
 /// Tokens whose hidden states stay in a core's cache from one product to the next.
 const PART_MAX: usize = 128;
 
-/// Ordered sequences of so many tokens each, as parts that `threads` run side by side: no product waits for another thread,
-/// and what a part makes stays in its core's cache. Too few for that are one part, whose products the threads share, and so
-/// are those of which one is longer than a thread's fair share, for which the others would wait.
-pub fn parts(tokens: &[usize], threads: usize) -> Vec<Range<usize>> {
-    let total: usize = tokens.iter().sum();
-    let longest = tokens.iter().max().copied().unwrap_or_default();
-    let is_one = total < threads * PART_MIN || longest * threads > total;
-    let count = if threads < 2 || is_one { 1 } else { total.div_ceil(PART_MAX).next_multiple_of(threads) };
-    let (mut parts, mut start, mut sum) = (Vec::with_capacity(count), 0, 0);
-    for (index, tokens) in tokens.iter().enumerate() {
-        // A part ends with the sequence after which it is nearest to its share.
-        let end = total * (parts.len() + 1) / count;
-        if index > start && sum + tokens / 2 > end {
-            parts.push(start..index);
-            start = index;
-        }
-        sum += tokens;
-    }
-    parts.push(start..tokens.len());
-    parts
+/// Whether sequences of so many tokens each are worth a batch for every thread: no product waits for another thread, and
+/// what a batch makes stays in its core's cache. Too few for that are not, nor are those of which one is longer than a
+/// thread's fair share, for which the others would wait.
+pub fn is_worth_threads(tokens: impl Iterator<Item = usize>, threads: usize) -> bool {
+    let (total, longest) = tokens.fold((0, 0), |(total, longest), tokens| (total + tokens, tokens.max(longest)));
+    threads > 1 && total >= threads * PART_MIN && longest * threads <= total
+}
+
+/// How many of so many waiting tokens one of so many idle threads takes.
+pub fn part(tokens: usize, idle: usize) -> usize {
+    tokens.div_ceil(idle.max(1)).clamp(PART_MIN, PART_MAX)
 }
 
 /// Packs ordered sequences of one model.
@@ -103,21 +93,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn parts_are_of_nearly_one_size_and_leave_nothing_out() {
-        for tokens in [vec![12; 32], vec![200, 10, 10, 180, 16, 90], vec![30; 3], vec![600, 5], vec![0; 4], vec![9]] {
-            let parts = parts(&tokens, 2);
-            let all: Vec<usize> = parts.iter().flat_map(Clone::clone).collect();
-            assert_eq!(all, (0..tokens.len()).collect::<Vec<_>>());
-            let longest = tokens.iter().max().copied().unwrap_or_default();
-            let sums: Vec<usize> = parts.iter().map(|part| tokens[part.clone()].iter().sum()).collect();
-            let fair = tokens.iter().sum::<usize>() / parts.len();
-            assert!(sums.iter().all(|sum| *sum <= fair + longest && fair <= sum + longest), "{sums:?}");
-        }
-        assert_eq!(parts(&[12; 20], 2), [0..10, 10..20]);
-        assert_eq!(parts(&[12, 12, 12], 2).len(), 1);
-        assert_eq!(parts(&[600, 5, 40], 2).len(), 1);
-        assert_eq!(parts(&[100; 10], 1).len(), 1);
-        assert_eq!(parts(&[100; 5], 4).len(), 4);
-        assert_eq!(parts(&[16; 64], 2).len(), 8);
+    fn threads_are_worth_it_where_each_has_its_share() {
+        let is_worth = |tokens: &[usize], threads| is_worth_threads(tokens.iter().copied(), threads);
+        assert!(is_worth(&[12; 20], 2));
+        assert!(!is_worth(&[12; 20], 8));
+        assert!(!is_worth(&[12, 12, 12], 2));
+        assert!(!is_worth(&[600, 5, 40], 2));
+        assert!(!is_worth(&[100; 10], 1));
+        assert!(is_worth(&[100; 5], 4));
+    }
+
+    #[test]
+    fn an_idle_thread_takes_its_share_and_no_more_than_its_cache_holds() {
+        assert_eq!((part(200, 2), part(120, 1), part(20, 2), part(9000, 2)), (100, 120, PART_MIN, PART_MAX));
     }
 }

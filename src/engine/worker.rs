@@ -1,24 +1,59 @@
 //! The one thread that owns a device: receive, pack, run, reply. While it computes, the queue fills: no timer.
+//!
+//! On a CPU, where much waits, each of its threads takes a part of it, as many tokens as suit its core's cache, answers it
+//! and takes the next; where little does, all of them run it as one batch, whose products they share.
 
 use super::{Job, Limits, Sequence, batch};
 use crate::error::{Error, Result};
-use crate::kernels::{Threads, share_items};
-use crate::model::{Batch, Model};
+use crate::kernels::{Threads, share_supply};
 use crate::telemetry;
 use std::collections::VecDeque;
-use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 use tokio::sync::mpsc;
 
 pub struct Worker {
-    queue: mpsc::Receiver<Vec<Job>>,
-    waiting: VecDeque<Job>,
+    waiting: Mutex<Waiting>,
     limits: Limits,
     tokens_per_second: Arc<AtomicU64>,
     threads: Threads,
+}
+
+/// What has come and nobody has begun.
+struct Waiting {
+    queue: mpsc::Receiver<Vec<Job>>,
+    jobs: VecDeque<Job>,
+}
+
+impl Waiting {
+    /// Takes in what has come. Jobs whose caller has gone are dropped.
+    fn look(&mut self) {
+        while let Ok(jobs) = self.queue.try_recv() {
+            self.jobs.extend(jobs);
+        }
+        self.jobs.retain(|job| !job.reply.is_closed());
+    }
+
+    /// Waits for work; false when none will come.
+    fn receive(&mut self) -> bool {
+        loop {
+            self.look();
+            if !self.jobs.is_empty() {
+                return true;
+            }
+            match self.queue.blocking_recv() {
+                Some(jobs) => self.jobs.extend(jobs),
+                None => return false,
+            }
+        }
+    }
+
+    /// Tokens of every job.
+    fn lengths(&self) -> impl Iterator<Item = usize> {
+        self.jobs.iter().map(|job| job.sequence.ids.len())
+    }
 }
 
 impl Worker {
@@ -29,52 +64,58 @@ impl Worker {
         };
         let threads = Threads::new(count);
         let threads = threads.map_err(|e| Error::Internal(format!("cannot start compute threads: {e}")))?;
-        Ok(Self { queue, waiting: VecDeque::new(), limits, tokens_per_second, threads })
+        let waiting = Mutex::new(Waiting { queue, jobs: VecDeque::new() });
+        Ok(Self { waiting, limits, tokens_per_second, threads })
     }
 
     /// Runs until every engine handle is gone and the queue is empty.
-    pub fn run(mut self) {
-        while self.receive() {
-            let mut jobs = batch::take(&mut self.waiting, self.limits.batch_tokens_max, |job| &job.sequence);
-            batch::order(&mut jobs, |job| &job.sequence);
-            self.serve(jobs);
-        }
-    }
-
-    /// Waits for work; false when none will come. Jobs whose caller has gone are dropped here.
-    fn receive(&mut self) -> bool {
+    pub fn run(self) {
         loop {
-            while let Ok(jobs) = self.queue.try_recv() {
-                self.waiting.extend(jobs);
+            let mut waiting = self.waiting();
+            if !waiting.receive() {
+                return;
             }
-            self.waiting.retain(|job| !job.reply.is_closed());
-            if !self.waiting.is_empty() {
-                return true;
-            }
-            match self.queue.blocking_recv() {
-                Some(jobs) => self.waiting.extend(jobs),
-                None => return false,
+            let is_cpu = waiting.jobs.front().is_some_and(|job| job.sequence.target.model.device().is_cpu());
+            if is_cpu && batch::is_worth_threads(waiting.lengths(), self.threads.count()) {
+                drop(waiting);
+                let part = |idle| self.part(idle);
+                self.threads.run(|| share_supply(part, |jobs| self.serve(jobs, self.threads.count())));
+            } else {
+                let jobs = batch::take(&mut waiting.jobs, self.limits.batch_tokens_max, |job| &job.sequence);
+                drop(waiting);
+                self.threads.run(|| self.serve(jobs, 1));
             }
         }
     }
 
-    /// Runs one batch and answers its jobs.
-    fn serve(&self, jobs: Vec<Job>) {
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        // Nothing that is done with it leaves it half done.
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What one of so many idle threads does next.
+    fn part(&self, idle: usize) -> Option<Vec<Job>> {
+        let mut waiting = self.waiting();
+        waiting.look();
+        let room = batch::part(waiting.lengths().sum(), idle).min(self.limits.batch_tokens_max);
+        let jobs = batch::take(&mut waiting.jobs, room, |job| &job.sequence);
+        (!jobs.is_empty()).then_some(jobs)
+    }
+
+    /// Runs one batch, one of so many that run side by side, and answers its jobs.
+    fn serve(&self, mut jobs: Vec<Job>, beside: usize) {
         let began = Instant::now();
         let Some(model) = jobs.first().map(|job| job.sequence.target.model.clone()) else { return };
-        let lengths: Vec<usize> = jobs.iter().map(|job| job.sequence.ids.len()).collect();
-        let tokens = lengths.iter().sum::<usize>();
-        // Another device takes a batch as a whole.
-        let threads = if model.device().is_cpu() { self.threads.count() } else { 1 };
-        let pack = |part: Range<usize>| batch::pack(jobs[part].iter().map(|job| &job.sequence));
-        let parts: Vec<Batch> = batch::parts(&lengths, threads).into_iter().map(pack).collect();
-        let segments = parts.iter().map(|part| part.segments.len()).sum();
+        batch::order(&mut jobs, |job| &job.sequence);
+        let batch = batch::pack(jobs.iter().map(|job| &job.sequence));
+        let tokens = batch.ids.len();
         // A panic must not take the device's only thread with it; the tensors of a failed pass are dropped whole.
-        let result = catch_unwind(AssertUnwindSafe(|| self.threads.run(|| embed(&model, &parts))));
+        let result = catch_unwind(AssertUnwindSafe(|| model.embed(&batch)));
         let result = result.unwrap_or_else(|_| Err(Error::Internal("the forward pass panicked".into())));
         let computed = began.elapsed();
-        self.tokens_per_second.store((tokens as f64 / computed.as_secs_f64().max(1e-6)) as u64, Ordering::Relaxed);
-        telemetry::batch(tokens, jobs.len(), segments, computed);
+        let rate = (tokens * beside) as f64 / computed.as_secs_f64().max(1e-6);
+        self.tokens_per_second.store(rate as u64, Ordering::Relaxed);
+        telemetry::batch(tokens, jobs.len(), batch.segments.len(), computed);
         let answer = |job: Job, vector: Result<Vec<f32>>| {
             let queued = began.duration_since(job.since);
             telemetry::sequence(&job.sequence.target.label, job.sequence.ids.len(), queued);
@@ -92,18 +133,6 @@ impl Worker {
                 tracing::error!(%error, tokens, "a batch failed");
                 jobs.into_iter().for_each(|job| answer(job, Err(error.clone())));
             }
-        }
-    }
-}
-
-/// The vectors of all parts, in order.
-fn embed(model: &Model, parts: &[Batch]) -> Result<Vec<Vec<f32>>> {
-    match parts {
-        [whole] => model.embed(whole),
-        parts => {
-            let mut vectors: Vec<Result<Vec<Vec<f32>>>> = parts.iter().map(|_| Ok(Vec::new())).collect();
-            share_items(vectors.iter_mut().zip(parts).collect(), |(vectors, part)| *vectors = model.embed(part));
-            Ok(vectors.into_iter().collect::<Result<Vec<_>>>()?.concat())
         }
     }
 }

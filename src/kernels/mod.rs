@@ -32,4 +32,4 @@ pub use packed::{Format, Memory, Packed};
 pub use pooling::{Pooling, pool};
 pub use product::{add_product, product, set_product};
 pub use rotary::{rotary_tables, rotate};
-pub use threads::{Threads, share_items, threads};
+pub use threads::{Threads, share_supply, threads};

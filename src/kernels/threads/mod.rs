@@ -1,15 +1,18 @@
 //! The threads that compute, and how an operation shares its work among them.
 //!
 //! Between the operations of a forward pass they wait awake: to wake a thread that sleeps takes as long as a small product.
-#![expect(unsafe_code, reason = "threads call a closure, and write parts of a slice, that their leader lent them")]
+#![expect(unsafe_code, reason = "threads call a closure that their leader lent them")]
+
+mod shares;
 
 use std::cell::{Cell, UnsafeCell};
 use std::io;
-use std::mem::MaybeUninit;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread::{JoinHandle, yield_now};
+
+pub use shares::{WORTH, made_rows, share_chunks, share_items, share_rows, share_supply};
 
 /// A thread that leads, and others that help it. Dropped, these end.
 pub struct Threads {
@@ -103,63 +106,6 @@ pub fn share(count: usize, f: impl Fn(usize) + Sync) {
     let result = unsafe { (*team).lead(count, &f) };
     LED.set(team);
     result.unwrap_or_else(|panic| resume_unwind(panic));
-}
-
-/// Calls `f` with each chunk of a slice and its number, as [`share`] does.
-pub fn share_chunks<T: Send>(slice: &mut [T], length: usize, f: impl Fn(usize, &mut [T]) + Sync) {
-    /// A slice's start, for all threads.
-    struct Start<T>(*mut T);
-    // SAFETY: threads make of it parts that do not overlap.
-    unsafe impl<T: Send> Sync for Start<T> {}
-    impl<T> Start<T> {
-        /// # Safety
-        /// The part lies in the slice, and nobody else has any of it.
-        unsafe fn part<'a>(&self, first: usize, length: usize) -> &'a mut [T] {
-            // SAFETY: as the caller has it.
-            unsafe { std::slice::from_raw_parts_mut(self.0.add(first), length) }
-        }
-    }
-    let (start, total, length) = (Start(slice.as_mut_ptr()), slice.len(), length.max(1));
-    share(total.div_ceil(length), |chunk| {
-        let first = chunk * length;
-        // SAFETY: each number comes once, so no two parts overlap, and the slice is borrowed until all are done.
-        f(chunk, unsafe { start.part(first, length.min(total - first)) });
-    });
-}
-
-/// Elements whose work is worth a thread's while.
-pub const WORTH: usize = 16384;
-
-/// Calls `f` with each row of so many elements and its number, as [`share`] does.
-pub fn share_rows<T: Send>(rows: &mut [T], width: usize, f: impl Fn(usize, &mut [T]) + Sync) {
-    let width = width.max(1);
-    let together = 1 + WORTH / width;
-    share_chunks(rows, together * width, |chunk, rows| {
-        rows.chunks_exact_mut(width).enumerate().for_each(|(row, y)| f(chunk * together + row, y));
-    });
-}
-
-/// New rows of so many elements, which `f` finds full of zeros and then changes, as [`share`] does. (Zeros that are written
-/// row by row, where they are needed next, cost next to nothing; those of a whole matrix as much as a small product.)
-pub fn made_rows(count: usize, width: usize, f: impl Fn(usize, &mut [f32]) + Sync) -> Vec<f32> {
-    let mut all = Vec::with_capacity(count * width);
-    share_rows(&mut all.spare_capacity_mut()[..count * width], width, |row, y| f(row, zeros(y)));
-    // SAFETY: every row was there once, and was filled.
-    unsafe { all.set_len(count * width) };
-    all
-}
-
-/// Memory, made zeros.
-fn zeros(memory: &mut [MaybeUninit<f32>]) -> &mut [f32] {
-    memory.fill(MaybeUninit::new(0.0));
-    // SAFETY: all elements have been written.
-    unsafe { memory.assume_init_mut() }
-}
-
-/// Calls `f` with each item, as [`share`] does.
-pub fn share_items<T: Send>(items: Vec<T>, f: impl Fn(T) + Sync) {
-    let mut items: Vec<Option<T>> = items.into_iter().map(Some).collect();
-    share_chunks(&mut items, 1, |_, item| item.iter_mut().filter_map(Option::take).for_each(&f));
 }
 
 /// What leader and helpers have in common.
@@ -306,17 +252,6 @@ mod tests {
                 }
             });
         });
-    }
-
-    #[test]
-    fn chunks_are_the_whole_slice() {
-        let team = Threads::new(3).unwrap();
-        let mut numbers = vec![0; 1001];
-        team.run(|| share_chunks(&mut numbers, 10, |chunk, part| part.fill(chunk)));
-        assert!(numbers.iter().enumerate().all(|(place, chunk)| *chunk == place / 10));
-        let sum = AtomicUsize::new(0);
-        team.run(|| share_items(vec![1, 2, 3, 4], |item| _ = sum.fetch_add(item, Ordering::Relaxed)));
-        assert_eq!(sum.into_inner(), 10);
     }
 
     #[test]

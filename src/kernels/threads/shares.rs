@@ -1,0 +1,131 @@
+//! What threads share: chunks and rows of a slice, items, a supply that lasts for a while.
+#![expect(unsafe_code, reason = "threads write parts of a slice that their leader lent them")]
+
+use super::{share, threads, wait};
+use std::mem::MaybeUninit;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Calls `f` with each chunk of a slice and its number, as [`share`] does.
+pub fn share_chunks<T: Send>(slice: &mut [T], length: usize, f: impl Fn(usize, &mut [T]) + Sync) {
+    /// A slice's start, for all threads.
+    struct Start<T>(*mut T);
+    // SAFETY: threads make of it parts that do not overlap.
+    unsafe impl<T: Send> Sync for Start<T> {}
+    impl<T> Start<T> {
+        /// # Safety
+        /// The part lies in the slice, and nobody else has any of it.
+        unsafe fn part<'a>(&self, first: usize, length: usize) -> &'a mut [T] {
+            // SAFETY: as the caller has it.
+            unsafe { std::slice::from_raw_parts_mut(self.0.add(first), length) }
+        }
+    }
+    let (start, total, length) = (Start(slice.as_mut_ptr()), slice.len(), length.max(1));
+    share(total.div_ceil(length), |chunk| {
+        let first = chunk * length;
+        // SAFETY: each number comes once, so no two parts overlap, and the slice is borrowed until all are done.
+        f(chunk, unsafe { start.part(first, length.min(total - first)) });
+    });
+}
+
+/// Elements whose work is worth a thread's while.
+pub const WORTH: usize = 16384;
+
+/// Calls `f` with each row of so many elements and its number, as [`share`] does.
+pub fn share_rows<T: Send>(rows: &mut [T], width: usize, f: impl Fn(usize, &mut [T]) + Sync) {
+    let width = width.max(1);
+    let together = 1 + WORTH / width;
+    share_chunks(rows, together * width, |chunk, rows| {
+        rows.chunks_exact_mut(width).enumerate().for_each(|(row, y)| f(chunk * together + row, y));
+    });
+}
+
+/// New rows of so many elements, which `f` finds full of zeros and then changes, as [`share`] does. (Zeros that are written
+/// row by row, where they are needed next, cost next to nothing; those of a whole matrix as much as a small product.)
+pub fn made_rows(count: usize, width: usize, f: impl Fn(usize, &mut [f32]) + Sync) -> Vec<f32> {
+    let mut all = Vec::with_capacity(count * width);
+    share_rows(&mut all.spare_capacity_mut()[..count * width], width, |row, y| f(row, zeros(y)));
+    // SAFETY: every row was there once, and was filled.
+    unsafe { all.set_len(count * width) };
+    all
+}
+
+/// Memory, made zeros.
+fn zeros(memory: &mut [MaybeUninit<f32>]) -> &mut [f32] {
+    memory.fill(MaybeUninit::new(0.0));
+    // SAFETY: all elements have been written.
+    unsafe { memory.assume_init_mut() }
+}
+
+/// Calls `f` with each item, as [`share`] does.
+pub fn share_items<T: Send>(items: Vec<T>, f: impl Fn(T) + Sync) {
+    let mut items: Vec<Option<T>> = items.into_iter().map(Some).collect();
+    share_chunks(&mut items, 1, |_, item| item.iter_mut().filter_map(Option::take).for_each(&f));
+}
+
+/// Calls `f` with each item that `next` gives, on all threads of [`Threads::run`], until it has none and no call is left
+/// during which more may come. `next` is told how many threads have nothing to do, with the one that asks.
+pub fn share_supply<T>(next: impl Fn(usize) -> Option<T> + Sync, f: impl Fn(T) + Sync) {
+    /// While it is there, a thread is busy.
+    struct Busy<'a>(&'a AtomicUsize);
+    impl Drop for Busy<'_> {
+        fn drop(&mut self) {
+            self.0.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+    let (count, busy) = (threads(), AtomicUsize::new(0));
+    share(count, |_| {
+        let mut looks = 0;
+        loop {
+            let others = busy.fetch_add(1, Ordering::AcqRel);
+            let is_busy = Busy(&busy);
+            if let Some(item) = next(count.saturating_sub(others)) {
+                f(item);
+                looks = 0;
+                continue;
+            }
+            drop(is_busy);
+            if busy.load(Ordering::Acquire) == 0 {
+                return;
+            }
+            wait(&mut looks);
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::threads::Threads;
+    use std::sync::Mutex;
+
+    #[test]
+    fn chunks_are_the_whole_slice() {
+        let team = Threads::new(3).unwrap();
+        let mut numbers = vec![0; 1001];
+        team.run(|| share_chunks(&mut numbers, 10, |chunk, part| part.fill(chunk)));
+        assert!(numbers.iter().enumerate().all(|(place, chunk)| *chunk == place / 10));
+        let sum = AtomicUsize::new(0);
+        team.run(|| share_items(vec![1, 2, 3, 4], |item| _ = sum.fetch_add(item, Ordering::Relaxed)));
+        assert_eq!(sum.into_inner(), 10);
+    }
+
+    #[test]
+    fn a_supply_is_used_up_with_what_comes_meanwhile() {
+        let team = Threads::new(3).unwrap();
+        for _ in 0..50 {
+            let (left, sum) = (Mutex::new(vec![5; 4]), AtomicUsize::new(0));
+            team.run(|| {
+                let next = |idle| {
+                    assert!((1..=3).contains(&idle));
+                    left.lock().unwrap().pop()
+                };
+                // 5 brings 4, and so on.
+                share_supply(next, |item| {
+                    sum.fetch_add(item, Ordering::Relaxed);
+                    left.lock().unwrap().extend((item > 1).then(|| item - 1));
+                });
+            });
+            assert_eq!(sum.into_inner(), 4 * 15);
+        }
+    }
+}
