@@ -33,7 +33,7 @@
 //! 1. `http/openai.rs` parses the body into a [`http::Call`]; what is wrong with it is refused here.
 //! 2. [`registry::Registry::find`] turns the name into a lease before anything is queued: unknown is 404, never a
 //!    silent base vector. Where the model has routes, the kind of text chooses one: [`registry::Served::route`].
-//! 3. [`text::Text::encode`] tokenizes on blocking threads, as many as are configured, and stops with its caller.
+//! 3. [`text::Text::encode`] tokenizes, long texts on blocking threads, as many as are configured, and stops with its caller.
 //! 4. [`engine::Engine::admit`] takes permits, one a token; a full queue is 429.
 //! 5. The worker takes what waits for the oldest sequence's model, up to `max_batch_tokens`, and sorts it so that each
 //!    adapter is one row range. No timer: while the device computes, the queue fills, and that is the batching.

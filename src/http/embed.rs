@@ -38,6 +38,18 @@ pub enum Input {
     Tokens(Vec<u32>),
 }
 
+impl Input {
+    /// Bytes of a text that takes as long to read.
+    fn work(&self) -> usize {
+        /// What every input takes.
+        const EACH: usize = 64;
+        match self {
+            Self::Text(text) => EACH + text.len(),
+            Self::Tokens(_) => EACH,
+        }
+    }
+}
+
 /// What came of a call.
 pub struct Answer {
     /// One vector an input, in order.
@@ -52,6 +64,9 @@ pub struct Answer {
 
 /// Texts that one blocking task tokenizes.
 const CHUNK: usize = 64;
+
+/// Bytes of JSON that are read in the time in which one of text is tokenized.
+const JSON_PER_TEXT: usize = 128;
 
 /// Runs a call on what the app served when the request came: one that came before draining began is answered.
 pub async fn embed(app: &App, serving: &Serving, call: Call) -> Result<Answer> {
@@ -100,14 +115,15 @@ fn check_dimensions(routes: &[Arc<Route>], dimensions: Option<usize>) -> Result<
     Err(Error::invalid("dimensions", format!("'dimensions' must be between 1 and {smallest}, got {wanted}.")))
 }
 
-/// The sequence of every input, made on blocking threads, in order.
+/// The sequence of every input, in order; what takes long is made on blocking threads.
 async fn tokenize(app: &App, inputs: Vec<Input>, routes: Vec<Arc<Route>>, reading: Reading) -> Result<Vec<Sequence>> {
     let (count, reading, caller) = (inputs.len(), Arc::new(reading), Caller::default());
+    let bytes: usize = inputs.iter().map(Input::work).sum();
     let mut work = inputs.into_iter().zip(routes).enumerate();
     let chunks = std::iter::from_fn(|| Some(work.by_ref().take(CHUNK).collect::<Vec<_>>()).filter(|c| !c.is_empty()));
     let tasks = chunks.map(|chunk| {
         let (reading, gone) = (reading.clone(), caller.gone());
-        app.threads.run(move || {
+        app.threads.run_large(bytes * JSON_PER_TEXT, move || {
             let read = |(index, (input, route)): (usize, (Input, Arc<Route>))| {
                 gone.check()?;
                 let param = if count == 1 { "input".to_owned() } else { format!("input[{index}]") };

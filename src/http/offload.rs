@@ -56,7 +56,8 @@ impl Threads {
         task.await.map_err(|e| Error::Internal(format!("a blocking task failed: {e}")))?
     }
 
-    /// Runs work at once where there is little of it, and a hop to another thread would cost more.
+    /// Runs work at once where there is little of it, and a hop to another thread would cost more. It is measured in bytes
+    /// of JSON that take as long.
     pub async fn run_large<T: Send + 'static>(
         &self,
         bytes: usize,
