@@ -1,4 +1,5 @@
 //! LayerNorm and RMSNorm over the last dimension, with the residual added first where there is one.
+#![cfg_attr(target_arch = "x86_64", expect(unsafe_code, reason = "loads and stores of vectors"))]
 
 use super::math::{sum, vectorized};
 use super::threads::made_rows;
@@ -75,12 +76,8 @@ impl CustomOp2 for Norm<'_> {
         let y = with_dense(self.residual, |residual| {
             with_dense(self.bias, |bias| {
                 let y = made_rows(rows.count, width, |i, y| {
-                    y.copy_from_slice(rows.row(i));
                     let residual = residual.map(|all| &all[i * width..(i + 1) * width]);
-                    vectorized(
-                        #[inline(always)]
-                        || self.row(y, residual, weight, bias),
-                    );
+                    self.row(y, rows.row(i), residual, weight, bias);
                 });
                 Ok(y)
             })
@@ -90,8 +87,20 @@ impl CustomOp2 for Norm<'_> {
 }
 
 impl Norm<'_> {
+    fn row(&self, y: &mut [f32], x: &[f32], residual: Option<&[f32]>, weight: &[f32], bias: Option<&[f32]>) {
+        #[cfg(target_arch = "x86_64")]
+        if is_x86_feature_detected!("avx512f") {
+            return avx512::row(self, y, x, residual, weight, bias);
+        }
+        y.copy_from_slice(x);
+        vectorized(
+            #[inline(always)]
+            || self.change(y, residual, weight, bias),
+        );
+    }
+
     #[inline(always)]
-    fn row(&self, y: &mut [f32], residual: Option<&[f32]>, weight: &[f32], bias: Option<&[f32]>) {
+    fn change(&self, y: &mut [f32], residual: Option<&[f32]>, weight: &[f32], bias: Option<&[f32]>) {
         if let Some(residual) = residual {
             y.iter_mut().zip(residual).for_each(|(y, r)| *y += r);
         }
@@ -106,6 +115,84 @@ impl Norm<'_> {
         if let Some(bias) = bias {
             y.iter_mut().zip(bias).for_each(|(y, b)| *y += b);
         }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod avx512 {
+    use super::{Norm, NormKind};
+    use std::arch::x86_64::*;
+
+    /// See [`Norm::change`](super::Norm::change).
+    ///
+    /// # Panics
+    /// Where slices are not of one length, or the machine has no AVX-512.
+    pub fn row(norm: &Norm, y: &mut [f32], x: &[f32], residual: Option<&[f32]>, weight: &[f32], bias: Option<&[f32]>) {
+        let all = [Some(x), residual, Some(weight), bias];
+        assert!(all.into_iter().flatten().all(|slice| slice.len() == y.len()), "slices of one length");
+        assert!(is_x86_feature_detected!("avx512f"), "AVX-512");
+        // SAFETY: the machine has AVX-512, and all slices are of one length.
+        unsafe { vectors(norm, y, x, residual, weight, bias) }
+    }
+
+    #[target_feature(enable = "avx512f")]
+    unsafe fn vectors(
+        norm: &Norm,
+        y: &mut [f32],
+        x: &[f32],
+        residual: Option<&[f32]>,
+        w: &[f32],
+        bias: Option<&[f32]>,
+    ) {
+        let (length, y) = (y.len(), y.as_mut_ptr());
+        // SAFETY: the mask leaves what lies in a slice.
+        let load =
+            |from: *const f32, at: usize| unsafe { _mm512_maskz_loadu_ps(mask(length, at), from.wrapping_add(at)) };
+        // SAFETY: as above.
+        let store = |at: usize, v: __m512| unsafe { _mm512_mask_storeu_ps(y.wrapping_add(at), mask(length, at), v) };
+        let summed = sum(length, |at| {
+            let x = load(x.as_ptr(), at);
+            let v = residual.map_or(x, |residual| _mm512_add_ps(x, load(residual.as_ptr(), at)));
+            store(at, v);
+            v
+        });
+        let mean = _mm512_set1_ps(match norm.kind {
+            NormKind::Layer => summed / length as f32,
+            NormKind::Rms => 0.0,
+        });
+        let squares = sum(length, |at| {
+            // Behind the end stands no distance from the mean.
+            let v = _mm512_maskz_sub_ps(mask(length, at), load(y, at), mean);
+            _mm512_mul_ps(v, v)
+        });
+        let scale = _mm512_set1_ps(1.0 / (squares / length as f32 + norm.eps).sqrt());
+        for at in (0..length).step_by(16) {
+            let v = _mm512_mul_ps(_mm512_mul_ps(_mm512_sub_ps(load(y, at), mean), scale), load(w.as_ptr(), at));
+            store(at, bias.map_or(v, |bias| _mm512_add_ps(v, load(bias.as_ptr(), at))));
+        }
+    }
+
+    /// What of a vector lies before the end.
+    #[inline]
+    fn mask(length: usize, at: usize) -> u16 {
+        match length.saturating_sub(at) {
+            16.. => !0,
+            some => (1 << some) - 1,
+        }
+    }
+
+    /// The sum of all that `f` gives for every 16th place, four vectors side by side.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn sum(length: usize, f: impl Fn(usize) -> __m512) -> f32 {
+        let mut sums = [_mm512_setzero_ps(); 4];
+        for first in (0..length).step_by(64) {
+            for (vector, sum) in sums.iter_mut().enumerate() {
+                *sum = _mm512_add_ps(*sum, f(first + 16 * vector));
+            }
+        }
+        let [a, b, c, d] = sums;
+        _mm512_reduce_add_ps(_mm512_add_ps(_mm512_add_ps(a, b), _mm512_add_ps(c, d)))
     }
 }
 
@@ -140,6 +227,23 @@ mod tests {
         for kind in [NormKind::Layer, NormKind::Rms] {
             let ours = norm(&x, Some(&r), kind, &w, Some(&b), 1e-5).unwrap();
             assert!(difference(&ours, &plain(&(&x + &r).unwrap(), kind, &w, &b, 1e-5)) < 1e-5, "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn every_length_is_the_plain_loops() {
+        for width in [1, 15, 16, 17, 64, 77, 100, 384] {
+            let numbers = |t: Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            let [x, r, w, b] = [0, 1, 2, 3].map(|i| numbers(random((i + 1, width)))[i * width..].to_vec());
+            for (kind, residual, bias) in
+                [(NormKind::Layer, Some(r.as_slice()), None), (NormKind::Rms, None, Some(b.as_slice()))]
+            {
+                let norm = Norm { residual: None, kind, bias: None, eps: 1e-5 };
+                let (mut ours, mut plain) = (vec![7.0; width], x.clone());
+                norm.row(&mut ours, &x, residual, &w, bias);
+                norm.change(&mut plain, residual, &w, bias);
+                assert!(ours.iter().zip(&plain).all(|(a, b)| (a - b).abs() < 1e-5), "{kind:?} {width}");
+            }
         }
     }
 

@@ -38,6 +38,11 @@ impl<'a> Rows<'a> {
         &self.data[start..start + self.width]
     }
 
+    /// The matrix that all rows are, where they are equally far from each other.
+    pub fn all(&self) -> Option<Matrix<'a>> {
+        (self.inner == 1).then(|| self.matrix(0..self.count, 0))
+    }
+
     /// The matrix of rows `outer` at one `inner` index: for `[tokens, heads, width]`, some tokens of one head.
     pub fn matrix(&self, outer: Range<usize>, inner: usize) -> Matrix<'a> {
         let start = outer.start * self.outer_stride + inner * self.inner_stride;

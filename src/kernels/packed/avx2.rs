@@ -1,6 +1,7 @@
 //! Products of tiles by AVX2 and FMA. What of bf16 and of integers AVX-512 has instructions for is widened here.
 #![expect(unsafe_code, reason = "instructions that are not in the language")]
 
+use super::rows::Block;
 use super::tiles::{Kind, PANEL, Sums, TILE, Tile, WIDTH};
 use super::unit::{Kernel, Task};
 use super::vectors::{AHEAD, by_count, kernel};
@@ -12,7 +13,7 @@ pub fn is_there() -> bool {
 }
 
 /// Some rows of a block times a panel of columns; see [`Unit::multiply`](super::unit::Unit::multiply).
-pub fn multiply(kind: Kind, rows: &[Tile], columns: &[Tile], y: &mut [Sums]) {
+pub fn multiply(kind: Kind, rows: Block, columns: &[Tile], y: &mut [Sums]) {
     let kernel: Kernel = match kind {
         Kind::Single => single,
         Kind::Half => half,

@@ -1,6 +1,7 @@
 //! Products of tiles by AVX-512, with its BF16 and VNNI where the machine has them.
 #![expect(unsafe_code, reason = "instructions that are not in the language")]
 
+use super::rows::Block;
 use super::tiles::{Kind, PANEL, Sums, TILE, Tile, WIDTH};
 use super::unit::{Kernel, Task};
 use super::vectors::{AHEAD, by_count, kernel};
@@ -17,7 +18,7 @@ pub fn has_bf16() -> bool {
 }
 
 /// Some rows of a block times a panel of columns; see [`Unit::multiply`](super::unit::Unit::multiply).
-pub fn multiply(kind: Kind, rows: &[Tile], columns: &[Tile], y: &mut [Sums]) {
+pub fn multiply(kind: Kind, rows: Block, columns: &[Tile], y: &mut [Sums]) {
     let kernel = match kind {
         Kind::Single => single,
         Kind::Half if has_bf16() => half,
@@ -32,7 +33,7 @@ pub fn multiply(kind: Kind, rows: &[Tile], columns: &[Tile], y: &mut [Sums]) {
 }
 
 /// By one of the kernels, which the machine must have.
-unsafe fn run(kernel: Kernel, rows: &[Tile], columns: &[Tile], y: &mut [Sums]) {
+unsafe fn run(kernel: Kernel, rows: Block, columns: &[Tile], y: &mut [Sums]) {
     let (task, count) = Task::new(rows, columns, y);
     // SAFETY: the task has the tiles and the rows.
     unsafe { kernel(task, count) }

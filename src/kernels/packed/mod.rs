@@ -181,7 +181,7 @@ impl std::fmt::Debug for Packed {
 
 #[cfg(test)]
 mod tests {
-    use super::rows::Rows;
+    use super::rows::{Block, Rows};
     use super::tiles::{PANEL, Sums, Tile, WIDTH, number, seat};
     use super::*;
     use crate::kernels::sample::normal;
@@ -211,8 +211,8 @@ mod tests {
         [[1, 5, 3], [2, 33, 32], [16, 64, 70], [17, 100, 33], [45, 384, 96], [300, 200, 130]];
 
     /// What a unit's tiles sum up to, by plain loops.
-    fn twin(kind: Kind, rows: &[Tile], columns: &[Tile], y: &mut [Sums]) {
-        let (planes, depth) = (kind.planes(), kind.depth());
+    fn twin(kind: Kind, rows: Block, columns: &[Tile], y: &mut [Sums]) {
+        let (planes, depth, rows) = (kind.planes(), kind.depth(), rows.tiles());
         let row_number = |tile: &Tile, at: usize| match kind {
             Kind::Single => f32::from_le_bytes(tile.0[at..at + 4].try_into().unwrap()),
             Kind::Planes | Kind::Half => bf16::from_le_bytes([tile.0[at], tile.0[at + 1]]).to_f32(),
@@ -244,7 +244,7 @@ mod tests {
     }
 
     /// Holds what multiplies a block of rows to the plain loops, for every number of rows.
-    pub fn check_unit(kind: Kind, multiply: impl Fn(&[Tile], &[Tile], &mut [Sums])) {
+    pub fn check_unit(kind: Kind, multiply: impl Fn(Block, &[Tile], &mut [Sums])) {
         let (rows, columns) = laid_out(kind, &random((40, 150)), &random((150, 64)));
         for count in 1..=WIDTH {
             let (mut ours, mut plain) = ([[7f32; PANEL]; WIDTH], [[7f32; PANEL]; WIDTH]);
@@ -296,7 +296,26 @@ mod tests {
                 y.copy_from_slice(&all[..y.len()]);
             });
         }
-        check_unit(Kind::Integers, plain::multiply);
+        check_unit(Kind::Integers, |rows, columns, y| plain::multiply(rows.tiles(), columns, y));
+    }
+
+    #[test]
+    fn rows_where_they_are_give_what_tiles_of_them_do() {
+        if !Unit::new().takes_plain_rows(Kind::Single) || Unit::new().kind(Format::Float32) != Some(Kind::Single) {
+            return println!("skipped: rows of f32 are laid out");
+        }
+        let x = random((40, 160));
+        let (rows, columns) = laid_out(Kind::Single, &x, &random((160, 32)));
+        let x = elements(&x);
+        for count in 1..=WIDTH {
+            let product = |block| {
+                let mut y = [[7f32; PANEL]; WIDTH];
+                Unit::new().multiply(Kind::Single, &[block], count, columns.panel(0), &mut y);
+                y
+            };
+            let plain = Block::Plain(&x[WIDTH * 160..], 160);
+            assert_eq!(product(plain)[..count], product(rows.block(1))[..count], "{count} rows");
+        }
     }
 
     #[test]

@@ -16,6 +16,29 @@ pub struct Rows {
     per_block: usize,
 }
 
+/// 16 rows, or as many as there are.
+#[derive(Clone, Copy)]
+pub enum Block<'a> {
+    /// Laid out in tiles.
+    Tiles(&'a [Tile]),
+    /// As they came: from the first one's first number on, with so many numbers from a row to the next. They have as many
+    /// as tiles would hold.
+    Plain(&'a [f32], usize),
+}
+
+impl<'a> Block<'a> {
+    /// The tiles in which it is laid out.
+    ///
+    /// # Panics
+    /// Where it is not.
+    pub fn tiles(&self) -> &'a [Tile] {
+        match self {
+            Self::Tiles(tiles) => tiles,
+            Self::Plain(..) => unreachable!("rows that are not laid out go to units that take them"),
+        }
+    }
+}
+
 /// The numbers that the 256 integers of a row stand for.
 #[derive(Clone, Copy, Default)]
 pub struct Span {
@@ -49,8 +72,8 @@ impl Rows {
     }
 
     /// The tiles of 16 rows.
-    pub fn block(&self, block: usize) -> &[Tile] {
-        &self.tiles[block * self.per_block..(block + 1) * self.per_block]
+    pub fn block(&self, block: usize) -> Block<'_> {
+        Block::Tiles(&self.tiles[block * self.per_block..(block + 1) * self.per_block])
     }
 }
 

@@ -1,13 +1,13 @@
 //! A product with tiles: rows laid out, tasks shared out, results written once.
 #![expect(unsafe_code, reason = "tasks write windows of columns of one result, which is not cleared first")]
 
-use super::rows::{Rows, Span};
+use super::rows::{Block, Rows, Span};
 use super::tiles::{Columns, Kind, PANEL, Sums, TILE, WIDTH};
 use super::unit::Unit;
 use crate::kernels::activation::Activation;
 use crate::kernels::math::vectorized;
 use crate::kernels::threads::{share, threads};
-use crate::kernels::view::{self, with_dense};
+use crate::kernels::view::{self, Matrix, with_dense};
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use std::cell::Cell;
 use std::ops::Range;
@@ -40,9 +40,17 @@ impl CustomOp1 for Tiled<'_> {
         }
         let mut y = Vec::with_capacity(x.count * self.outputs.len());
         let mut rows = ROWS.take();
-        rows.fill(self.tiles.kind, x.count, x.width, |row| x.row(row));
+        let plain = x.all().filter(|x| Unit::new().takes_plain_rows(self.tiles.kind) && is_well_laid_out(x));
+        if plain.is_none() {
+            rows.fill(self.tiles.kind, x.count, x.width, |row| x.row(row));
+        }
+        let block = |block: usize| match plain {
+            Some(x) => Block::Plain(&x.data[block * WIDTH * x.row_stride..], x.row_stride),
+            None => rows.block(block),
+        };
         with_dense(self.bias, |bias| {
-            self.run(&rows, &Sheet::new(&mut y, x.count, self.outputs.len()), bias);
+            let sheet = Sheet::new(&mut y, x.count, self.outputs.len());
+            self.run(block, &rows.spans, &sheet, bias);
             Ok(())
         })?;
         ROWS.set(rows);
@@ -54,9 +62,17 @@ impl CustomOp1 for Tiled<'_> {
     }
 }
 
+/// Whether rows can be multiplied where they are: as whole tiles would hold them, and so far apart that a cache has room for a
+/// dozen of them side by side.
+fn is_well_laid_out(x: &Matrix) -> bool {
+    /// Numbers after which a cache of the first level puts one on the same place.
+    const SAME_PLACE: usize = 1024;
+    x.columns.is_multiple_of(WIDTH) && !x.row_stride.is_multiple_of(SAME_PLACE)
+}
+
 impl Tiled<'_> {
     /// Writes the whole sheet, in tasks of some blocks of 16 rows and some panels of outputs.
-    fn run(&self, rows: &Rows, sheet: &Sheet, bias: Option<&[f32]>) {
+    fn run<'r>(&self, rows: impl Fn(usize) -> Block<'r> + Sync, spans: &[Span], sheet: &Sheet, bias: Option<&[f32]>) {
         let (blocks, threads) = (sheet.rows.div_ceil(WIDTH), threads());
         let panels = self.outputs.start / PANEL..self.outputs.end.div_ceil(PANEL);
         let kind = self.tiles.kind;
@@ -78,12 +94,12 @@ impl Tiled<'_> {
             for panel in p..(p + part).min(panels.end) {
                 let below = Panel::new(self, panel, bias);
                 for block in (c * chunk..((c + 1) * chunk).min(blocks)).step_by(2) {
-                    let pair = [rows.block(block), rows.block((block + 1).min(blocks - 1))];
+                    let pair = [rows(block), rows((block + 1).min(blocks - 1))];
                     let pair = &pair[..(blocks - block).min(2)];
                     let first = block * WIDTH;
                     let count = (sheet.rows - first).min(pair.len() * WIDTH);
                     unit.multiply(kind, pair, count, self.tiles.panel(panel), &mut sums[..pair.len() * WIDTH]);
-                    self.write(&mut sums[..count], &rows.spans[first..], first, &below, sheet);
+                    self.write(&mut sums[..count], spans.get(first..).unwrap_or_default(), first, &below, sheet);
                 }
             }
         });

@@ -2,6 +2,7 @@
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 use super::amx;
+use super::rows::Block;
 use super::tiles::{Kind, PANEL, Sums, TILE, Tile, WIDTH};
 use super::{Format, plain};
 #[cfg(target_arch = "x86_64")]
@@ -50,26 +51,36 @@ impl Unit {
         }
     }
 
-    /// `y = rows columns`: the first `count` of some blocks of rows times a panel of columns. Each block holds a tile after
-    /// the other along the inputs, the panel pairs of tiles; of several planes those of one place together. What `y` has
-    /// behind these rows is left in any state.
+    /// Whether it takes rows of f32 as they are.
+    pub fn takes_plain_rows(&self, kind: Kind) -> bool {
+        kind == Kind::Single
+    }
+
+    /// `y = rows columns`: the first `count` of some blocks of rows times a panel of columns. The panel holds a pair of tiles
+    /// after the other along the inputs, a block that is laid out a tile; of several planes those of one place together. What
+    /// `y` has behind these rows is left in any state.
     ///
     /// # Panics
     /// Where lengths do not fit, or the unit has no such kind.
-    pub fn multiply(&self, kind: Kind, rows: &[&[Tile]], count: usize, columns: &[Tile], y: &mut [Sums]) {
-        assert!(rows.iter().all(|rows| 2 * rows.len() == columns.len()), "tiles of one length");
-        assert!(y.len() == rows.len() * WIDTH && count <= y.len(), "a row of sums for every row");
+    pub fn multiply(&self, kind: Kind, rows: &[Block], count: usize, columns: &[Tile], y: &mut [Sums]) {
+        assert!(
+            (1..=2).contains(&rows.len()) && y.len() == rows.len() * WIDTH && count <= y.len(),
+            "a row of sums for every row"
+        );
         let by_block = rows.iter().zip(y.chunks_exact_mut(WIDTH)).enumerate();
         let counted =
             by_block.map(|(block, (rows, y))| (*rows, &mut y[..count.saturating_sub(block * WIDTH).min(WIDTH)]));
         match self {
             #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-            Self::Amx(tiles) => tiles.multiply(kind, rows, columns, y),
+            Self::Amx(tiles) => {
+                let both = [rows[0].tiles(), rows[rows.len() - 1].tiles()];
+                tiles.multiply(kind, &both[..rows.len()], columns, y);
+            }
             #[cfg(target_arch = "x86_64")]
             Self::Avx512 => counted.for_each(|(rows, y)| avx512::multiply(kind, rows, columns, y)),
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => counted.for_each(|(rows, y)| avx2::multiply(kind, rows, columns, y)),
-            Self::Plain => counted.for_each(|(rows, y)| plain::multiply(rows, columns, y)),
+            Self::Plain => counted.for_each(|(rows, y)| plain::multiply(rows.tiles(), columns, y)),
         }
     }
 }
@@ -79,6 +90,9 @@ impl Unit {
 #[derive(Clone, Copy)]
 pub struct Task {
     pub rows: *const u8,
+    /// Bytes from a row to the next, and from what of it is multiplied by a pair of tiles to what is by the next.
+    pub row: usize,
+    pub step: usize,
     pub columns: *const u8,
     pub steps: usize,
     pub y: *mut f32,
@@ -94,17 +108,26 @@ impl Task {
     ///
     /// # Panics
     /// Where lengths do not fit.
-    pub fn new(rows: &[Tile], columns: &[Tile], y: &mut [Sums]) -> (Self, usize) {
-        assert!(2 * rows.len() == columns.len() && y.len() <= WIDTH, "a block of rows and a panel of columns");
-        let (steps, count) = (rows.len(), y.len());
-        let (rows, columns) = (rows.as_ptr().cast(), columns.as_ptr().cast());
-        (Self { rows, columns, steps, y: y.as_mut_ptr().cast() }, count)
+    pub fn new(rows: Block, columns: &[Tile], y: &mut [Sums]) -> (Self, usize) {
+        let (steps, count) = (columns.len() / 2, y.len());
+        let (rows, row, step) = match rows {
+            Block::Tiles(tiles) => {
+                assert!(tiles.len() == steps && count <= WIDTH, "a block of rows and a panel of columns");
+                (tiles.as_ptr().cast(), TILE / WIDTH, TILE)
+            }
+            Block::Plain(numbers, stride) => {
+                let reach = count.saturating_sub(1) * stride + steps * WIDTH;
+                assert!(count == 0 || reach <= numbers.len(), "rows as long as a panel of columns");
+                (numbers.as_ptr().cast(), size_of::<f32>() * stride, TILE / WIDTH)
+            }
+        };
+        (Self { rows, row, step, columns: columns.as_ptr().cast(), steps, y: y.as_mut_ptr().cast() }, count)
     }
 
     /// The same from a row on, and from a vector of 16 columns on.
     pub fn at(self, row: usize, vector: usize) -> Self {
         Self {
-            rows: self.rows.wrapping_add(row * 64),
+            rows: self.rows.wrapping_add(row * self.row),
             columns: self.columns.wrapping_add(vector * TILE),
             y: self.y.wrapping_add(row * PANEL + vector * WIDTH),
             ..self

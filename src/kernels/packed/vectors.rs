@@ -25,14 +25,14 @@ macro_rules! kernel {
                             _mm_prefetch::<_MM_HINT_T1>(first.wrapping_add(AHEAD).cast());
                             _mm_prefetch::<_MM_HINT_T1>(first.wrapping_add(AHEAD + $ops::SECOND).cast());
                             for (place, sums) in sums.iter_mut().enumerate() {
-                                let $row = $ops::splat(rows.add(place * 64 + group * 4));
+                                let $row = $ops::splat(rows.add(place * task.row + group * 4));
                                 for (sum, column) in sums.iter_mut().zip(pair) {
                                     let ($sum, $column): ($vector, $vector) = (*sum, column);
                                     *sum = $dot;
                                 }
                             }
                         }
-                        (rows, columns) = (rows.add(TILE), columns.add(2 * TILE));
+                        (rows, columns) = (rows.wrapping_add(task.step), columns.add(2 * TILE));
                     }
                     for (place, [first, second]) in sums.into_iter().enumerate() {
                         $ops::store(task.y.add(place * PANEL), first);
