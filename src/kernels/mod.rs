@@ -28,7 +28,7 @@ pub use disentangled::{Disentangled, disentangled};
 pub use finite::all_finite;
 pub use lookup::look_up;
 pub use norm::{NormKind, norm, unit};
-pub use packed::{Format, Memory, Packed};
+pub use packed::{Format, Memory, Packed, Update};
 pub use pooling::{Pooling, pool};
 pub use product::{add_product, product, set_product};
 pub use rotary::{rotary_tables, rotate};

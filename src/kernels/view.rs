@@ -1,7 +1,7 @@
 //! How a kernel sees a candle tensor on the CPU: f32 rows in a slice, with checked strides.
 
 use candle_core::{CpuStorage, Layout, Result, Storage, Tensor, bail};
-use std::ops::Range;
+use std::ops::{Deref, Range};
 
 /// Rows of a tensor of rank 2 `[rows, width]` or 3 `[outer, inner, width]`, whatever the strides of all but the last.
 #[derive(Clone, Copy)]
@@ -109,12 +109,32 @@ pub fn dense<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> 
     }
 }
 
-/// Calls `f` with the elements of a dense tensor that is a field of an operation, not one of its arguments.
+/// A tensor that is a field of an operation, not one of its arguments.
+pub struct Lent<'a> {
+    storage: Box<dyn Deref<Target = Storage> + 'a>,
+    layout: &'a Layout,
+}
+
+impl<'a> Lent<'a> {
+    /// The tensor, lent.
+    pub fn of(tensor: &'a Tensor) -> Self {
+        let (storage, layout) = tensor.storage_and_layout();
+        Self { storage: Box::new(storage), layout }
+    }
+
+    /// The elements of a dense one.
+    pub fn dense(&self) -> Result<&[f32]> {
+        match &**self.storage {
+            Storage::Cpu(storage) => dense(storage, self.layout),
+            _ => bail!("kernel operand lies on another device"),
+        }
+    }
+}
+
+/// Calls `f` with the elements of a dense tensor that is a field of an operation.
 pub fn with_dense<R>(tensor: Option<&Tensor>, f: impl FnOnce(Option<&[f32]>) -> Result<R>) -> Result<R> {
-    let Some(tensor) = tensor else { return f(None) };
-    let (storage, layout) = tensor.storage_and_layout();
-    match &*storage {
-        Storage::Cpu(storage) => f(Some(dense(storage, layout)?)),
-        _ => bail!("kernel operand lies on another device"),
+    match tensor {
+        Some(tensor) => f(Some(Lent::of(tensor).dense()?)),
+        None => f(None),
     }
 }

@@ -16,12 +16,14 @@ mod rows;
 mod run;
 mod tiles;
 mod unit;
+mod update;
 #[cfg(target_arch = "x86_64")]
 mod vectors;
 
 use super::activation::Activation;
 use super::columns::assign;
-use super::product::{product, set_product};
+use super::product::{add_product, product, set_product};
+use super::small;
 use super::{Gate, activate};
 use candle_core::{DType, Result, Tensor};
 pub use memory::Memory;
@@ -30,6 +32,7 @@ use run::Tiled;
 use std::sync::Arc;
 use tiles::{Columns, Kind};
 use unit::Unit;
+pub use update::Update;
 
 /// Inputs whose products of integers cannot overflow: 255 * 127 * inputs < 2^31.
 const INPUTS_MAX: usize = 66_000;
@@ -150,18 +153,36 @@ impl Packed {
 
     /// `x [rows, in]` -> `f(x W + b)`, `[rows, out]`, `f` the activation.
     pub fn product(&self, x: &Tensor, bias: Option<&Tensor>, activation: Option<Activation>) -> Result<Tensor> {
-        match &self.form {
+        self.updated_product(x, bias, &[], activation)
+    }
+
+    /// The same with updates before the activation.
+    pub fn updated_product(
+        &self,
+        x: &Tensor,
+        bias: Option<&Tensor>,
+        updates: &[Update],
+        activation: Option<Activation>,
+    ) -> Result<Tensor> {
+        let y = match &self.form {
             Form::Tiles(tiles) => {
                 let outputs = self.first..self.first + self.columns;
-                x.apply_op1_no_bwd(&Tiled { tiles, outputs, bias, activation })
+                if updates.is_empty() || small::has_kernel() {
+                    return x.apply_op1_no_bwd(&Tiled { tiles, outputs, bias, updates, activation });
+                }
+                x.apply_op1_no_bwd(&Tiled { tiles, outputs, bias, updates: &[], activation: None })?
             }
             Form::Plain(_) => {
                 let weight = self.tensor()?;
                 let weight = if weight.dtype() == DType::F32 { weight } else { weight.contiguous()? };
-                let y = product(x, &weight, bias)?;
-                activation.map_or(Ok(y.clone()), |activation| activate(&y, activation, Gate::Absent))
+                product(x, &weight, bias)?
             }
+        };
+        for Update { rows, outputs, left, right } in updates {
+            let window = y.narrow(0, rows.start, rows.len())?.narrow(1, outputs.start, outputs.len())?;
+            add_product(&window, left, right)?;
         }
+        activation.map_or(Ok(y.clone()), |activation| activate(&y, activation, Gate::Absent))
     }
 
     /// `y = x W` in place; `y [rows, out]` may be a window of a larger tensor. A weight that is not packed must be f32.
@@ -380,6 +401,41 @@ mod tests {
             assert!(difference(&window, &plain) < 1e-4);
             let plain = plain.broadcast_add(&b).unwrap();
             assert!(difference(&some.product(&x, Some(&b), None).unwrap(), &plain) < 1e-4);
+        }
+    }
+
+    #[test]
+    fn updates_are_added_where_they_belong_and_before_the_activation() {
+        let (x, w, b) = (random((70, 40)), random((40, 100)), random((1, 100)).squeeze(0).unwrap());
+        let update = |rows: std::ops::Range<usize>, outputs: std::ops::Range<usize>, rank| Update {
+            left: random((rows.len(), rank)),
+            right: random((rank, outputs.len())),
+            rows,
+            outputs,
+        };
+        let updates = [update(0..5, 0..100, 3), update(5..64, 20..60, 16), update(30..70, 60..100, 1)];
+        for form in [Packed::plain(w.clone()), packed(w.clone(), Format::Float32).unwrap()] {
+            let whole = x.matmul(&w).unwrap().broadcast_add(&b).unwrap();
+            for (first, columns) in [(0, 100), (7, 80)] {
+                let inside =
+                    |outputs: &std::ops::Range<usize>| outputs.start.max(first)..outputs.end.min(first + columns);
+                let mut plain = whole.narrow(1, first, columns).unwrap();
+                let mut ours = Vec::new();
+                for Update { rows, outputs, left, right } in &updates {
+                    let inside = inside(outputs);
+                    let right =
+                        right.narrow(1, inside.start - outputs.start, inside.len()).unwrap().contiguous().unwrap();
+                    let outputs = inside.start - first..inside.end - first;
+                    let change = left.matmul(&right).unwrap();
+                    let change = change.pad_with_zeros(0, rows.start, 70 - rows.end).unwrap();
+                    plain = (plain + change.pad_with_zeros(1, outputs.start, columns - outputs.end).unwrap()).unwrap();
+                    ours.push(Update { rows: rows.clone(), outputs, left: left.clone(), right });
+                }
+                let bias = b.narrow(0, first, columns).unwrap();
+                let some = form.columns(first, columns);
+                let ours = some.updated_product(&x, Some(&bias), &ours, Some(Activation::Tanh)).unwrap();
+                assert!(difference(&ours, &plain.tanh().unwrap()) < 1e-4);
+            }
         }
     }
 

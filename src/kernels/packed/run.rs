@@ -4,6 +4,7 @@
 use super::rows::{Block, Rows, Span};
 use super::tiles::{Columns, Kind, PANEL, Sums, TILE, WIDTH};
 use super::unit::Unit;
+use super::update::{Lending, Matrices, Update};
 use crate::kernels::activation::Activation;
 use crate::kernels::math::vectorized;
 use crate::kernels::threads::{share, threads};
@@ -11,6 +12,10 @@ use crate::kernels::view::{self, Matrix, with_dense};
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use std::cell::Cell;
 use std::ops::Range;
+
+/// Sums whose vectors lie in one line of a cache each.
+#[repr(align(64))]
+struct Aligned([Sums; 2 * WIDTH]);
 
 /// Bytes of rows that stay in a core's cache while weights pass by.
 const CHUNK: usize = 768 << 10;
@@ -20,6 +25,7 @@ pub struct Tiled<'a> {
     pub tiles: &'a Columns,
     pub outputs: Range<usize>,
     pub bias: Option<&'a Tensor>,
+    pub updates: &'a [Update],
     pub activation: Option<Activation>,
 }
 
@@ -48,9 +54,11 @@ impl CustomOp1 for Tiled<'_> {
             Some(x) => Block::Plain(&x.data[block * WIDTH * x.row_stride..], x.row_stride),
             None => rows.block(block),
         };
+        let updates: Vec<Lending> = self.updates.iter().map(Lending::of).collect();
+        let updates = updates.iter().map(Lending::matrices).collect::<Result<Vec<_>>>()?;
         with_dense(self.bias, |bias| {
             let sheet = Sheet::new(&mut y, x.count, self.outputs.len());
-            self.run(block, &rows.spans, &sheet, bias);
+            self.run(block, &rows.spans, &sheet, (bias, &updates));
             Ok(())
         })?;
         ROWS.set(rows);
@@ -72,7 +80,13 @@ fn is_well_laid_out(x: &Matrix) -> bool {
 
 impl Tiled<'_> {
     /// Writes the whole sheet, in tasks of some blocks of 16 rows and some panels of outputs.
-    fn run<'r>(&self, rows: impl Fn(usize) -> Block<'r> + Sync, spans: &[Span], sheet: &Sheet, bias: Option<&[f32]>) {
+    fn run<'r>(
+        &self,
+        rows: impl Fn(usize) -> Block<'r> + Sync,
+        spans: &[Span],
+        sheet: &Sheet,
+        after: (Option<&[f32]>, &[Matrices]),
+    ) {
         let (blocks, threads) = (sheet.rows.div_ceil(WIDTH), threads());
         let panels = self.outputs.start / PANEL..self.outputs.end.div_ceil(PANEL);
         let kind = self.tiles.kind;
@@ -90,9 +104,9 @@ impl Tiled<'_> {
         share(tasks.len(), |task| {
             let (c, p) = tasks[task];
             let unit = Unit::new();
-            let mut sums = [[0.0; PANEL]; 2 * WIDTH];
+            let Aligned(sums) = &mut Aligned([[0.0; PANEL]; 2 * WIDTH]);
             for panel in p..(p + part).min(panels.end) {
-                let below = Panel::new(self, panel, bias);
+                let below = Panel::new(self, panel, after);
                 for block in (c * chunk..((c + 1) * chunk).min(blocks)).step_by(2) {
                     let pair = [rows(block), rows((block + 1).min(blocks - 1))];
                     let pair = &pair[..(blocks - block).min(2)];
@@ -111,11 +125,14 @@ impl Tiled<'_> {
             #[inline(always)]
             || match self.tiles.kind {
                 Kind::Integers => sums.iter_mut().zip(spans).for_each(|(sums, span)| panel.numbers(sums, *span)),
-                _ => sums.iter_mut().for_each(|sums| {
-                    sums.iter_mut().zip(&panel.biases).for_each(|(sum, bias)| *sum += bias);
-                }),
+                _ => {
+                    // A copy, so that no store can change it.
+                    let biases = panel.biases;
+                    sums.iter_mut().for_each(|sums| (0..PANEL).for_each(|output| sums[output] += biases[output]));
+                }
             },
         );
+        panel.updates.iter().for_each(|update| update.add(sums, first, panel.start, panel.inside.start));
         if let Some(activation) = self.activation {
             activation.change(sums.as_flattened_mut());
         }
@@ -126,7 +143,7 @@ impl Tiled<'_> {
 }
 
 /// What stands below a panel of outputs.
-struct Panel {
+struct Panel<'a> {
     /// Which of them are asked for.
     inside: Range<usize>,
     /// The place of the first of these in the result.
@@ -135,10 +152,11 @@ struct Panel {
     /// Of integers; see [`Columns`].
     scales: [f32; PANEL],
     sums: [f32; PANEL],
+    updates: Vec<Matrices<'a>>,
 }
 
-impl Panel {
-    fn new(product: &Tiled, panel: usize, bias: Option<&[f32]>) -> Self {
+impl<'a> Panel<'a> {
+    fn new(product: &Tiled, panel: usize, (bias, updates): (Option<&[f32]>, &[Matrices<'a>])) -> Self {
         let (first, outputs) = (panel * PANEL, &product.outputs);
         let inside = outputs.start.max(first) - first..outputs.end.min(first + PANEL) - first;
         let start = first + inside.start - outputs.start;
@@ -151,7 +169,9 @@ impl Panel {
             part.iter_mut().zip(all.get(first..).unwrap_or_default()).for_each(|(part, x)| *part = *x);
             part
         };
-        Self { inside, start, biases, scales: part(&product.tiles.scales), sums: part(&product.tiles.sums) }
+        let outputs = start..start + inside.len();
+        let updates = updates.iter().filter_map(|update| update.at(&outputs)).collect();
+        Self { inside, start, updates, biases, scales: part(&product.tiles.scales), sums: part(&product.tiles.sums) }
     }
 
     /// What the sums of a row's integers stand for, with the bias.

@@ -15,10 +15,18 @@ use super::view::{Matrix, MatrixMut};
 pub fn multiply(y: MatrixMut, add: bool, a: Matrix, b: Matrix) {
     assert_eq!((a.column_stride, b.column_stride), (1, 1), "dense rows");
     #[cfg(target_arch = "x86_64")]
-    if is_x86_feature_detected!("avx512f") {
+    if has_kernel() {
         return avx512::multiply(y, add, a, b);
     }
     super::product::multiply(y, add, a, b);
+}
+
+/// Whether the kernel is there, so that a product costs no more than its multiplications.
+pub fn has_kernel() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return is_x86_feature_detected!("avx512f");
+    #[cfg(not(target_arch = "x86_64"))]
+    false
 }
 
 /// Whether this machine multiplies numbers of bf16, two and two.

@@ -114,6 +114,10 @@ impl LinearDelta {
         Ok(())
     }
 
+    pub(super) fn as_update(&self) -> Option<&LowRank> {
+        self.low_rank.as_ref().filter(|_| self.own.is_none() && self.columns.is_none())
+    }
+
     pub(super) fn rank(&self) -> usize {
         self.low_rank.as_ref().map_or(0, |update| update.a.dims()[1])
     }

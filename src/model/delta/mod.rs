@@ -48,6 +48,14 @@ impl Delta {
         }
     }
 
+    /// The update that it is, where it is nothing else.
+    fn as_update(&self) -> Option<&LowRank> {
+        match self {
+            Self::Linear(delta) => delta.as_update(),
+            Self::Table(_) | Self::Norm(_) | Self::Blend(_) => None,
+        }
+    }
+
     /// The rows `[ids, width]` that it gives for `ids` of the base's `table [rows, width]`.
     pub(super) fn look_up(&self, table: &Tensor, ids: &Tensor) -> Result<Tensor> {
         match self {

@@ -1,7 +1,8 @@
 //! Which adapters touch which rows of a packed batch.
 
-use super::{Adapter, Delta};
+use super::{Adapter, Delta, LowRank};
 use crate::error::Result;
+use crate::kernels::{Update, product};
 use crate::model::sites::Site;
 use candle_core::Tensor;
 use std::ops::Range;
@@ -27,6 +28,28 @@ impl Plan {
         Self { touched }
     }
 
+    /// What is added to the base's product at the linear `site` of `x [tokens, in]`, whose columns are these of the
+    /// product's; none of adapters that change it otherwise.
+    pub(in crate::model) fn updates(&self, site: Site, x: &Tensor, columns: Range<usize>) -> Result<Vec<Update>> {
+        let low_rank =
+            self.touched.iter().filter_map(|(rows, adapter)| Some((rows, adapter.delta(site)?.as_update()?)));
+        let update = |(rows, LowRank { a, b }): (&Range<usize>, &LowRank)| {
+            let left = product(&x.narrow(0, rows.start, rows.len())?, a, None)?;
+            Ok(Update { rows: rows.clone(), outputs: columns.clone(), left, right: b.clone() })
+        };
+        low_rank.map(update).collect()
+    }
+
+    /// The same of those adapters alone that change it in other ways than [`Plan::updates`].
+    pub(in crate::model) fn change_otherwise(&self, site: Site, x: &Tensor, y: &Tensor) -> Result<()> {
+        for (rows, adapter) in &self.touched {
+            if adapter.delta(site).is_some_and(|delta| delta.as_update().is_none()) {
+                adapter.change(site, &x.narrow(0, rows.start, rows.len())?, &y.narrow(0, rows.start, rows.len())?)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Changes what the base made at the linear `site` of `x [tokens, in]`, `y [tokens, out]`, the site's columns.
     pub(in crate::model) fn change(&self, site: Site, x: &Tensor, y: &Tensor) -> Result<()> {
         for (rows, adapter) in self.touched.iter().filter(|(_, adapter)| adapter.delta(site).is_some()) {
@@ -38,6 +61,11 @@ impl Plan {
     /// Whether some row's adapter changes a site.
     pub(in crate::model) fn changes(&self, site: Site) -> bool {
         self.touched.iter().any(|(_, adapter)| adapter.delta(site).is_some())
+    }
+
+    /// Whether some row's adapter changes a site in other ways than [`Plan::updates`].
+    pub(in crate::model) fn changes_otherwise(&self, site: Site) -> bool {
+        self.touched.iter().any(|(_, adapter)| adapter.delta(site).is_some_and(|delta| delta.as_update().is_none()))
     }
 
     /// The rows of a batch of `tokens`, made range by range: with the delta of `site`, or with none by the base alone.

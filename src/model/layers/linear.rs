@@ -49,12 +49,16 @@ impl Linear {
 
     /// `x [tokens, in]` -> `f([tokens, out])`, `f` the activation, where there is one.
     pub fn forward_active(&self, x: &Tensor, plan: &Plan, activation: Option<Activation>) -> Result<Tensor> {
-        if !self.sites.iter().any(|(site, ..)| plan.changes(*site)) {
-            return Ok(self.weight.product(x, self.bias.as_ref(), activation)?);
-        }
-        let y = self.weight.product(x, self.bias.as_ref(), None)?;
+        let mut updates = Vec::new();
         for (site, start, columns) in &self.sites {
-            plan.change(*site, x, &y.narrow(1, *start, *columns)?)?;
+            updates.extend(plan.updates(*site, x, *start..start + columns)?);
+        }
+        if !self.sites.iter().any(|(site, ..)| plan.changes_otherwise(*site)) {
+            return Ok(self.weight.updated_product(x, self.bias.as_ref(), &updates, activation)?);
+        }
+        let y = self.weight.updated_product(x, self.bias.as_ref(), &updates, None)?;
+        for (site, start, columns) in &self.sites {
+            plan.change_otherwise(*site, x, &y.narrow(1, *start, *columns)?)?;
         }
         Ok(activation.map_or(Ok(y.clone()), |activation| activate(&y, activation, Gate::Absent))?)
     }
