@@ -53,7 +53,7 @@ pub fn load(folder: &Folder, config: &Config, model: &Model) -> Result<Adapter> 
     if bound.deltas.is_empty() {
         return Err(Error::load(checkpoint.path(), "it changes no module that the forward pass runs"));
     }
-    Ok(Adapter::new(bound.deltas, is_sum))
+    Adapter::new(bound.deltas, is_sum).joined(model.sites())
 }
 
 /// A checkpoint's tensors in their places.

@@ -124,8 +124,18 @@ impl<'a> Lent<'a> {
 
     /// The elements of a dense one.
     pub fn dense(&self) -> Result<&[f32]> {
+        dense(self.cpu()?, self.layout)
+    }
+
+    /// The matrix that one of rank 2 is.
+    pub fn matrix(&self) -> Result<Matrix<'_>> {
+        let rows = Rows::of(self.cpu()?, self.layout)?;
+        Ok(rows.matrix(0..rows.count, 0))
+    }
+
+    fn cpu(&self) -> Result<&CpuStorage> {
         match &**self.storage {
-            Storage::Cpu(storage) => dense(storage, self.layout),
+            Storage::Cpu(storage) => Ok(storage),
             _ => bail!("kernel operand lies on another device"),
         }
     }

@@ -167,6 +167,11 @@ impl Sites {
         }
     }
 
+    /// A linear site's stacked projection, by a number, and its columns there.
+    pub fn place(&self, site: Site) -> Option<(usize, Range<usize>)> {
+        self.all[site.0].place.clone()
+    }
+
     /// Whether its rows are other sites' too, to which they belong in the checkpoint.
     pub fn is_alias(&self, site: Site) -> bool {
         self.all[site.0].is_alias

@@ -45,6 +45,7 @@ pub fn load(
             deltas.push((site, delta));
         }
     }
-    let adapters = deltas.into_iter().map(|deltas| Arc::new(Adapter::new(deltas, true)));
-    Ok(spec.names.iter().cloned().zip(adapters).collect())
+    let adapters = deltas.into_iter().map(|deltas| Ok(Arc::new(Adapter::new(deltas, true).joined(sites)?)));
+    let named = spec.names.iter().cloned().zip(adapters.collect::<Result<Vec<_>>>()?);
+    Ok(named.collect())
 }

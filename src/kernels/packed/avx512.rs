@@ -1,7 +1,7 @@
 //! Products of tiles by AVX-512, with its BF16 and VNNI where the machine has them.
 #![expect(unsafe_code, reason = "instructions that are not in the language")]
 
-use super::rows::Block;
+use super::rows::{Block, Span};
 use super::tiles::{Kind, PANEL, Sums, TILE, Tile, WIDTH};
 use super::unit::{Kernel, Task};
 use super::vectors::{AHEAD, by_count, kernel};
@@ -129,23 +129,98 @@ fn planes<const PLANES: usize>(tiles: &mut [Tile], place: usize, row: &[f32]) {
         // SAFETY: 32 numbers are two vectors.
         let (mut low, mut high) =
             unsafe { (_mm512_loadu_ps(numbers.as_ptr()), _mm512_loadu_ps(numbers[16..].as_ptr())) };
-        for tile in tiles {
+        for (plane, tile) in tiles.iter_mut().enumerate() {
             let target = &mut tile.0[place * 64..(place + 1) * 64];
             // SAFETY: both are plain bits of 64 bytes.
-            let plane: __m512i = unsafe { std::mem::transmute(_mm512_cvtne2ps_pbh(high, low)) };
+            let both: __m512i = unsafe { std::mem::transmute(_mm512_cvtne2ps_pbh(high, low)) };
             // SAFETY: the target has 64 bytes.
-            unsafe { _mm512_storeu_si512(target.as_mut_ptr().cast(), plane) };
-            let wide = |half: __m256i| _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
-            low = _mm512_sub_ps(low, wide(_mm512_castsi512_si256(plane)));
-            high = _mm512_sub_ps(high, wide(_mm512_extracti64x4_epi64(plane, 1)));
+            unsafe { _mm512_storeu_si512(target.as_mut_ptr().cast(), both) };
+            if plane + 1 < PLANES {
+                let wide = |half: __m256i| _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+                low = _mm512_sub_ps(low, wide(_mm512_castsi512_si256(both)));
+                high = _mm512_sub_ps(high, wide(_mm512_extracti64x4_epi64(both, 1)));
+            }
         }
     }
+}
+
+/// A row as integers, at its place in tiles, and what they stand for; see `rows::Rows`.
+///
+/// # Panics
+/// Where the machine has no AVX-512.
+pub fn write_integers(tiles: &mut [Tile], place: usize, row: &[f32]) -> Span {
+    assert!(is_there() && place < WIDTH, "AVX-512");
+    // SAFETY: the machine has these instructions.
+    unsafe { integers_of_row(tiles, place, row) }
+}
+
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn integers_of_row(tiles: &mut [Tile], place: usize, row: &[f32]) -> Span {
+    let (whole, rest) = row.as_chunks::<64>();
+    // What fills up the last ones is no lower and no higher, and multiplied by zeros.
+    let mut last = [row.first().copied().unwrap_or_default(); 64];
+    last[..rest.len()].copy_from_slice(rest);
+    let all = || whole.iter().chain((!rest.is_empty()).then_some(&last));
+    let (mut lowest, mut highest) = (_mm512_set1_ps(f32::INFINITY), _mm512_set1_ps(f32::NEG_INFINITY));
+    // What is not finite makes it so, which neither of these would.
+    let (zero, mut nothing) = (_mm512_setzero_ps(), _mm512_setzero_ps());
+    for numbers in all() {
+        for vector in numbers.as_chunks::<16>().0 {
+            // SAFETY: a vector has 16 numbers.
+            let x = unsafe { _mm512_loadu_ps(vector.as_ptr()) };
+            (lowest, highest) = (_mm512_min_ps(lowest, x), _mm512_max_ps(highest, x));
+            nothing = _mm512_fmadd_ps(x, zero, nothing);
+        }
+    }
+    let nothing = _mm512_reduce_add_ps(nothing);
+    let (lowest, highest) = (_mm512_reduce_min_ps(lowest) + nothing, _mm512_reduce_max_ps(highest) + nothing);
+    let span = Span::of(lowest, highest);
+    let (low, per_unit) = (_mm512_set1_ps(span.lowest), _mm512_set1_ps(span.per_unit()));
+    // Packing leaves four numbers of each vector in a quarter.
+    let in_order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    for (numbers, tile) in all().zip(tiles) {
+        let mut integers = [_mm512_setzero_si512(); 4];
+        for (integers, vector) in integers.iter_mut().zip(numbers.as_chunks::<16>().0) {
+            // SAFETY: a vector has 16 numbers.
+            let x = unsafe { _mm512_loadu_ps(vector.as_ptr()) };
+            *integers = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_sub_ps(x, low), per_unit));
+        }
+        let [a, b, c, d] = integers;
+        let bytes = _mm512_packus_epi16(_mm512_packs_epi32(a, b), _mm512_packs_epi32(c, d));
+        // SAFETY: a place of a tile has 64 bytes.
+        unsafe {
+            let target = tile.0.as_mut_ptr().add(place * 64);
+            _mm512_storeu_si512(target.cast(), _mm512_permutexvar_epi32(in_order, bytes));
+        }
+    }
+    span
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernels::packed::rows::plain_integers;
     use crate::kernels::packed::tests::check_unit;
+
+    #[test]
+    fn rows_of_integers_are_the_plain_ones() {
+        if !is_there() {
+            return println!("skipped: no AVX-512");
+        }
+        for width in [1, 15, 64, 100, 384] {
+            let row = crate::kernels::sample::normal(3.0, width).to_vec1::<f32>().unwrap();
+            let empty = || vec![Tile([7; TILE]); Kind::Integers.tiles(width)];
+            let (mut ours, mut plain) = (empty(), empty());
+            let (a, b) = (write_integers(&mut ours, 3, &row), plain_integers(&mut plain, 3, &row));
+            assert_eq!((a.scale, a.lowest), (b.scale, b.lowest));
+            for (place, x) in row.iter().enumerate() {
+                let [ours, plain] = [&ours, &plain].map(|tiles| tiles[place / 64].0[3 * 64 + place % 64]);
+                assert_eq!(ours, plain, "{x}");
+            }
+            let outside = |tile: &Tile| tile.0[..3 * 64].iter().chain(&tile.0[4 * 64..]).all(|byte| *byte == 7);
+            assert!(ours.iter().all(outside));
+        }
+    }
 
     #[test]
     fn every_kernel_is_the_plain_loops() {

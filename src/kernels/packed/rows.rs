@@ -46,6 +46,20 @@ pub struct Span {
     pub lowest: f32,
 }
 
+impl Span {
+    /// From the lowest to the highest number.
+    #[inline(always)]
+    pub fn of(lowest: f32, highest: f32) -> Self {
+        Self { scale: (highest - lowest) / 255.0, lowest }
+    }
+
+    /// Integers to one; of a row that is everywhere the same, all integers are 0.
+    #[inline(always)]
+    pub fn per_unit(self) -> f32 {
+        if self.scale > 0.0 { self.scale.recip() } else { 0.0 }
+    }
+}
+
 impl Rows {
     /// Takes in `count` rows of `inputs` each.
     pub fn fill<'a>(&mut self, kind: Kind, count: usize, inputs: usize, row: impl Fn(usize) -> &'a [f32] + Sync) {
@@ -104,13 +118,21 @@ fn write(tiles: &mut [Tile], place: usize, row: &[f32]) {
 
 /// A row as integers, and what they stand for.
 fn write_integers(tiles: &mut [Tile], place: usize, row: &[f32]) -> Span {
+    #[cfg(target_arch = "x86_64")]
+    if super::avx512::is_there() {
+        return super::avx512::write_integers(tiles, place, row);
+    }
+    plain_integers(tiles, place, row)
+}
+
+/// The same by plain loops.
+pub fn plain_integers(tiles: &mut [Tile], place: usize, row: &[f32]) -> Span {
     vectorized(
         #[inline(always)]
         || {
             let (lowest, highest) = range(row);
-            let scale = (highest - lowest) / 255.0;
-            // Of a row that is everywhere the same, all integers are 0.
-            let per_unit = if scale > 0.0 { scale.recip() } else { 0.0 };
+            let span = Span::of(lowest, highest);
+            let per_unit = span.per_unit();
             for (step, tile) in tiles.iter_mut().enumerate() {
                 let target = &mut tile.0[place * 64..(place + 1) * 64];
                 // Behind the end stand zeros of the weight.
@@ -119,7 +141,7 @@ fn write_integers(tiles: &mut [Tile], place: usize, row: &[f32]) -> Span {
                     *to = nearest((x - lowest) * per_unit) as u8;
                 }
             }
-            Span { scale, lowest }
+            span
         },
     )
 }

@@ -136,9 +136,19 @@ impl Tiled<'_> {
         if let Some(activation) = self.activation {
             activation.change(sums.as_flattened_mut());
         }
-        for (place, sums) in sums.iter().enumerate() {
-            sheet.write(first + place, panel.start, &sums[panel.inside.clone()]);
-        }
+        vectorized(
+            #[inline(always)]
+            || {
+                let rows = sums.iter().enumerate();
+                match panel.inside.len() {
+                    // A length that the compiler knows is no call.
+                    PANEL => rows.for_each(|(place, sums)| sheet.write(first + place, panel.start, sums)),
+                    _ => rows.for_each(|(place, sums)| {
+                        sheet.write_some(first + place, panel.start, &sums[panel.inside.clone()]);
+                    }),
+                }
+            },
+        );
     }
 }
 
@@ -191,7 +201,7 @@ struct Sheet {
     columns: usize,
 }
 
-// SAFETY: tasks write through `write` alone, no two of them the same place.
+// SAFETY: tasks write through `write` and `write_some` alone, no two of them the same place.
 unsafe impl Sync for Sheet {}
 
 impl Sheet {
@@ -201,18 +211,18 @@ impl Sheet {
         Self { start: target.as_mut_ptr(), rows, columns }
     }
 
-    /// Writes a part of a row.
+    /// Writes a panel's part of a row.
     #[inline(always)]
-    fn write(&self, row: usize, first: usize, y: &[f32]) {
-        assert!(row < self.rows && first + y.len() <= self.columns, "inside the result");
+    fn write(&self, row: usize, first: usize, y: &Sums) {
+        assert!(row < self.rows && first + PANEL <= self.columns, "inside the result");
         // SAFETY: the place is inside the vector's capacity, by the assertions here and in `new`.
-        unsafe {
-            let target = self.start.add(row * self.columns + first);
-            match y.len() {
-                // A length that the compiler knows is no call.
-                32 => std::ptr::copy_nonoverlapping(y.as_ptr(), target, 32),
-                length => std::ptr::copy_nonoverlapping(y.as_ptr(), target, length),
-            }
-        }
+        unsafe { self.start.add(row * self.columns + first).cast::<Sums>().write(*y) };
+    }
+
+    /// The same of a panel of which a part is asked for.
+    fn write_some(&self, row: usize, first: usize, y: &[f32]) {
+        assert!(row < self.rows && first + y.len() <= self.columns, "inside the result");
+        // SAFETY: as above.
+        unsafe { self.start.add(row * self.columns + first).copy_from_nonoverlapping(y.as_ptr(), y.len()) };
     }
 }

@@ -31,10 +31,8 @@ impl<'a> Lending<'a> {
     }
 
     pub fn matrices(&self) -> Result<Matrices<'_>> {
-        let Update { rows, outputs, left, .. } = self.update;
-        let rank = left.dims()[1];
-        let left = Matrix::dense(self.left.dense()?, rows.len(), rank);
-        let right = Matrix::dense(self.right.dense()?, rank, outputs.len());
+        let Update { rows, outputs, .. } = self.update;
+        let (left, right) = (self.left.matrix()?, self.right.matrix()?);
         Ok(Matrices { first_row: rows.start, first_output: outputs.start, left, right })
     }
 }
@@ -65,11 +63,8 @@ impl Matrices<'_> {
         if start >= end {
             return;
         }
-        let left = Matrix {
-            data: &self.left.data[(start - self.first_row) * self.left.row_stride..],
-            rows: end - start,
-            ..self.left
-        };
+        let first = (start - self.first_row) * self.left.row_stride;
+        let left = Matrix { data: &self.left.data[first..], rows: end - start, ..self.left };
         let data = &mut sums.as_flattened_mut()[(start - row) * PANEL + place + self.first_output - output..];
         let target = MatrixMut { data, rows: end - start, columns: self.right.columns, row_stride: PANEL };
         small::multiply(target, true, left, self.right);

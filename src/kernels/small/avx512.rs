@@ -166,27 +166,33 @@ kernel!(half, "avx512f,avx512bf16", |sum, x, vector| {
     _mm512_dpbf16_ps(sum, bits(x), bits(vector))
 });
 
-/// The first rows, a multiple of 16 of them, as columns; both matrices are as `super::transpose` has them.
-pub fn transpose(to: &mut [f32], from: Matrix, rows: usize, stride: usize) {
-    assert!(rows.is_multiple_of(16) && from.columns.is_multiple_of(16) && rows <= stride, "whole vectors");
+/// Rows as columns, both matrices as `super::transpose` has them, in whole vectors: there is room for zeros in the place of
+/// the rows that are missing in the last.
+pub fn transpose(to: &mut [f32], from: Matrix, stride: usize) {
+    let rows = from.rows;
+    assert!(rows.next_multiple_of(16) <= stride && from.columns.is_multiple_of(16), "whole vectors");
     assert!(rows == 0 || (rows - 1) * from.row_stride + from.columns <= from.data.len(), "from in bounds");
     assert!(from.columns * stride <= to.len(), "to in bounds");
     for row in (0..rows).step_by(16) {
         for column in (0..from.columns).step_by(16) {
-            // SAFETY: the machine has AVX-512, and 16 rows of 16 numbers lie inside of either, by the assertions.
+            // SAFETY: the machine has AVX-512, and as many rows of 16 numbers lie inside of either, by the assertions.
             unsafe {
                 let from = (from.data.as_ptr().add(row * from.row_stride + column), from.row_stride);
-                turn(to.as_mut_ptr().add(column * stride + row), stride, from);
+                turn(to.as_mut_ptr().add(column * stride + row), stride, from, rows - row);
             }
         }
     }
 }
 
-/// 16 rows of 16 numbers, with their strides.
+/// 16 rows of 16 numbers, with their strides; behind the first `count` rows zeros.
 #[target_feature(enable = "avx512f")]
-unsafe fn turn(to: *mut f32, stride: usize, (from, from_stride): (*const f32, usize)) {
+unsafe fn turn(to: *mut f32, stride: usize, (from, from_stride): (*const f32, usize), count: usize) {
     // SAFETY: as the caller has it.
-    let mut rows: [__m512; 16] = std::array::from_fn(|i| unsafe { _mm512_loadu_ps(from.add(i * from_stride)) });
+    let row = |i: usize| unsafe { _mm512_loadu_ps(from.add(i * from_stride)) };
+    let mut rows: [__m512; 16] = match count {
+        16.. => std::array::from_fn(row),
+        _ => std::array::from_fn(|i| if i < count { row(i) } else { _mm512_setzero_ps() }),
+    };
     // In each quarter of the vectors, numbers of two rows side by side, then of four.
     for i in (0..16).step_by(2) {
         let [a, b] = [rows[i], rows[i + 1]];

@@ -103,15 +103,13 @@ fn pair(a: f32, b: f32) -> f32 {
 
 /// The rows of `from` as columns of `to`, whose rows have `from.rows` numbers and then zeros up to `stride`.
 pub fn transpose(to: &mut Vec<f32>, from: Matrix, stride: usize) {
-    to.clear();
     to.resize(from.columns * stride, 0.0);
-    let mut rows = 0;
     #[cfg(target_arch = "x86_64")]
-    if is_x86_feature_detected!("avx512f") && from.columns.is_multiple_of(16) {
-        rows = from.rows / 16 * 16;
-        avx512::transpose(to, from, rows, stride);
+    if has_kernel() && from.columns.is_multiple_of(16) && from.rows.next_multiple_of(16) == stride {
+        return avx512::transpose(to, from, stride);
     }
-    for row in rows..from.rows {
+    to.fill(0.0);
+    for row in 0..from.rows {
         let numbers = &from.data[row * from.row_stride..][..from.columns];
         to[row..].iter_mut().step_by(stride).zip(numbers).for_each(|(to, x)| *to = *x);
     }

@@ -118,6 +118,12 @@ impl LinearDelta {
         self.low_rank.as_ref().filter(|_| self.own.is_none() && self.columns.is_none())
     }
 
+    /// The same with another matrix in the place of its update's `a`.
+    pub(super) fn with_a(self, a: Tensor) -> Self {
+        let low_rank = self.low_rank.map(|update| LowRank { a, ..update });
+        Self { low_rank, ..self }
+    }
+
     pub(super) fn rank(&self) -> usize {
         self.low_rank.as_ref().map_or(0, |update| update.a.dims()[1])
     }

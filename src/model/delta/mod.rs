@@ -10,11 +10,11 @@ pub use norm::NormDelta;
 pub use plan::{Plan, joined};
 pub use table::{OwnRows, TableDelta};
 
-use super::sites::Site;
+use super::sites::{Site, Sites};
 use crate::error::Result;
 use crate::kernels::add_difference;
 use candle_core::Tensor;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 /// How an adapter changes one site, by the site's kind.
@@ -98,6 +98,8 @@ impl Delta {
 #[derive(Clone, Debug, Default)]
 pub struct Adapter {
     deltas: HashMap<Site, Delta>,
+    /// The matrices `a` of sites with one input side by side, `[in, ranks]`, and where a site's begins.
+    beside: HashMap<Site, (Tensor, usize)>,
     is_sum: bool,
 }
 
@@ -105,7 +107,36 @@ impl Adapter {
     /// An adapter of these deltas. `is_sum`: whether each is a sum with what the base gives, so that several adapters on
     /// one model mean the sum of all.
     pub fn new(deltas: impl IntoIterator<Item = (Site, Delta)>, is_sum: bool) -> Self {
-        Self { deltas: deltas.into_iter().collect(), is_sum }
+        Self { deltas: deltas.into_iter().collect(), beside: HashMap::new(), is_sum }
+    }
+
+    /// The same with matrices that multiply one input put side by side, so that one product is enough.
+    pub fn joined(mut self, sites: &Sites) -> Result<Self> {
+        let mut projections: HashMap<usize, BTreeMap<usize, Site>> = HashMap::new();
+        for (site, delta) in &self.deltas {
+            if let (Some((projection, columns)), Some(_)) = (sites.place(*site), delta.as_update()) {
+                projections.entry(projection).or_default().insert(columns.start, *site);
+            }
+        }
+        for group in projections.values().filter(|group| group.len() > 1) {
+            let updates = group.values().filter_map(|site| self.deltas[site].as_update());
+            let all = Tensor::cat(&updates.map(|update| &update.a).collect::<Vec<_>>(), 1)?;
+            let mut first = 0;
+            for site in group.values() {
+                if let Some(Delta::Linear(delta)) = self.deltas.get_mut(site) {
+                    let rank = delta.rank();
+                    *delta = std::mem::take(delta).with_a(all.narrow(1, first, rank)?);
+                    self.beside.insert(*site, (all.clone(), first));
+                    first += rank;
+                }
+            }
+        }
+        Ok(self)
+    }
+
+    /// The matrix in which a site's `a` stands beside others, and its first column there.
+    pub(super) fn beside(&self, site: Site) -> Option<(&Tensor, usize)> {
+        self.beside.get(&site).map(|(all, first)| (all, *first))
     }
 
     /// Several at once, each times a weight; each must be a sum, see [`Adapter::is_sum`].

@@ -28,16 +28,28 @@ impl Plan {
         Self { touched }
     }
 
-    /// What is added to the base's product at the linear `site` of `x [tokens, in]`, whose columns are these of the
-    /// product's; none of adapters that change it otherwise.
-    pub(in crate::model) fn updates(&self, site: Site, x: &Tensor, columns: Range<usize>) -> Result<Vec<Update>> {
-        let low_rank =
-            self.touched.iter().filter_map(|(rows, adapter)| Some((rows, adapter.delta(site)?.as_update()?)));
-        let update = |(rows, LowRank { a, b }): (&Range<usize>, &LowRank)| {
-            let left = product(&x.narrow(0, rows.start, rows.len())?, a, None)?;
-            Ok(Update { rows: rows.clone(), outputs: columns.clone(), left, right: b.clone() })
-        };
-        low_rank.map(update).collect()
+    /// What is added to the base's product of `x [tokens, in]` at linear sites, each with its columns there, first and count;
+    /// nothing of adapters that change a site otherwise.
+    pub(in crate::model) fn updates(&self, sites: &[(Site, usize, usize)], x: &Tensor) -> Result<Vec<Update>> {
+        let mut updates = Vec::new();
+        for (rows, adapter) in &self.touched {
+            let at = |(site, first, count): &(Site, usize, usize)| {
+                Some((*site, adapter.delta(*site)?.as_update()?, *first..first + count))
+            };
+            // Sites that share a matrix share its product.
+            let mut shared: Option<(&Tensor, Tensor)> = None;
+            for (site, LowRank { a, b }, outputs) in sites.iter().filter_map(at) {
+                let (all, first) = adapter.beside(site).unwrap_or((a, 0));
+                let (of, made) = match shared.take() {
+                    Some(shared) if shared.0.id() == all.id() => shared,
+                    _ => (all, product(&x.narrow(0, rows.start, rows.len())?, all, None)?),
+                };
+                let left = made.narrow(1, first, a.dims()[1])?;
+                shared = Some((of, made));
+                updates.push(Update { rows: rows.clone(), outputs, left, right: b.clone() });
+            }
+        }
+        Ok(updates)
     }
 
     /// The same of those adapters alone that change it in other ways than [`Plan::updates`].

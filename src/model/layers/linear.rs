@@ -49,10 +49,7 @@ impl Linear {
 
     /// `x [tokens, in]` -> `f([tokens, out])`, `f` the activation, where there is one.
     pub fn forward_active(&self, x: &Tensor, plan: &Plan, activation: Option<Activation>) -> Result<Tensor> {
-        let mut updates = Vec::new();
-        for (site, start, columns) in &self.sites {
-            updates.extend(plan.updates(*site, x, *start..start + columns)?);
-        }
+        let updates = plan.updates(&self.sites, x)?;
         if !self.sites.iter().any(|(site, ..)| plan.changes_otherwise(*site)) {
             return Ok(self.weight.updated_product(x, self.bias.as_ref(), &updates, activation)?);
         }
