@@ -51,7 +51,11 @@ class Bench:
         command = [self.options.loadgen, "--addr", server.address, "--workload", workload or self.options.workload]
         command += ["--set", which, "--clients", clients, "--models", ",".join(models), "--pid", server.pid]
         command += ["--warm", 0.5, "--seconds", seconds or self.options.seconds]
-        return json.loads(subprocess.run(map(str, command), check=True, capture_output=True, text=True).stdout)
+        line = subprocess.run(list(map(str, command)), check=True, capture_output=True, text=True).stdout
+        figures = json.loads(line)
+        if figures.get("errors") or not figures["tokens_per_s"]:
+            sys.exit(f"requests failed: {line}")
+        return figures
 
     def peers(self, names):
         """What peers print, run one after the other in a process of their own."""

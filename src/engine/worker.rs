@@ -83,7 +83,7 @@ impl Worker {
             } else {
                 let jobs = batch::take(&mut waiting.jobs, self.limits.batch_tokens_max, |job| &job.sequence);
                 drop(waiting);
-                self.threads.run(|| self.serve(jobs, 1));
+                self.serve(jobs, 1);
             }
         }
     }
@@ -109,8 +109,9 @@ impl Worker {
         batch::order(&mut jobs, |job| &job.sequence);
         let batch = batch::pack(jobs.iter().map(|job| &job.sequence));
         let tokens = batch.ids.len();
-        // A panic must not take the device's only thread with it; the tensors of a failed pass are dropped whole.
-        let result = catch_unwind(AssertUnwindSafe(|| model.embed(&batch)));
+        // A panic must not take the device's only thread with it; the tensors of a failed pass are dropped whole. Beside
+        // others this thread leads nobody.
+        let result = catch_unwind(AssertUnwindSafe(|| self.threads.run(|| model.embed(&batch))));
         let result = result.unwrap_or_else(|_| Err(Error::Internal("the forward pass panicked".into())));
         let computed = began.elapsed();
         let rate = (tokens * beside) as f64 / computed.as_secs_f64().max(1e-6);

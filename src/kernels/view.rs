@@ -77,6 +77,12 @@ impl<'a> Matrix<'a> {
         Self { data, rows, columns, row_stride: columns, column_stride: 1 }
     }
 
+    /// Its rows, which must be dense.
+    pub fn each_row(self) -> impl Iterator<Item = &'a [f32]> {
+        let (data, columns, stride) = (self.data, self.columns, self.row_stride);
+        (0..self.rows).map(move |row| &data[row * stride..][..columns])
+    }
+
     /// The same elements with rows and columns exchanged.
     pub fn transposed(self) -> Self {
         Self {

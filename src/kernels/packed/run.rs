@@ -180,6 +180,7 @@ impl<'a> Panel<'a> {
             part
         };
         let outputs = start..start + inside.len();
+        updates.iter().for_each(|update| update.foresee(&(outputs.end..outputs.end + PANEL)));
         let updates = updates.iter().filter_map(|update| update.at(&outputs)).collect();
         Self { inside, start, updates, biases, scales: part(&product.tiles.scales), sums: part(&product.tiles.sums) }
     }

@@ -1,9 +1,12 @@
 //! Updates of low rank, added to what a product sums up while that is in the nearest cache.
+#![cfg_attr(target_arch = "x86_64", expect(unsafe_code, reason = "memory is asked for ahead"))]
 
 use super::tiles::{PANEL, Sums};
 use crate::kernels::small;
 use crate::kernels::view::{Lent, Matrix, MatrixMut};
 use candle_core::{Result, Tensor};
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
 use std::ops::Range;
 
 /// `y[rows, outputs] += left right`, of a product `y`.
@@ -54,6 +57,18 @@ impl Matrices<'_> {
         self.right.data = self.right.data.get(start - self.first_output..)?;
         (self.first_output, self.right.columns) = (start, end.checked_sub(start).filter(|columns| *columns > 0)?);
         Some(self)
+    }
+
+    /// Asks memory for what there is of it at some outputs: its rows there lie too far apart for the machine to foresee them.
+    #[cfg_attr(not(target_arch = "x86_64"), expect(unused_variables, reason = "elsewhere it is not asked"))]
+    pub fn foresee(&self, outputs: &Range<usize>) {
+        #[cfg(target_arch = "x86_64")]
+        for part in self.at(outputs).into_iter().flat_map(|part| part.right.each_row()) {
+            for line in part.chunks(16) {
+                // SAFETY: it is no access.
+                unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast()) };
+            }
+        }
     }
 
     /// Adds it to the sums of rows from `row` on, in which the output `output` stands at `place`. It has none before, and
