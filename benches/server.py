@@ -6,7 +6,7 @@
 
 TABLE is one or several of
     speed       every dtype over HTTP with 32 clients, one short text alone, and the peers in process
-    adapters    adapters in rotation against the base alone; --adapters FOLDER, whose adapters take turns, once or more
+    adapters    adapters in rotation against the base alone; --adapters FOLDER, whose adapters take turns
     lengths     tokens a second of texts of --lengths tokens, no more than the model reads
     memory      resident memory through --minutes of load
 
@@ -103,7 +103,6 @@ def speed(bench):
                 bench.note(dtype, "p99", one["p99_ms"])
             for line in bench.peers([peer]):
                 bench.note(peer, line["set"], line["tokens_per_s"])
-                bench.note(peer, "cosine", line.get("cosine_min", float("nan")))
         for line in bench.peers(["peak"]):
             print(json.dumps(line))
     rows = []
@@ -151,9 +150,8 @@ def lengths(bench):
 
 def fitting(server, words, tokens):
     """A text of so many tokens, or hardly fewer, as the server counts them."""
-    text = list(itertools.islice(words, tokens))
     # A word is a token at least.
-    text = text[: int(0.6 * tokens)]
+    text = list(itertools.islice(words, tokens))
     while True:
         body = json.dumps({"model": "base", "input": " ".join(text)}).encode()
         head = {"Content-Type": "application/json"}

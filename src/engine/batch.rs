@@ -9,7 +9,7 @@ use std::sync::Arc;
 const LOOKS: usize = 512;
 
 /// Takes from the queue what runs next: the oldest item, and after it, oldest first, whatever is for the same model and
-/// still fits into `tokens_max`. The oldest is taken whatever its length. What is left keeps its order.
+/// still fits into `tokens_max`, as far as it looks. The oldest is taken whatever its length. What is left keeps its order.
 pub fn take<T>(queue: &mut VecDeque<T>, tokens_max: usize, sequence: impl Fn(&T) -> &Sequence) -> Vec<T> {
     let (mut taken, mut left) = (Vec::new(), Vec::new());
     let (mut model, mut room) = (None, tokens_max);

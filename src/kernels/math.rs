@@ -15,6 +15,13 @@ pub fn vectorized<R>(loop_body: impl FnOnce() -> R) -> R {
     pulp::Arch::new().dispatch(Body(loop_body))
 }
 
+/// The first of 16 numbers, so many of them, as the bits of a mask.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+pub fn mask(count: usize) -> u16 {
+    if count < 16 { (1 << count) - 1 } else { !0 }
+}
+
 /// e^x, relative error below 3e-7: 2^n times the Taylor series of e^r, |r| <= ln(2)/2.
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {

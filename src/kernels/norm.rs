@@ -121,6 +121,7 @@ impl Norm<'_> {
 #[cfg(target_arch = "x86_64")]
 mod avx512 {
     use super::{Norm, NormKind};
+    use crate::kernels::math::mask;
     use std::arch::x86_64::*;
 
     /// See [`Norm::change`](super::Norm::change).
@@ -145,11 +146,12 @@ mod avx512 {
         bias: Option<&[f32]>,
     ) {
         let (length, y) = (y.len(), y.as_mut_ptr());
+        // What of a vector lies before the end.
+        let inside = |at: usize| mask(length.saturating_sub(at));
         // SAFETY: the mask leaves what lies in a slice.
-        let load =
-            |from: *const f32, at: usize| unsafe { _mm512_maskz_loadu_ps(mask(length, at), from.wrapping_add(at)) };
+        let load = |from: *const f32, at: usize| unsafe { _mm512_maskz_loadu_ps(inside(at), from.wrapping_add(at)) };
         // SAFETY: as above.
-        let store = |at: usize, v: __m512| unsafe { _mm512_mask_storeu_ps(y.wrapping_add(at), mask(length, at), v) };
+        let store = |at: usize, v: __m512| unsafe { _mm512_mask_storeu_ps(y.wrapping_add(at), inside(at), v) };
         let summed = sum(length, |at| {
             let x = load(x.as_ptr(), at);
             let v = residual.map_or(x, |residual| _mm512_add_ps(x, load(residual.as_ptr(), at)));
@@ -162,22 +164,13 @@ mod avx512 {
         });
         let squares = sum(length, |at| {
             // Behind the end stands no distance from the mean.
-            let v = _mm512_maskz_sub_ps(mask(length, at), load(y, at), mean);
+            let v = _mm512_maskz_sub_ps(inside(at), load(y, at), mean);
             _mm512_mul_ps(v, v)
         });
         let scale = _mm512_set1_ps(1.0 / (squares / length as f32 + norm.eps).sqrt());
         for at in (0..length).step_by(16) {
             let v = _mm512_mul_ps(_mm512_mul_ps(_mm512_sub_ps(load(y, at), mean), scale), load(w.as_ptr(), at));
             store(at, bias.map_or(v, |bias| _mm512_add_ps(v, load(bias.as_ptr(), at))));
-        }
-    }
-
-    /// What of a vector lies before the end.
-    #[inline]
-    fn mask(length: usize, at: usize) -> u16 {
-        match length.saturating_sub(at) {
-            16.. => !0,
-            some => (1 << some) - 1,
         }
     }
 

@@ -7,7 +7,7 @@
 use super::math::vectorized;
 use super::small;
 use super::threads::{share_chunks, share_rows, threads};
-use super::view::{Matrix, MatrixMut, Rows, with_dense};
+use super::view::{Matrix, MatrixMut, matrix, with_dense};
 use candle_core::{CpuStorage, CustomOp2, InplaceOp3, Layout, Result, Shape, Tensor, bail};
 
 /// `x [rows, in]`, `weight [in, out]`, `bias [out]` -> `x weight + bias`, `[rows, out]`. A weight in bf16 or f16 takes
@@ -114,11 +114,6 @@ impl InplaceOp3 for ProductInto {
         multiply_shared(target, self.accumulate, x, weight);
         Ok(())
     }
-}
-
-fn matrix<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<Matrix<'a>> {
-    let rows = Rows::of(storage, layout)?;
-    Ok(rows.matrix(0..rows.count, 0))
 }
 
 /// Multiplications that are worth a thread's while.

@@ -107,6 +107,14 @@ pub struct MatrixMut<'a> {
     pub row_stride: usize,
 }
 
+/// A tensor of rank 2 with dense rows.
+pub fn matrix<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<Matrix<'a>> {
+    match Rows::of(storage, layout)?.all() {
+        Some(matrix) => Ok(matrix),
+        None => bail!("kernel needs a matrix, got shape {:?}", layout.dims()),
+    }
+}
+
 /// A dense tensor's elements.
 pub fn dense<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
     match layout.contiguous_offsets() {
@@ -135,8 +143,7 @@ impl<'a> Lent<'a> {
 
     /// The matrix that one of rank 2 is.
     pub fn matrix(&self) -> Result<Matrix<'_>> {
-        let rows = Rows::of(self.cpu()?, self.layout)?;
-        Ok(rows.matrix(0..rows.count, 0))
+        matrix(self.cpu()?, self.layout)
     }
 
     fn cpu(&self) -> Result<&CpuStorage> {

@@ -46,7 +46,7 @@ impl CustomOp1 for Tiled<'_> {
         }
         let mut y = Vec::with_capacity(x.count * self.outputs.len());
         let mut rows = ROWS.take();
-        let plain = x.all().filter(|x| Unit::new().takes_plain_rows(self.tiles.kind) && is_well_laid_out(x));
+        let plain = x.all().filter(|x| self.tiles.kind == Kind::Single && is_well_laid_out(x));
         if plain.is_none() {
             rows.fill(self.tiles.kind, x.count, x.width, |row| x.row(row));
         }

@@ -51,11 +51,6 @@ impl Unit {
         }
     }
 
-    /// Whether it takes rows of f32 as they are.
-    pub fn takes_plain_rows(&self, kind: Kind) -> bool {
-        kind == Kind::Single
-    }
-
     /// `y = rows columns`: the first `count` of some blocks of rows times a panel of columns. The panel holds a pair of tiles
     /// after the other along the inputs, a block that is laid out a tile; of several planes those of one place together. What
     /// `y` has behind these rows is left in any state.

@@ -2,6 +2,7 @@
 #![expect(unsafe_code, reason = "bounds are checked once a product")]
 
 use super::{Matrix, MatrixMut};
+use crate::kernels::math::mask;
 use std::arch::x86_64::*;
 
 pub fn multiply(y: MatrixMut, add: bool, a: Matrix, b: Matrix) {
@@ -40,7 +41,6 @@ unsafe fn store(to: *mut f32, mask: u16, vector: __m512) {
 
 #[target_feature(enable = "avx512f,avx512bf16")]
 unsafe fn pairs_of_row(from: &[f32], to: &mut [f32]) {
-    let mask = |count: usize| if count < 16 { (1u16 << count) - 1 } else { !0 };
     for first in (0..from.len()).step_by(32) {
         let left = from.len() - first;
         // SAFETY: masks leave what lies in the slices.
@@ -135,22 +135,19 @@ macro_rules! kernel {
             }
             for column in (0..columns).step_by(32) {
                 let left = columns - column;
-                let mask = |vector: usize| match left.saturating_sub(16 * vector) {
-                    16.. => !0,
-                    some => (1u16 << some) - 1,
-                };
+                let (first, second) = (mask(left), mask(left.saturating_sub(16)));
                 let mut row = 0;
                 // SAFETY: rows are counted here, columns masked.
                 unsafe {
                     while row < rows {
                         let at = [row, column];
                         row += match (rows - row, left > 16) {
-                            (12.., true) => block::<12, 2>(task, at, [mask(0), mask(1)]),
-                            (12.., false) => block::<12, 1>(task, at, [mask(0)]),
-                            (4.., true) => block::<4, 2>(task, at, [mask(0), mask(1)]),
-                            (4.., false) => block::<4, 1>(task, at, [mask(0)]),
-                            (_, true) => block::<1, 2>(task, at, [mask(0), mask(1)]),
-                            (_, false) => block::<1, 1>(task, at, [mask(0)]),
+                            (12.., true) => block::<12, 2>(task, at, [first, second]),
+                            (12.., false) => block::<12, 1>(task, at, [first]),
+                            (4.., true) => block::<4, 2>(task, at, [first, second]),
+                            (4.., false) => block::<4, 1>(task, at, [first]),
+                            (_, true) => block::<1, 2>(task, at, [first, second]),
+                            (_, false) => block::<1, 1>(task, at, [first]),
                         };
                     }
                 }

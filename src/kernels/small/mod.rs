@@ -32,7 +32,7 @@ pub fn has_kernel() -> bool {
 /// Whether this machine multiplies numbers of bf16, two and two.
 pub fn has_pairs() -> bool {
     #[cfg(target_arch = "x86_64")]
-    return is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bf16");
+    return has_kernel() && is_x86_feature_detected!("avx512bf16");
     #[cfg(not(target_arch = "x86_64"))]
     false
 }

@@ -52,32 +52,28 @@ impl Plan {
         Ok(updates)
     }
 
-    /// The same of those adapters alone that change it in other ways than [`Plan::updates`].
+    /// Changes what the base made at the linear `site` of `x [tokens, in]`, `y [tokens, out]`, the site's columns, as those
+    /// adapters do that change it in other ways than [`Plan::updates`].
     pub(in crate::model) fn change_otherwise(&self, site: Site, x: &Tensor, y: &Tensor) -> Result<()> {
-        for (rows, adapter) in &self.touched {
-            if adapter.delta(site).is_some_and(|delta| delta.as_update().is_none()) {
-                adapter.change(site, &x.narrow(0, rows.start, rows.len())?, &y.narrow(0, rows.start, rows.len())?)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Changes what the base made at the linear `site` of `x [tokens, in]`, `y [tokens, out]`, the site's columns.
-    pub(in crate::model) fn change(&self, site: Site, x: &Tensor, y: &Tensor) -> Result<()> {
-        for (rows, adapter) in self.touched.iter().filter(|(_, adapter)| adapter.delta(site).is_some()) {
+        for (rows, adapter) in self.changing_otherwise(site) {
             adapter.change(site, &x.narrow(0, rows.start, rows.len())?, &y.narrow(0, rows.start, rows.len())?)?;
         }
         Ok(())
     }
 
+    /// Whether there are such.
+    pub(in crate::model) fn changes_otherwise(&self, site: Site) -> bool {
+        self.changing_otherwise(site).next().is_some()
+    }
+
+    fn changing_otherwise(&self, site: Site) -> impl Iterator<Item = &(Range<usize>, Arc<Adapter>)> {
+        let is_other = move |adapter: &Adapter| adapter.delta(site).is_some_and(|delta| delta.as_update().is_none());
+        self.touched.iter().filter(move |(_, adapter)| is_other(adapter))
+    }
+
     /// Whether some row's adapter changes a site.
     pub(in crate::model) fn changes(&self, site: Site) -> bool {
         self.touched.iter().any(|(_, adapter)| adapter.delta(site).is_some())
-    }
-
-    /// Whether some row's adapter changes a site in other ways than [`Plan::updates`].
-    pub(in crate::model) fn changes_otherwise(&self, site: Site) -> bool {
-        self.touched.iter().any(|(_, adapter)| adapter.delta(site).is_some_and(|delta| delta.as_update().is_none()))
     }
 
     /// The rows of a batch of `tokens`, made range by range: with the delta of `site`, or with none by the base alone.

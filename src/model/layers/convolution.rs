@@ -56,7 +56,8 @@ impl Convolution {
         let neighbours = rows.index_select(&Tensor::new(neighbours, first.device())?, 0)?;
         let neighbours = neighbours.reshape((tokens, self.kernel * hidden))?;
         let y = product(&neighbours, &self.weight, Some(&self.bias))?;
-        plan.change(self.site, &neighbours, &y)?;
+        // Adapters change its bias alone, which is no update.
+        plan.change_otherwise(self.site, &neighbours, &y)?;
         let y = activate(&y, self.activation, Gate::Absent)?;
         self.norm.forward_sum(&y, x, plan)
     }
