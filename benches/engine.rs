@@ -6,12 +6,12 @@
 //!
 //! `THREADS=2` before it shares the work. Figures are medians; the ceilings are measured in the same run.
 
-use candle_core::{Device, Tensor};
+use candle_core::{Device, Tensor as Host};
 use std::hint::black_box;
 use std::time::Instant;
 use veneer::kernels::{
-    Activation, Attention, Format, Gate, Memory, NormKind, Packed, Pooling, Threads, activate, add_product, attention,
-    norm, pool, product,
+    Activation, Attention, Format, Gate, Memory, NormKind, Packed, Pooling, Sequences, Tensor, Threads, activate,
+    add_product, attention, norm, pool, product,
 };
 
 #[global_allocator]
@@ -70,8 +70,8 @@ impl Sizes {
         };
         let mut multiply = |name: &str, x: &Tensor, outputs: usize, activation: Option<Activation>| {
             let inputs = x.dims()[1];
-            let weight = Packed::new(random(inputs, outputs), format, &mut Memory::default()).unwrap();
-            let bias = random(1, outputs).squeeze(0).unwrap();
+            let weight = Packed::new(&random_host(inputs, outputs), format, &mut Memory::default()).unwrap();
+            let bias = vector(outputs);
             let seconds = median(|| weight.product(x, Some(&bias), activation).unwrap());
             line(name, seconds, 2.0 * (tokens * inputs * outputs) as f64);
         };
@@ -80,8 +80,9 @@ impl Sizes {
         multiply("up and GELU", &x, inner, Some(Activation::Gelu));
         multiply("down", &wide, hidden, None);
         let offsets: Vec<usize> = (0..=tokens / length).map(|i| i * length).collect();
+        let offsets = Sequences::from(offsets.as_slice());
         let width = hidden / heads;
-        let all = qkv.reshape((tokens, 3 * heads, width)).unwrap();
+        let all = qkv.reshape([tokens, 3 * heads, width]).unwrap();
         let part = |first: usize| all.narrow(1, first * heads, heads).unwrap();
         let (q, k, v) = (part(0), part(1), part(2));
         let op = Attention {
@@ -94,7 +95,7 @@ impl Sizes {
         };
         let seconds = median(|| attention(&q, &k, &v, &op).unwrap());
         line("attention", seconds, 4.0 * (tokens * length * hidden) as f64);
-        let (weight, bias) = (random(1, hidden).squeeze(0).unwrap(), random(1, hidden).squeeze(0).unwrap());
+        let (weight, bias) = (vector(hidden), vector(hidden));
         let normed = || norm(&x, Some(&x), NormKind::Layer, &weight, Some(&bias), 1e-12).unwrap();
         line("two norms with residuals", 2.0 * median(normed), 0.0);
         println!("  {:28} {:9.1} us  {:.0} tokens/s of 6 layers", "a layer", total * 1e6, tokens as f64 / total / 6.0);
@@ -110,7 +111,15 @@ impl Sizes {
 }
 
 fn random(rows: usize, columns: usize) -> Tensor {
-    Tensor::randn(0f32, 1.0, (rows, columns), &Device::Cpu).unwrap()
+    random_host(rows, columns).into()
+}
+
+fn vector(width: usize) -> Tensor {
+    random_host(1, width).squeeze(0).unwrap().into()
+}
+
+fn random_host(rows: usize, columns: usize) -> Host {
+    Host::randn(0f32, 1.0, (rows, columns), &Device::Cpu).unwrap()
 }
 
 /// Operations a second of a large product.

@@ -74,6 +74,9 @@ pub enum Error {
     /// The caller, later: the deadline passed before the vectors were ready.
     #[error("The request took longer than {} s.", .0.as_secs_f64())]
     Deadline(Duration),
+    /// Us: a batch is too large for what is free of a device's memory; a smaller one may not be.
+    #[error("the device has no {0} bytes left")]
+    OutOfMemory(usize),
     /// Us: a bug or a broken device. The text is for the log, never for the caller.
     #[error("{0}")]
     Internal(String),

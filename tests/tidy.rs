@@ -116,7 +116,9 @@ fn only_http_names_axum_and_status_codes() {
 fn only_main_reads_the_environment() {
     for source in sources("src") {
         let code = source.code();
-        assert!(!code.contains("env::") || source.room() == "main", "{}", source.name());
+        // What cargo tells a build script is in its environment.
+        let is_script = source.name().ends_with("/build.rs");
+        assert!(!code.contains("env::") || source.room() == "main" || is_script, "{}", source.name());
     }
 }
 

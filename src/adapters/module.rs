@@ -5,8 +5,8 @@ use super::modules::{BIAS, Modules, Parts, TOKENS, WEIGHT};
 use super::ways_out::MERGE;
 use crate::error::{Error, Result};
 use crate::kernels::Packed;
-use crate::model::{Delta, Device, LinearDelta, Model, Site, SiteKind, TableDelta, Weight};
-use candle_core::{DType, Tensor};
+use crate::model::{Delta, LinearDelta, Model, Site, SiteKind, TableDelta, Weight};
+use candle_core::{DType, Device, Tensor};
 
 /// One module's tensors.
 pub struct Module<'a> {
@@ -125,7 +125,7 @@ impl<'a> Module<'a> {
     /// A part of this shape; an error where it is missing or of another.
     pub fn take(&self, part: &str, shape: &[usize]) -> Result<Tensor> {
         let name = self.parts.get(part).ok_or_else(|| self.missing(part))?;
-        self.all.checkpoint.take(name, shape, self.model.device())
+        self.all.checkpoint.take(name, shape)
     }
 
     /// An error that a part is not there.
@@ -142,7 +142,7 @@ impl<'a> Module<'a> {
     /// Whole numbers, in whatever format the file has them.
     pub fn take_integers(&self, part: &str, shape: &[usize]) -> Result<Vec<i64>> {
         let name = self.parts.get(part).ok_or_else(|| self.missing(part))?;
-        let tensor = self.all.checkpoint.take_as(DType::I64, name, shape, self.model.device())?;
+        let tensor = self.all.checkpoint.take_as(DType::I64, name, shape)?;
         Ok(tensor.flatten_all()?.to_vec1()?)
     }
 
@@ -155,7 +155,7 @@ impl<'a> Module<'a> {
             let reason = format!("tensor '{}{part}' is missing", prefix.unwrap_or("base_model."));
             return Err(Error::load(checkpoint.path(), reason));
         };
-        checkpoint.take(name, shape, self.model.device())
+        checkpoint.take(name, shape)
     }
 
     /// The most outputs and the most inputs of a module that the checkpoint changes.
@@ -165,11 +165,6 @@ impl<'a> Module<'a> {
             let [more, wider] = if module.is_changed() { module.shape } else { [0, 0] };
             Ok([outputs.max(more), inputs.max(wider)])
         })
-    }
-
-    /// Where its tensors go.
-    pub fn device(&self) -> &Device {
-        self.model.device()
     }
 
     /// Whether the base's module has a bias.
@@ -190,7 +185,7 @@ impl<'a> Module<'a> {
     pub fn plus(&self, update: &Tensor) -> Result<Delta> {
         let sum = (self.weight_as_stored()? + update)?;
         match self.kind {
-            SiteKind::Table => Ok(Delta::Table(TableDelta { own: Some(sum), ..TableDelta::default() })),
+            SiteKind::Table => Ok(Delta::Table(TableDelta { own: Some(sum.into()), ..TableDelta::default() })),
             _ => {
                 let weight = Weight { weight: Packed::plain(sum.t()?.contiguous()?), bias: self.base()?.bias };
                 Ok(Delta::Linear(LinearDelta::own(weight)?))
@@ -227,7 +222,7 @@ impl<'a> Module<'a> {
         match self.replaced() {
             Some(weight) => Ok(weight.clone()),
             None => {
-                let zeros = Tensor::zeros((self.inputs(), self.outputs()), DType::F32, self.model.device());
+                let zeros = Tensor::zeros((self.inputs(), self.outputs()), DType::F32, &Device::Cpu);
                 Ok(Weight { weight: Packed::plain(zeros?), bias: None })
             }
         }

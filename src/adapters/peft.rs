@@ -53,7 +53,7 @@ pub fn load(folder: &Folder, config: &Config, model: &Model) -> Result<Adapter> 
     if bound.deltas.is_empty() {
         return Err(Error::load(checkpoint.path(), "it changes no module that the forward pass runs"));
     }
-    Adapter::new(bound.deltas, is_sum).joined(model.sites())
+    Adapter::new(bound.deltas, is_sum).placed(model.sites(), model.device(), model.format().dtype())
 }
 
 /// A checkpoint's tensors in their places.
@@ -223,7 +223,7 @@ fn bind(module: &Module, config: &Config) -> Result<Option<Delta>> {
         SiteKind::Norm => {
             let width = [module.shape[1]];
             let own = |part: &str| module.has(part).then(|| module.take(part, &width)).transpose();
-            Ok(Some(Delta::Norm(NormDelta { weight: own(WEIGHT)?, bias: own(BIAS)? })))
+            Ok(Some(Delta::Norm(NormDelta { weight: own(WEIGHT)?.map(Into::into), bias: own(BIAS)?.map(Into::into) })))
         }
     }
 }
@@ -236,7 +236,7 @@ fn linear(module: &Module, config: &Config) -> Result<LinearDelta> {
             return Err(module.fail("it has a whole weight and an update"));
         }
         let weight = Packed::plain(module.take(WEIGHT, &module.shape)?.t()?.contiguous()?);
-        return LinearDelta::own(Weight { weight, bias });
+        return LinearDelta::own(Weight { weight, bias: bias.map(Into::into) });
     }
     let delta = match module.is_changed() {
         true => match config.method.delta(module)? {
@@ -245,7 +245,7 @@ fn linear(module: &Module, config: &Config) -> Result<LinearDelta> {
         },
         false => LinearDelta::default(),
     };
-    match (bias, base.bias) {
+    match (bias, base.host_bias()?) {
         (None, _) => Ok(delta),
         (Some(own), Some(base)) => delta.shifted(&(own - base)?),
         (Some(_), None) => Err(module.fail("it has a bias, but the base has none there")),
@@ -253,7 +253,7 @@ fn linear(module: &Module, config: &Config) -> Result<LinearDelta> {
 }
 
 fn table(module: &Module, config: &Config) -> Result<Option<Delta>> {
-    let own = if module.has(WEIGHT) { own_table(module)? } else { None };
+    let own = if module.has(WEIGHT) { own_table(module)?.map(Into::into) } else { None };
     let mut delta = match module.is_changed() {
         false => TableDelta { own, ..TableDelta::default() },
         true => match config.method.delta(module)? {

@@ -50,6 +50,29 @@ pub enum Activation {
 }
 
 impl Activation {
+    /// One of every kind.
+    pub(super) const SOME: [Self; 19] = [
+        Self::Gelu,
+        Self::GeluTanh,
+        Self::Relu,
+        Self::Silu,
+        Self::Tanh,
+        Self::Sigmoid,
+        Self::LogSigmoid,
+        Self::LeakyRelu(0.01),
+        Self::Elu,
+        Self::Selu,
+        Self::Softplus,
+        Self::Mish,
+        Self::Clamp(-1.0, 1.0),
+        Self::HardSigmoid,
+        Self::HardSwish,
+        Self::Softsign,
+        Self::Softshrink,
+        Self::Hardshrink,
+        Self::Tanhshrink,
+    ];
+
     /// By its name in a Hugging Face configuration (`hidden_act`).
     pub fn parse(name: &str) -> Option<Self> {
         match name {

@@ -1,6 +1,7 @@
 //! Softmax attention within each sequence of packed rows. Memory grows with the length, never with its square.
 
 use super::math::{exp, maximum, sum, vectorized};
+use super::sequences::Sequences;
 use super::small::{has_pairs, multiply, multiply_pairs, pairs, pairs_of_rows, transpose};
 use super::softmax::softmax;
 use super::threads::share_items;
@@ -9,10 +10,10 @@ use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
 use std::cell::Cell;
 use std::ops::Range;
 
-/// What a token may look at, and how its scores are formed.
-pub struct Attention<'a> {
+/// What a token may look at, and how its scores are formed; tensors of `T`.
+pub struct Attention<'a, T> {
     /// First token of every sequence, and the total.
-    pub offsets: &'a [usize],
+    pub offsets: &'a Sequences,
     /// Factor on every score, 1 / sqrt(head width) as a rule.
     pub scale: f32,
     /// A token sees itself and what stands before it only.
@@ -20,14 +21,14 @@ pub struct Attention<'a> {
     /// How many tokens away the farthest is that a token sees; none: it sees all.
     pub window: Option<usize>,
     /// Added to the scaled score: `[heads, 2 * span - 1]`, column `span - 1 + (key - query)`.
-    pub bias: Option<&'a Tensor>,
+    pub bias: Option<&'a T>,
     /// Whether what is multiplied may be rounded to bf16; it is where the machine multiplies that faster.
     pub is_half: bool,
 }
 
 /// `q [tokens, heads, width]`, `k`, `v [tokens, kv_heads, width]` -> `[tokens, heads * width]`.
 /// Heads share keys in groups of `heads / kv_heads` (GQA). All three may be windows with dense rows.
-pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, attention: &Attention) -> Result<Tensor> {
+pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, attention: &Attention<Tensor>) -> Result<Tensor> {
     q.apply_op3_no_bwd(k, v, attention)
 }
 
@@ -42,7 +43,7 @@ fn block(length: usize) -> usize {
     if length <= TILE { 64 } else { 128 }
 }
 
-impl CustomOp3 for Attention<'_> {
+impl CustomOp3 for Attention<'_, Tensor> {
     fn name(&self) -> &'static str {
         "attention"
     }
@@ -177,7 +178,7 @@ fn tasks<'a>(mut y: &'a mut [f32], width: usize, offsets: &[usize]) -> Vec<Task<
     tasks
 }
 
-impl Attention<'_> {
+impl Attention<'_, Tensor> {
     /// What some queries of a sequence see, as places in the batch.
     fn visible(&self, queries: Range<usize>, sequence: &Range<usize>) -> Range<usize> {
         let window = self.window.unwrap_or(sequence.len());
@@ -289,7 +290,7 @@ mod tests {
     }
 
     /// One sequence and one head in candle's own operations, with the whole score matrix.
-    fn plain_head(q: &Tensor, k: &Tensor, v: &Tensor, a: &Attention, bias: Option<Vec<f32>>) -> Tensor {
+    fn plain_head(q: &Tensor, k: &Tensor, v: &Tensor, a: &Attention<Tensor>, bias: Option<Vec<f32>>) -> Tensor {
         let n = q.dims()[0];
         let mut scores = (q.matmul(&k.t().unwrap()).unwrap() * f64::from(a.scale)).unwrap().to_vec2::<f32>().unwrap();
         for (i, row) in scores.iter_mut().enumerate() {
@@ -314,6 +315,7 @@ mod tests {
     fn check_over(offsets: &[usize], kv_heads: usize, causal: bool, window: Option<usize>, bias: Option<&Tensor>) {
         let tokens = offsets[offsets.len() - 1];
         let (q, k, v) = (random(tokens, HEADS), random(tokens, kv_heads), random(tokens, kv_heads));
+        let offsets = &Sequences::from(offsets);
         let op = Attention { offsets, scale: 0.35, causal, window, bias, is_half: false };
         let ours = attention(&q, &k, &v, &op).unwrap().reshape((tokens, HEADS, WIDTH)).unwrap();
         for span in offsets.windows(2) {
@@ -353,6 +355,7 @@ mod tests {
         let offsets = [0, 1, 34, 137, 139 + TILE];
         let tokens = offsets[4];
         let (q, k, v) = (random(tokens, HEADS), random(tokens, 2), random(tokens, 2));
+        let offsets = Sequences::from(&offsets[..]);
         for causal in [false, true] {
             let op = Attention { offsets: &offsets, scale: 0.35, causal, window: None, bias: None, is_half: false };
             let exact = attention(&q, &k, &v, &op).unwrap();
@@ -384,7 +387,7 @@ mod tests {
 
     #[test]
     fn heads_may_be_windows_of_one_stacked_projection() {
-        let offsets = [0, 5, 9];
+        let offsets = Sequences::from(&[0, 5, 9][..]);
         let stacked = random(9, 3 * HEADS);
         let window = |i: usize| stacked.narrow(1, i * HEADS, HEADS).unwrap();
         let op = Attention { offsets: &offsets, scale: 1.0, causal: false, window: None, bias: None, is_half: false };

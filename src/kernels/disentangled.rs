@@ -4,6 +4,7 @@
 
 use super::attention::{Heads, Scores};
 use super::product::multiply;
+use super::sequences::{Places, Sequences};
 use super::softmax::softmax;
 use super::threads::share_items;
 use super::view::{Matrix, MatrixMut, Rows, with_dense};
@@ -11,22 +12,22 @@ use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
 use std::cell::Cell;
 use std::ops::Range;
 
-/// What a score is made of beside `q k`.
-pub struct Disentangled<'a> {
+/// What a score is made of beside `q k`; tensors of `T`.
+pub struct Disentangled<'a, T> {
     /// First token of every sequence, and the total.
-    pub offsets: &'a [usize],
+    pub offsets: &'a Sequences,
     /// Factor on the whole score.
     pub scale: f32,
     /// Keys of relative positions, `[positions, heads * width]`, dense.
-    pub keys: Option<&'a Tensor>,
+    pub keys: Option<&'a T>,
     /// Queries of relative positions, `[positions, heads * width]`, dense.
-    pub queries: Option<&'a Tensor>,
+    pub queries: Option<&'a T>,
     /// Place in both of `query - key`, from `1 - span` to `span - 1`; it never falls.
-    pub places: &'a [u32],
+    pub places: &'a Places,
 }
 
 /// `q`, `k`, `v [tokens, heads, width]` -> `[tokens, heads * width]`. All three may be windows with dense rows.
-pub fn disentangled(q: &Tensor, k: &Tensor, v: &Tensor, attention: &Disentangled) -> Result<Tensor> {
+pub fn disentangled(q: &Tensor, k: &Tensor, v: &Tensor, attention: &Disentangled<Tensor>) -> Result<Tensor> {
     let (tokens, heads, width) = q.dims3()?;
     q.apply_op3_no_bwd(k, v, attention)?.transpose(0, 1)?.contiguous()?.reshape((tokens, heads * width))
 }
@@ -34,7 +35,7 @@ pub fn disentangled(q: &Tensor, k: &Tensor, v: &Tensor, attention: &Disentangled
 /// Queries whose scores are formed at once.
 const BLOCK: usize = 32;
 
-impl CustomOp3 for Disentangled<'_> {
+impl CustomOp3 for Disentangled<'_, Tensor> {
     fn name(&self) -> &'static str {
         "disentangled"
     }
@@ -98,7 +99,7 @@ fn tasks<'a>(mut y: &'a mut [f32], heads: usize, width: usize, offsets: &[usize]
     tasks
 }
 
-impl Disentangled<'_> {
+impl Disentangled<'_, Tensor> {
     fn sequence(
         &self,
         Scratch { scores, by_query, by_key }: &mut Scratch,
@@ -215,12 +216,13 @@ mod tests {
     }
 
     fn check(with_keys: bool, with_queries: bool) {
-        let offsets = [0, 1, 6, 50];
+        let offsets = Sequences::from(&[0, 1, 6, 50][..]);
         let stacked = random(50, 3 * HEADS * WIDTH).reshape((50, 3 * HEADS, WIDTH)).unwrap();
         let part = |i: usize| stacked.narrow(1, i * HEADS, HEADS).unwrap();
         let (q, k, v) = (part(0), part(1), part(2));
         let (keys, queries) = (random(2 * SPAN as usize, HEADS * WIDTH), random(2 * SPAN as usize, HEADS * WIDTH));
-        let places: Vec<u32> = (-63..64).map(|d: i64| (d.clamp(-SPAN, SPAN - 1) + SPAN) as u32).collect();
+        let places = (-63..64).map(|d: i64| (d.clamp(-SPAN, SPAN - 1) + SPAN) as u32).collect();
+        let places = Places::new(places, &crate::kernels::Device::Cpu).unwrap();
         let (keys, queries) = (with_keys.then_some(&keys), with_queries.then_some(&queries));
         let op = Disentangled { offsets: &offsets, scale: 0.3, keys, queries, places: &places };
         let ours = disentangled(&q, &k, &v, &op).unwrap();

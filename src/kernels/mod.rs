@@ -5,6 +5,8 @@
 mod activation;
 mod attention;
 mod columns;
+mod cuda;
+mod device;
 mod disentangled;
 mod finite;
 mod lookup;
@@ -14,22 +16,32 @@ mod packed;
 mod pooling;
 mod product;
 mod rotary;
-#[cfg(test)]
 mod sample;
+mod selftest;
+mod sequences;
 mod small;
 mod softmax;
+mod tensor;
 mod threads;
+mod twins;
+mod updates;
 mod view;
 
-pub use activation::{Activation, Gate, activate};
-pub use attention::{Attention, attention};
-pub use columns::{add_difference, assign, scale_columns, sum};
-pub use disentangled::{Disentangled, disentangled};
+pub use activation::{Activation, Gate};
+pub use attention::Attention;
+pub use device::Device;
+pub use disentangled::Disentangled;
 pub use finite::all_finite;
-pub use lookup::look_up;
-pub use norm::{NormKind, norm, unit};
+pub use norm::NormKind;
 pub use packed::{Format, Memory, Packed, Update};
-pub use pooling::{Pooling, pool};
-pub use product::{add_product, product, set_product};
-pub use rotary::{rotary_tables, rotate};
+pub use pooling::Pooling;
+pub use rotary::rotary_tables;
+pub use selftest::{Finding, Size, selftest};
+pub use sequences::{Places, Sequences};
+pub use tensor::Tensor;
 pub use threads::{Threads, share_supply, threads};
+pub use twins::{
+    activate, add_difference, add_product, add_to_each, assign, attention, disentangled, look_up, norm, operand, pick,
+    pool, product, rotate, scale_columns, scatter_add, set_product, sum, unit,
+};
+pub use updates::{Factor, Factors, Spans, Touched, Updates};

@@ -7,10 +7,10 @@ use candle_core::{CpuStorage, CustomOp3, Device, Layout, Result, Shape, Tensor};
 
 /// Cosines and sines, `[positions, frequencies]` each, of position * frequency, times `factor`; in f32 as transformers
 /// computes them. Frequencies are in radians a position.
-pub fn rotary_tables(positions: usize, frequencies: &[f32], factor: f64, device: &Device) -> Result<(Tensor, Tensor)> {
+pub fn rotary_tables(positions: usize, frequencies: &[f32], factor: f64) -> Result<(Tensor, Tensor)> {
     let angles: Vec<f32> =
         (0..positions).flat_map(|position| frequencies.iter().map(move |f| position as f32 * f)).collect();
-    let angles = Tensor::from_vec(angles, (positions, frequencies.len()), device)?;
+    let angles = Tensor::from_vec(angles, (positions, frequencies.len()), &Device::Cpu)?;
     Ok(((angles.cos()? * factor)?, (angles.sin()? * factor)?))
 }
 
@@ -68,7 +68,7 @@ mod tests {
     #[test]
     fn positions_restart_in_every_sequence() {
         let x = normal(1.0, (7, 3, 8));
-        let (cos, sin) = rotary_tables(16, &[1.0, 0.1, 0.01, 0.001], 1.0, &Device::Cpu).unwrap();
+        let (cos, sin) = rotary_tables(16, &[1.0, 0.1, 0.01, 0.001], 1.0).unwrap();
         let packed = rotate(&x, &cos, &sin, &[0, 3, 7]).unwrap();
         let alone = rotate(&x.narrow(0, 3, 4).unwrap(), &cos, &sin, &[0, 4]).unwrap();
         let same: Vec<f32> = packed.narrow(0, 3, 4).unwrap().flatten_all().unwrap().to_vec1().unwrap();
@@ -78,7 +78,7 @@ mod tests {
     #[test]
     fn a_pair_is_turned_by_its_angle() {
         let x = Tensor::new(&[[[1f32, 0.0]], [[1.0, 0.0]], [[0.0, 1.0]]], &Device::Cpu).unwrap();
-        let (cos, sin) = rotary_tables(4, &[1.0], 1.0, &Device::Cpu).unwrap();
+        let (cos, sin) = rotary_tables(4, &[1.0], 1.0).unwrap();
         let y: Vec<f32> = rotate(&x, &cos, &sin, &[0, 3]).unwrap().flatten_all().unwrap().to_vec1().unwrap();
         let (one, two) = (1f32, 2f32);
         let expected = [1.0, 0.0, one.cos(), one.sin(), -two.sin(), two.cos()];

@@ -1,4 +1,4 @@
-//! Numbers for tests that look random and are the same in every run: a bound that holds once holds always.
+//! Numbers that look random, for tests, and are the same in every run: a bound that holds once holds always.
 
 use candle_core::{Device, Shape, Tensor};
 use std::cell::Cell;

@@ -98,9 +98,9 @@ impl Checkpoint {
         Some(self.files.get(name).ok()?.shape().to_vec())
     }
 
-    /// A tensor in f32 on the device; it must be there, have this shape and be finite.
-    pub fn take(&self, name: &str, shape: &[usize], device: &Device) -> Result<Tensor> {
-        let tensor = self.take_as(DType::F32, name, shape, device)?;
+    /// A tensor in f32; it must be there, have this shape and be finite.
+    pub fn take(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        let tensor = self.take_as(DType::F32, name, shape)?;
         if !all_finite(&tensor)? {
             let in_file = self.name_in_file(name);
             return Err(Error::load(&self.path, format!("tensor '{in_file}' is not finite")));
@@ -114,8 +114,8 @@ impl Checkpoint {
         self.made.borrow_mut().insert(name.to_owned(), tensor);
     }
 
-    /// A tensor in some number format on the device; it must be there and have this shape.
-    pub fn take_as(&self, dtype: DType, name: &str, shape: &[usize], device: &Device) -> Result<Tensor> {
+    /// A tensor in some number format; it must be there and have this shape.
+    pub fn take_as(&self, dtype: DType, name: &str, shape: &[usize]) -> Result<Tensor> {
         let Some(found) = self.shape(name) else {
             return Err(Error::load(&self.path, format!("tensor '{name}' is missing")));
         };
@@ -124,13 +124,13 @@ impl Checkpoint {
             return Err(Error::load(&self.path, format!("tensor '{in_file}' has shape {found:?}, expected {shape:?}")));
         }
         self.left.borrow_mut().remove(name);
-        self.read(name, device, dtype)
+        self.read(name, dtype)
     }
 
-    fn read(&self, name: &str, device: &Device, dtype: DType) -> Result<Tensor> {
+    fn read(&self, name: &str, dtype: DType) -> Result<Tensor> {
         let in_file = self.name_in_file(name);
-        let made = self.made.borrow().get(name).map(|made| made.to_device(device));
-        let tensor = made.unwrap_or_else(|| self.files.load(in_file, device)).and_then(|t| t.to_dtype(dtype));
+        let made = self.made.borrow().get(name).map(|made| Ok(made.clone()));
+        let tensor = made.unwrap_or_else(|| self.files.load(in_file, &Device::Cpu)).and_then(|t| t.to_dtype(dtype));
         tensor.map_err(|e| Error::load(&self.path, format!("tensor '{in_file}': {e}")))
     }
 
@@ -143,8 +143,7 @@ impl Checkpoint {
         if self.shape(a) != self.shape(b) {
             return Ok(false);
         }
-        let numbers =
-            |name| Ok::<_, Error>(self.read(name, &Device::Cpu, DType::F32)?.flatten_all()?.to_vec1::<f32>()?);
+        let numbers = |name| Ok::<_, Error>(self.read(name, DType::F32)?.flatten_all()?.to_vec1::<f32>()?);
         Ok(numbers(a)? == numbers(b)?)
     }
 

@@ -26,9 +26,9 @@ pub use spec::Spec;
 
 use crate::error::{Error, Result};
 use crate::folder::Folder;
-pub use crate::kernels::Format;
-use candle_core::Tensor;
-pub use candle_core::{DType, Device};
+pub use crate::kernels::{Device, Format};
+use crate::kernels::{Sequences, Tensor};
+pub use candle_core::DType;
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
@@ -101,7 +101,9 @@ impl Model {
         let blocks = spec.layers.len();
         let transformer = Transformer::load(&spec, &mut loader, &|done| progress(done, blocks))?;
         let layers::Loader { checkpoint, device, format, sites, shared, .. } = loader;
-        let tasks = spec.tasks.as_ref().map(|tasks| tasks::load(tasks, &sites, checkpoint, device)).transpose()?;
+        let tasks = spec.tasks.as_ref();
+        let tasks = tasks.map(|tasks| tasks::load(tasks, &sites, checkpoint, device, format.dtype()));
+        let tasks = tasks.transpose()?;
         let idle = checkpoint.names().filter(|name| is_below(name, &spec.idle));
         let idle = idle.filter_map(|name| Some((name.to_owned(), checkpoint.shape(name)?))).collect();
         let bytes = checkpoint.bytes_taken();
@@ -154,6 +156,11 @@ impl Model {
         &self.device
     }
 
+    /// How its matrices lie there.
+    pub fn format(&self) -> Format {
+        self.format
+    }
+
     /// Bytes of its weights in memory.
     pub fn bytes(&self) -> usize {
         self.bytes
@@ -163,10 +170,11 @@ impl Model {
     /// to the host.
     pub fn embed(&self, batch: &Batch) -> Result<Vec<Vec<f32>>> {
         let rows = |segment: &Segment| batch.offsets[segment.sequences.start]..batch.offsets[segment.sequences.end];
-        let plan = Plan::new(batch.segments.iter().map(|segment| (rows(segment), segment.adapter.clone())));
+        let plan = Plan::new(batch.segments.iter().map(|segment| (rows(segment), segment.adapter.clone())))?;
+        let sequences = Sequences::new(batch.offsets.clone(), &self.device)?;
         let mut layers = Vec::new();
         let kept = batch.segments.iter().any(|segment| segment.pipeline.reads_layers()).then_some(&mut layers);
-        let hidden = self.transformer.forward(&batch.ids, &batch.offsets, &plan, kept)?;
+        let hidden = self.transformer.forward(&batch.ids, &sequences, &plan, kept)?;
         let mut vectors = Vec::with_capacity(batch.offsets.len() - 1);
         for segments in batch.segments.chunk_by(|a, b| Arc::ptr_eq(&a.pipeline, &b.pipeline)) {
             let (Some(first), Some(last)) = (segments.first(), segments.last()) else { continue };
@@ -176,10 +184,10 @@ impl Model {
             let offsets: Vec<usize> = offsets.iter().map(|offset| offset - start).collect();
             let part = |x: &Tensor| x.narrow(0, start, end - start);
             let layers = if first.pipeline.reads_layers() { layers.as_slice() } else { &[] };
-            let layers = layers.iter().map(part).collect::<candle_core::Result<_>>()?;
+            let layers = layers.iter().map(part).collect::<Result<_>>()?;
             let states =
                 States { hidden: part(&hidden)?, layers, offsets: &offsets, prompts: &batch.prompts[sequences] };
-            vectors.extend(first.pipeline.forward(&states)?.to_vec2::<f32>()?);
+            vectors.extend(first.pipeline.forward(&states)?.to_host()?.to_vec2::<f32>()?);
         }
         if vectors.len() + 1 != batch.offsets.len() {
             return Err(Error::Internal("segments do not cover the batch".into()));

@@ -1,14 +1,21 @@
 //! Which modules of a model adapters can change, and what the base has there.
 
 use crate::error::Result;
-use crate::kernels::Packed;
-use candle_core::Tensor;
+use crate::kernels::{Packed, Tensor};
+use candle_core::DType;
 use std::collections::HashMap;
 use std::ops::Range;
 
 /// A module that an adapter can change, as its place in the model's [`Sites`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Site(usize);
+
+impl Site {
+    /// Its place.
+    pub(super) fn number(self) -> usize {
+        self.0
+    }
+}
 
 /// What a site is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,6 +63,13 @@ pub struct Weight {
     pub weight: Packed,
     /// A linear module's, `[out]`.
     pub bias: Option<Tensor>,
+}
+
+impl Weight {
+    /// The bias on the host, in f32.
+    pub fn host_bias(&self) -> Result<Option<candle_core::Tensor>> {
+        self.bias.as_ref().map(|bias| Ok(bias.to_host()?.to_dtype(DType::F32)?)).transpose()
+    }
 }
 
 impl Sites {
@@ -183,6 +197,11 @@ impl Sites {
             .iter()
             .filter(|entry| !entry.is_alias && [SiteKind::Linear, SiteKind::Table].contains(&entry.kind))
             .count()
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.all.len()
     }
 
     /// All of them, in the order of the forward pass.

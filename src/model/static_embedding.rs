@@ -5,7 +5,7 @@ use super::checkpoint::Checkpoint;
 use super::spec::{Embedding, Spec, Table};
 use crate::error::{Error, Result};
 use crate::folder::Folder;
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 
 /// Checkpoint path of the table.
 const TABLE: &str = "embedding";
@@ -40,11 +40,10 @@ pub fn open(folder: &Folder) -> Result<(Spec, Checkpoint)> {
 
 /// model2vec's table: rows that several tokens share, each weighted by its token.
 fn fold(checkpoint: &Checkpoint) -> Result<Tensor> {
-    let device = &Device::Cpu;
     let shape = matrix(checkpoint, "embeddings")?;
-    let mut rows = checkpoint.take("embeddings", &shape, device)?;
+    let mut rows = checkpoint.take("embeddings", &shape)?;
     if let Some(tokens) = checkpoint.shape("mapping") {
-        let mapping = checkpoint.take_as(DType::I64, "mapping", &tokens, device)?;
+        let mapping = checkpoint.take_as(DType::I64, "mapping", &tokens)?;
         let outside = |row: &i64| usize::try_from(*row).map_or(true, |row| row >= shape[0]);
         if let Some(row) = mapping.to_vec1::<i64>()?.iter().find(|row| outside(row)) {
             let reason = format!("'mapping' names row {row} of 'embeddings', which has {}", shape[0]);
@@ -53,7 +52,7 @@ fn fold(checkpoint: &Checkpoint) -> Result<Tensor> {
         rows = rows.index_select(&mapping, 0)?;
     }
     if checkpoint.shape("weights").is_some() {
-        let weights = checkpoint.take_as(DType::F64, "weights", &rows.dims()[..1], device)?.unsqueeze(1)?;
+        let weights = checkpoint.take_as(DType::F64, "weights", &rows.dims()[..1])?.unsqueeze(1)?;
         rows = rows.to_dtype(DType::F64)?.broadcast_mul(&weights)?.to_dtype(DType::F32)?;
     }
     Ok(rows)

@@ -5,7 +5,8 @@ use super::delta::{Adapter, Delta, LinearDelta, LowRank, TableDelta};
 use super::sites::{SiteKind, Sites};
 use super::spec;
 use crate::error::Result;
-use candle_core::Device;
+use crate::kernels::Device;
+use candle_core::DType;
 use std::sync::Arc;
 
 /// One adapter a task, by name; a site without updates in the checkpoint stays as it is.
@@ -14,6 +15,7 @@ pub fn load(
     sites: &Sites,
     checkpoint: &Checkpoint,
     device: &Device,
+    dtype: DType,
 ) -> Result<Vec<(String, Arc<Adapter>)>> {
     let (count, rank) = (spec.names.len(), spec.rank);
     let mut deltas = vec![Vec::new(); count];
@@ -26,18 +28,18 @@ pub fn load(
         // [tasks, in, rank] and [tasks, rank, out]; of an embedding that is how they lie.
         let (a, b) = match sites.kind(site) {
             SiteKind::Linear => {
-                let a = checkpoint.take(&a, &[count, rank, inner], device)?.transpose(1, 2)?;
-                (a, checkpoint.take(&b, &[count, outer, rank], device)?.transpose(1, 2)?)
+                let a = checkpoint.take(&a, &[count, rank, inner])?.transpose(1, 2)?;
+                (a, checkpoint.take(&b, &[count, outer, rank])?.transpose(1, 2)?)
             }
             SiteKind::Norm | SiteKind::Convolution => continue,
             SiteKind::Table => {
-                let a = checkpoint.take(&a, &[count, outer, rank], device)?;
-                (a, checkpoint.take(&b, &[count, rank, inner], device)?)
+                let a = checkpoint.take(&a, &[count, outer, rank])?;
+                (a, checkpoint.take(&b, &[count, rank, inner])?)
             }
         };
         for (task, deltas) in deltas.iter_mut().enumerate() {
             let b = (b.get(task)?.contiguous()? * spec.scale)?;
-            let update = LowRank { a: a.get(task)?.contiguous()?, b };
+            let update = LowRank::new(a.get(task)?.contiguous()?, b);
             let delta = match sites.kind(site) {
                 SiteKind::Table => Delta::Table(TableDelta { update: Some(update), ..TableDelta::default() }),
                 _ => Delta::Linear(LinearDelta::low_rank(update)),
@@ -45,7 +47,8 @@ pub fn load(
             deltas.push((site, delta));
         }
     }
-    let adapters = deltas.into_iter().map(|deltas| Ok(Arc::new(Adapter::new(deltas, true).joined(sites)?)));
+    let adapters =
+        deltas.into_iter().map(|deltas| Ok(Arc::new(Adapter::new(deltas, true).placed(sites, device, dtype)?)));
     let named = spec.names.iter().cloned().zip(adapters.collect::<Result<Vec<_>>>()?);
     Ok(named.collect())
 }

@@ -4,8 +4,7 @@ use super::delta::Plan;
 use super::layers::{Attention, Convolution, Embedding, FeedForward, Loader, Norm};
 use super::spec::{self, Spec};
 use crate::error::Result;
-use crate::kernels::sum;
-use candle_core::Tensor;
+use crate::kernels::{Sequences, Tensor, sum};
 use std::sync::Arc;
 
 /// A stack of blocks with its weights.
@@ -39,7 +38,7 @@ impl Transformer {
     pub fn forward(
         &self,
         ids: &[u32],
-        offsets: &[usize],
+        offsets: &Sequences,
         plan: &Plan,
         mut layers: Option<&mut Vec<Tensor>>,
     ) -> Result<Tensor> {
@@ -81,7 +80,7 @@ impl Block {
     }
 
     /// `x` and the model's `first` hidden states, `[tokens, hidden]`, to the next.
-    fn forward(&self, x: &Tensor, first: &Tensor, offsets: &[usize], plan: &Plan) -> Result<Tensor> {
+    fn forward(&self, x: &Tensor, first: &Tensor, offsets: &Sequences, plan: &Plan) -> Result<Tensor> {
         let x = self.attention_norms.around(x, plan, |x| self.attention.forward(x, offsets, plan))?;
         let x = self.mlp_norms.around(&x, plan, |x| self.mlp.forward(x, plan))?;
         match &self.convolution {

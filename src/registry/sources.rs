@@ -167,13 +167,12 @@ pub fn warn_of_another_base(name: &str, peft: &adapters::Config, root: &str) {
 
 /// The device that the configuration names.
 pub fn device(server: &config::Server) -> Result<Device> {
-    match server.device.as_str() {
-        "auto" | "cpu" => Ok(Device::Cpu),
-        cuda if cuda == "cuda" || cuda.starts_with("cuda:") => {
-            Err(Error::Config(format!("device '{cuda}': this build has no CUDA support")))
-        }
-        other => Err(Error::Config(format!("device '{other}' is not known; expected auto, cpu or cuda[:N]"))),
+    let device = Device::named(&server.device)?;
+    if server.dtype == "int8" && !device.is_cpu() {
+        let reason = "dtype 'int8' is for CPUs; on a GPU take bfloat16 or float16, or serve with --device cpu";
+        return Err(Error::Config(reason.into()));
     }
+    Ok(device)
 }
 
 /// The number format that the configuration names for a base's matrices.

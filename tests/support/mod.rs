@@ -153,9 +153,12 @@ pub fn cosine(a: &[Vec<f32>], b: &[Vec<f32>]) -> f64 {
     a.iter().zip(b).map(of_rows).fold(f64::INFINITY, f64::min)
 }
 
-/// What the command line would give: models, adapters, keys.
+/// What the command line would give: models, adapters, keys. All tests run on the device that TEST_DEVICE names; without
+/// it, as the configuration has it.
 pub fn config(models: &[String], adapters: &[String], keys: &[(&str, &str)]) -> Result<Config, Error> {
-    let keys = keys.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+    let device = std::env::var("TEST_DEVICE").ok().map(|device| ("device".to_owned(), device));
+    let keys = keys.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+    let keys = device.into_iter().chain(keys).collect();
     let flags = Flags { keys, models: models.to_vec(), adapters: adapters.to_vec(), base: None };
     Config::resolve(None, &BTreeMap::new(), &flags)
 }

@@ -5,7 +5,7 @@ use super::super::module::Module;
 use super::Method;
 use crate::error::Result;
 use crate::model::{Delta, LinearDelta, LowRank};
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 
 #[derive(Debug)]
 struct Householder {
@@ -64,13 +64,11 @@ impl Method for Householder {
         // [rank, in] each.
         let matrix = |rows: &[Vec<f64>]| {
             let elements = rows.iter().flatten().map(|x| *x as f32).collect();
-            Tensor::from_vec(elements, (rank, inputs), module.device())
+            Tensor::from_vec(elements, (rank, inputs), &Device::Cpu)
         };
-        let update = LowRank {
-            a: matrix(&planes)?.t()?.contiguous()?,
-            b: matrix(&changes)?.matmul(&module.weight()?.contiguous()?)?,
-        };
-        Ok(Delta::Linear(LinearDelta::low_rank(update)))
+        let a = matrix(&planes)?.t()?.contiguous()?;
+        let b = matrix(&changes)?.matmul(&module.weight()?.contiguous()?)?;
+        Ok(Delta::Linear(LinearDelta::low_rank(LowRank::new(a, b))))
     }
 }
 

@@ -36,6 +36,7 @@ impl Method for LayerNorms {
         }
         let width = [module.shape[1]];
         let bias = module.has_bias().then(|| module.take("ln_tuning_layers.bias", &width)).transpose()?;
-        Ok(Delta::Norm(NormDelta { weight: Some(module.take("ln_tuning_layers.weight", &width)?), bias }))
+        let weight = module.take("ln_tuning_layers.weight", &width)?;
+        Ok(Delta::Norm(NormDelta { weight: Some(weight.into()), bias: bias.map(Into::into) }))
     }
 }

@@ -122,12 +122,13 @@ impl Method for Lora {
             ),
             _ => (module.take("lora_A.weight", &[rank, inner])?, module.take("lora_B.weight", &[outer, rank])?, outer),
         };
-        let mut update = LowRank { a: a.t()?.contiguous()?, b: (b.t()?.contiguous()? * scale)? };
+        let (mut a, mut b) = (a.t()?.contiguous()?, (b.t()?.contiguous()? * scale)?);
         if let Some(residual) = self.residual.filter(|_| module.kind == SiteKind::Linear && module.site.is_some()) {
-            let taken = residual.taken(module, rank, scale)?;
-            update.a = Tensor::cat(&[update.a, taken.a], 1)?;
-            update.b = Tensor::cat(&[update.b, taken.b.neg()?], 0)?;
+            let [taken_a, taken_b] = residual.taken(module, rank, scale)?;
+            a = Tensor::cat(&[a, taken_a], 1)?;
+            b = Tensor::cat(&[b, taken_b.neg()?], 0)?;
         }
+        let update = LowRank::new(a, b);
         let magnitude = match self.is_dora {
             true => {
                 let m = module.take("lora_magnitude_vector", &[outputs])?;
@@ -140,7 +141,7 @@ impl Method for Lora {
         }
         let mut delta = LinearDelta::low_rank(update);
         if let Some(magnitude) = &magnitude {
-            delta = delta.with_magnitude(magnitude, module.base()?.bias.as_ref())?;
+            delta = delta.with_magnitude(magnitude, module.base()?.host_bias()?.as_ref())?;
         }
         if self.has_bias {
             delta = delta.shifted(&(module.take("lora_B.bias", &[outputs])? * scale)?)?;

@@ -3,8 +3,7 @@
 use crate::adapters::module::Module;
 use crate::adapters::ways_out::MERGE;
 use crate::error::Result;
-use crate::model::LowRank;
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use faer::Mat;
 
 /// Which terms of a module's weight `[out, in]` are taken out, as many as the update's rank. Each is the weight projected
@@ -19,7 +18,7 @@ pub enum Residual {
 
 impl Residual {
     /// What is taken out of a module's weight, as an update of this rank. `scale` is that of the adapter's own update.
-    pub fn taken(self, module: &Module, rank: usize, scale: f64) -> Result<LowRank> {
+    pub fn taken(self, module: &Module, rank: usize, scale: f64) -> Result<[Tensor; 2]> {
         // [in, out], so that the weight's columns are rows.
         let weight = module.weight()?;
         if rank > module.inputs().min(module.outputs()) {
@@ -35,10 +34,10 @@ impl Residual {
             return Err(module.fail(&format!("{reason}; {MERGE}")));
         };
         let elements = (0..rank).flat_map(|i| directions.col(i).iter().map(|x| *x as f32)).collect();
-        let b = Tensor::from_vec(elements, (rank, module.outputs()), module.device())?;
+        let b = Tensor::from_vec(elements, (rank, module.outputs()), &Device::Cpu)?;
         // PiSSA divides by the scale what the adapter begins with, OLoRA does not.
         let share = if self == Self::Olora { scale } else { 1.0 };
-        Ok(LowRank { a: (weight.matmul(&b.t()?)? * share)?, b })
+        Ok([(weight.matmul(&b.t()?)? * share)?, b])
     }
 }
 

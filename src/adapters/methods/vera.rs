@@ -45,10 +45,7 @@ impl Method for Vera {
         let b = module.take_shared("vera_B", &[outputs_max, rank])?.narrow(0, 0, outputs)?;
         let by_rank = module.take("vera_lambda_d", &[rank])?.unsqueeze(1)?;
         let by_output = module.take("vera_lambda_b", &[outputs])?.unsqueeze(1)?;
-        let update = LowRank {
-            a: a.broadcast_mul(&by_rank)?.t()?.contiguous()?,
-            b: b.broadcast_mul(&by_output)?.t()?.contiguous()?,
-        };
-        Ok(Delta::Linear(LinearDelta::low_rank(update)))
+        let (a, b) = (a.broadcast_mul(&by_rank)?, b.broadcast_mul(&by_output)?);
+        Ok(Delta::Linear(LinearDelta::low_rank(LowRank::new(a.t()?.contiguous()?, b.t()?.contiguous()?))))
     }
 }

@@ -20,12 +20,15 @@ mod update;
 #[cfg(target_arch = "x86_64")]
 mod vectors;
 
+use super::Gate;
 use super::activation::Activation;
-use super::columns::assign;
-use super::product::{add_product, product, set_product};
+use super::device::Device;
 use super::small;
-use super::{Gate, activate};
-use candle_core::{DType, Result, Tensor};
+use super::tensor::Tensor;
+use super::twins::{activate, assign, operand, product, set_product};
+use super::updates::Updates;
+use crate::error::Result;
+use candle_core::DType;
 pub use memory::Memory;
 pub(super) use rows::rounded;
 use run::Tiled;
@@ -83,24 +86,49 @@ enum Form {
 
 impl Packed {
     /// A tensor `[in, out]` as it is.
-    pub fn plain(weight: Tensor) -> Self {
+    pub fn plain(weight: impl Into<Tensor>) -> Self {
+        let weight = weight.into();
         Self { first: 0, columns: weight.dims()[1], form: Form::Plain(weight) }
     }
 
-    /// A tensor `[in, out]` in a number format, packed for this machine or, where it has nothing better, as it is.
-    pub fn new(weight: Tensor, format: Format, memory: &mut Memory) -> Result<Self> {
-        let kind = Unit::new().kind(format).filter(|_| weight.device().is_cpu() && weight.dims()[0] <= INPUTS_MAX);
-        match kind {
-            Some(kind) => Self::tiled(kind, &weight, memory),
+    /// A host's tensor `[in, out]` in a number format, packed for this machine or, where it has nothing better, as it is.
+    pub fn new(weight: &candle_core::Tensor, format: Format, memory: &mut Memory) -> Result<Self> {
+        match Unit::new().kind(format).filter(|_| weight.dims()[0] <= INPUTS_MAX) {
+            Some(kind) => Self::tiled(kind, weight, memory),
             None => Ok(Self::plain(weight.to_dtype(format.dtype())?)),
         }
     }
 
-    fn tiled(kind: Kind, weight: &Tensor, memory: &mut Memory) -> Result<Self> {
+    /// A host's tensor `[in, out]` on a device: packed, see [`Packed::new`], or in a GPU's memory.
+    pub fn on(device: &Device, weight: &candle_core::Tensor, format: Format, memory: &mut Memory) -> Result<Self> {
+        match device {
+            Device::Cpu => Self::new(weight, format, memory),
+            // As products read it fastest: the inputs of an output side by side.
+            Device::Gpu(_) => Ok(Self::plain(device.place(&weight.t()?.contiguous()?.t()?, Some(format.dtype()))?)),
+        }
+    }
+
+    /// The same there, in `dtype` where it has to be moved.
+    pub fn placed(&self, device: &Device, dtype: DType) -> Result<Self> {
+        match (device, &self.form) {
+            (Device::Cpu, _) | (_, Form::Plain(Tensor::Gpu(_))) => Ok(self.clone()),
+            _ => Ok(Self::plain(device.place(&self.tensor()?.t()?.contiguous()?.t()?, Some(dtype))?)),
+        }
+    }
+
+    fn tiled(kind: Kind, weight: &candle_core::Tensor, memory: &mut Memory) -> Result<Self> {
         let (inputs, outputs) = weight.dims2()?;
         let weight = weight.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
-        let columns = Columns::pack(kind, &weight, inputs, memory)?;
+        let columns = Columns::pack(kind, &weight, inputs, memory).map_err(candle_core::Error::from)?;
         Ok(Self { form: Form::Tiles(Arc::new(columns)), first: 0, columns: outputs })
+    }
+
+    /// `x` as its products take it, so that several of them need not round it each.
+    pub fn operand(&self, x: &Tensor) -> Result<Tensor> {
+        match &self.form {
+            Form::Plain(weight) => operand(x, weight.dtype()),
+            Form::Tiles(_) => Ok(x.clone()),
+        }
     }
 
     /// Inputs.
@@ -122,15 +150,16 @@ impl Packed {
         Self { form: self.form.clone(), first: self.first + first, columns }
     }
 
-    /// `[in, out]`, in f32 or as it was given.
-    pub fn tensor(&self) -> Result<Tensor> {
+    /// `[in, out]` on the host, in f32 or as it was given.
+    pub fn tensor(&self) -> Result<candle_core::Tensor> {
         match &self.form {
-            Form::Plain(weight) => weight.narrow(1, self.first, self.columns),
+            Form::Plain(_) => self.narrowed()?.to_host(),
             Form::Tiles(tiles) => {
                 let outputs = self.first..self.first + self.columns;
                 let places = (0..tiles.inputs).flat_map(|input| outputs.clone().map(move |output| (input, output)));
                 let elements: Vec<f32> = places.map(|(input, output)| tiles.get(input, output)).collect();
-                Tensor::from_vec(elements, (tiles.inputs, self.columns), &candle_core::Device::Cpu)
+                let shape = (tiles.inputs, self.columns);
+                Ok(candle_core::Tensor::from_vec(elements, shape, &candle_core::Device::Cpu)?)
             }
         }
     }
@@ -146,14 +175,14 @@ impl Packed {
     /// Bytes of all its outputs.
     pub fn bytes(&self) -> usize {
         match &self.form {
-            Form::Plain(weight) => weight.elem_count() * weight.dtype().size_in_bytes(),
+            Form::Plain(weight) => weight.bytes(),
             Form::Tiles(tiles) => tiles.bytes(),
         }
     }
 
     /// `x [rows, in]` -> `f(x W + b)`, `[rows, out]`, `f` the activation.
     pub fn product(&self, x: &Tensor, bias: Option<&Tensor>, activation: Option<Activation>) -> Result<Tensor> {
-        self.updated_product(x, bias, &[], activation)
+        self.updated_product(x, bias, &Updates::none(), activation)
     }
 
     /// The same with updates before the activation.
@@ -161,35 +190,42 @@ impl Packed {
         &self,
         x: &Tensor,
         bias: Option<&Tensor>,
-        updates: &[Update],
+        updates: &Updates,
         activation: Option<Activation>,
     ) -> Result<Tensor> {
         let y = match &self.form {
             Form::Tiles(tiles) => {
                 let outputs = self.first..self.first + self.columns;
-                if updates.is_empty() || small::has_kernel() {
-                    return x.apply_op1_no_bwd(&Tiled { tiles, outputs, bias, updates, activation });
+                let (x, bias) = (x.cpu()?, bias.map(Tensor::cpu).transpose()?);
+                let together = updates.each().filter(|updates| updates.is_empty() || small::has_kernel());
+                if let Some(updates) = together {
+                    return Ok(x.apply_op1_no_bwd(&Tiled { tiles, outputs, bias, updates, activation })?.into());
                 }
-                x.apply_op1_no_bwd(&Tiled { tiles, outputs, bias, updates: &[], activation: None })?
+                x.apply_op1_no_bwd(&Tiled { tiles, outputs, bias, updates: &[], activation: None })?.into()
             }
-            Form::Plain(_) => {
-                let weight = self.tensor()?;
-                let weight = if weight.dtype() == DType::F32 { weight } else { weight.contiguous()? };
-                product(x, &weight, bias)?
-            }
+            Form::Plain(_) => product(x, &self.narrowed()?, bias)?,
         };
-        for Update { rows, outputs, left, right } in updates {
-            let window = y.narrow(0, rows.start, rows.len())?.narrow(1, outputs.start, outputs.len())?;
-            add_product(&window, left, right)?;
-        }
+        updates.add_to(&y)?;
         activation.map_or(Ok(y.clone()), |activation| activate(&y, activation, Gate::Absent))
+    }
+
+    /// What is plain, as it multiplies: on the CPU a weight in half precision must be dense.
+    fn narrowed(&self) -> Result<Tensor> {
+        match &self.form {
+            Form::Plain(Tensor::Cpu(weight)) => {
+                let weight = weight.narrow(1, self.first, self.columns)?;
+                Ok(if weight.dtype() == DType::F32 { weight } else { weight.contiguous()? }.into())
+            }
+            Form::Plain(weight) => weight.narrow(1, self.first, self.columns),
+            Form::Tiles(_) => Ok(self.tensor()?.into()),
+        }
     }
 
     /// `y = x W` in place; `y [rows, out]` may be a window of a larger tensor. A weight that is not packed must be f32.
     pub fn product_into(&self, y: &Tensor, x: &Tensor) -> Result<()> {
         match &self.form {
             Form::Tiles(_) => assign(y, &self.product(x, None, None)?),
-            Form::Plain(_) => set_product(y, x, &self.tensor()?),
+            Form::Plain(_) => set_product(y, x, &self.narrowed()?),
         }
     }
 }
@@ -205,8 +241,9 @@ mod tests {
     use super::rows::{Block, Rows};
     use super::tiles::{PANEL, Sums, Tile, WIDTH, number, seat};
     use super::*;
+    use crate::kernels::product::product;
     use crate::kernels::sample::normal;
-    use candle_core::Device;
+    use candle_core::{Device, Tensor};
     use half::bf16;
 
     fn random(shape: (usize, usize)) -> Tensor {
@@ -221,8 +258,25 @@ mod tests {
         t.flatten_all().unwrap().to_vec1().unwrap()
     }
 
-    fn packed(weight: Tensor, format: Format) -> candle_core::Result<Packed> {
+    fn packed(weight: &Tensor, format: Format) -> Result<Packed> {
         Packed::new(weight, format, &mut Memory::default())
+    }
+
+    /// `f(x W + b)` of tensors of the CPU.
+    fn multiplied(packed: &Packed, x: &Tensor, bias: Option<&Tensor>, activation: Option<Activation>) -> Tensor {
+        updated(packed, x, bias, &Updates::none(), activation)
+    }
+
+    fn updated(
+        packed: &Packed,
+        x: &Tensor,
+        bias: Option<&Tensor>,
+        updates: &Updates,
+        activation: Option<Activation>,
+    ) -> Tensor {
+        let bias = bias.map(|bias| bias.clone().into());
+        let y = packed.updated_product(&x.clone().into(), bias.as_ref(), updates, activation).unwrap();
+        y.cpu().unwrap().clone()
     }
 
     const FORMATS: [Format; 3] = [Format::Float32, Format::Bfloat16, Format::Int8];
@@ -346,12 +400,12 @@ mod tests {
                 (random((rows, inputs)), random((inputs, outputs)), random((1, outputs)).squeeze(0).unwrap());
             let exact = x.to_dtype(DType::F64).unwrap().matmul(&w.to_dtype(DType::F64).unwrap()).unwrap();
             let exact = exact.to_dtype(DType::F32).unwrap().broadcast_add(&b).unwrap();
-            let packed = packed(w.clone(), Format::Float32).unwrap();
-            let ours = packed.product(&x, Some(&b), None).unwrap();
+            let packed = packed(&w, Format::Float32).unwrap();
+            let ours = multiplied(&packed, &x, Some(&b), None);
             let plain = difference(&product(&x, &w, Some(&b)).unwrap(), &exact);
             assert!(difference(&ours, &exact) <= 2e-6 + 2.0 * plain, "{rows} {inputs} {outputs}");
             assert_eq!(difference(&packed.tensor().unwrap(), &w), 0.0);
-            let active = packed.product(&x, Some(&b), Some(Activation::Silu)).unwrap();
+            let active = multiplied(&packed, &x, Some(&b), Some(Activation::Silu));
             assert!(difference(&active, &ours.silu().unwrap()) < 1e-6);
         }
     }
@@ -361,7 +415,7 @@ mod tests {
         let round = |t: &Tensor| t.to_dtype(DType::BF16).unwrap().to_dtype(DType::F32).unwrap();
         for [rows, inputs, outputs] in SHAPES {
             let (x, w) = (random((rows, inputs)), random((inputs, outputs)));
-            let ours = packed(w.clone(), Format::Bfloat16).unwrap().product(&x, None, None).unwrap();
+            let ours = multiplied(&packed(&w, Format::Bfloat16).unwrap(), &x, None, None);
             // Where no unit has it, weights alone are rounded.
             let x = if Unit::new().kind(Format::Bfloat16).is_some() { round(&x) } else { x };
             assert!(difference(&ours, &x.matmul(&round(&w)).unwrap()) < 1e-3, "{rows} {inputs} {outputs}");
@@ -373,13 +427,13 @@ mod tests {
         for [rows, inputs, outputs] in SHAPES {
             let (x, w) = (random((rows, inputs)), random((inputs, outputs)));
             let scale = (w.abs().unwrap().max_keepdim(0).unwrap() / 127.0).unwrap();
-            let packed = packed(w.clone(), Format::Int8).unwrap();
+            let packed = packed(&w, Format::Int8).unwrap();
             let stored = packed.tensor().unwrap();
             // Whole 127ths, the nearest ones.
             let steps = stored.broadcast_div(&scale).unwrap();
             assert!(difference(&steps, &steps.round().unwrap()) < 1e-4, "{rows} {inputs} {outputs}");
             assert!(difference(&steps, &w.broadcast_div(&scale).unwrap()) < 0.5001, "{rows} {inputs} {outputs}");
-            let ours = packed.product(&x, None, None).unwrap();
+            let ours = multiplied(&packed, &x, None, None);
             // Of a row 255ths of its span are kept: each number is off by half of one at most.
             let span = (x.max_keepdim(1).unwrap() - x.min_keepdim(1).unwrap()).unwrap();
             let half = elements(&span).into_iter().fold(0f32, f32::max) / 510.0;
@@ -392,15 +446,16 @@ mod tests {
     #[test]
     fn some_columns_are_those_of_the_whole() {
         let (x, w, b) = (random((20, 40)), random((40, 100)), random((1, 30)).squeeze(0).unwrap());
-        for packed in [Packed::plain(w.clone()), packed(w.clone(), Format::Float32).unwrap()] {
+        for packed in [Packed::plain(w.clone()), packed(&w, Format::Float32).unwrap()] {
             let some = packed.columns(7, 90).columns(10, 30);
             let plain = x.matmul(&w.narrow(1, 17, 30).unwrap().contiguous().unwrap()).unwrap();
             let y = random((25, 60));
-            some.product_into(&y.narrow(0, 5, 20).unwrap().narrow(1, 3, 30).unwrap(), &x).unwrap();
+            some.product_into(&y.narrow(0, 5, 20).unwrap().narrow(1, 3, 30).unwrap().into(), &x.clone().into())
+                .unwrap();
             let window = y.narrow(0, 5, 20).unwrap().narrow(1, 3, 30).unwrap();
             assert!(difference(&window, &plain) < 1e-4);
             let plain = plain.broadcast_add(&b).unwrap();
-            assert!(difference(&some.product(&x, Some(&b), None).unwrap(), &plain) < 1e-4);
+            assert!(difference(&multiplied(&some, &x, Some(&b), None), &plain) < 1e-4);
         }
     }
 
@@ -414,7 +469,7 @@ mod tests {
             outputs,
         };
         let updates = [update(0..5, 0..100, 3), update(5..64, 20..60, 16), update(30..70, 60..100, 1)];
-        for form in [Packed::plain(w.clone()), packed(w.clone(), Format::Float32).unwrap()] {
+        for form in [Packed::plain(w.clone()), packed(&w, Format::Float32).unwrap()] {
             let whole = x.matmul(&w).unwrap().broadcast_add(&b).unwrap();
             for (first, columns) in [(0, 100), (7, 80)] {
                 let inside =
@@ -433,7 +488,7 @@ mod tests {
                 }
                 let bias = b.narrow(0, first, columns).unwrap();
                 let some = form.columns(first, columns);
-                let ours = some.updated_product(&x, Some(&bias), &ours, Some(Activation::Tanh)).unwrap();
+                let ours = updated(&some, &x, Some(&bias), &Updates::Each(ours), Some(Activation::Tanh));
                 assert!(difference(&ours, &plain.tanh().unwrap()) < 1e-4);
             }
         }
@@ -443,10 +498,10 @@ mod tests {
     fn a_row_does_not_depend_on_how_many_go_with_it() {
         let (x, w) = (random((200, 384)), random((384, 96)));
         for format in FORMATS {
-            let packed = packed(w.clone(), format).unwrap();
-            let together = packed.product(&x, None, None).unwrap();
+            let packed = packed(&w, format).unwrap();
+            let together = multiplied(&packed, &x, None, None);
             for rows in [1, 7, 30, 64] {
-                let alone = packed.product(&x.narrow(0, 100, rows).unwrap(), None, None).unwrap();
+                let alone = multiplied(&packed, &x.narrow(0, 100, rows).unwrap(), None, None);
                 assert_eq!(difference(&alone, &together.narrow(0, 100, rows).unwrap()), 0.0, "{format:?} {rows}");
             }
         }
@@ -461,14 +516,14 @@ mod tests {
             let row = Tensor::from_vec(row, (1, 40), &Device::Cpu).unwrap();
             let column = row.reshape((40, 1)).unwrap();
             for format in FORMATS {
-                let y = packed(w.clone(), format).unwrap().product(&row, None, None).unwrap();
+                let y = multiplied(&packed(&w, format).unwrap(), &row, None, None);
                 assert!(elements(&y).iter().all(|y| !y.is_finite()), "{format:?}");
                 let y =
-                    packed(column.clone(), format).unwrap().product(&w.t().unwrap().contiguous().unwrap(), None, None);
-                assert!(elements(&y.unwrap()).iter().all(|y| !y.is_finite()), "{format:?}");
+                    multiplied(&packed(&column, format).unwrap(), &w.t().unwrap().contiguous().unwrap(), None, None);
+                assert!(elements(&y).iter().all(|y| !y.is_finite()), "{format:?}");
             }
         }
-        let nothing = packed(w, Format::Float32).unwrap().product(&random((0, 40)), None, None).unwrap();
+        let nothing = multiplied(&packed(&w, Format::Float32).unwrap(), &random((0, 40)), None, None);
         assert_eq!(nothing.dims(), [0, 8]);
     }
 }

@@ -1,9 +1,9 @@
 //! Changes of a linear module.
 
 use crate::error::Result;
-use crate::kernels::{Packed, add_product, product, scale_columns};
+use crate::kernels::{Device, Packed, Tensor, add_product, product, scale_columns};
 use crate::model::sites::Weight;
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Tensor as Host};
 
 /// How an adapter changes `y = x W + b`: to `y = (f(x) + (x a) b') * factor + shift`, where `f` is the base's, or one with
 /// a weight of its own, and every other part may be missing.
@@ -17,8 +17,8 @@ pub struct LinearDelta {
 /// `y = (x * inputs) weight`, in place of the base's product.
 #[derive(Clone, Debug)]
 struct Own {
-    /// `[in]`.
-    inputs: Option<Tensor>,
+    /// A factor for every input, and no shift.
+    inputs: Option<Columns>,
     /// `[in, out]`.
     weight: Packed,
 }
@@ -47,11 +47,38 @@ pub struct Magnitude {
     pub(super) factor: Tensor,
 }
 
+impl LowRank {
+    /// Factors on the host.
+    pub fn new(a: Host, b: Host) -> Self {
+        Self { a: a.into(), b: b.into() }
+    }
+
+    /// The same on a device, in `dtype` there, as products read them fastest.
+    pub(super) fn placed(&self, device: &Device, dtype: DType) -> Result<Self> {
+        let place = |t: &Tensor| match device {
+            Device::Cpu => Ok(t.clone()),
+            Device::Gpu(_) => device.place(&t.cpu()?.t()?.contiguous()?.t()?, Some(dtype)),
+        };
+        Ok(Self { a: place(&self.a)?, b: place(&self.b)? })
+    }
+}
+
+impl Columns {
+    fn placed(&self, device: &Device) -> Result<Self> {
+        let place = |t: &Tensor| device.place(t.cpu()?, None);
+        Ok(Self { factor: place(&self.factor)?, shift: place(&self.shift)? })
+    }
+}
+
 impl Magnitude {
+    pub(super) fn placed(&self, device: &Device) -> Result<Self> {
+        Ok(Self { factor: device.place(self.factor.cpu()?, None)? })
+    }
+
     /// From `m [out]` and the update of a weight `[in, out]`.
-    pub fn new(m: &Tensor, update: &LowRank, weight: &Tensor) -> Result<Self> {
-        let whole = (weight.to_dtype(DType::F32)? + update.a.matmul(&update.b)?)?;
-        Ok(Self { factor: (m / whole.sqr()?.sum(0)?.sqrt()?)? })
+    pub fn new(m: &Host, update: &LowRank, weight: &Host) -> Result<Self> {
+        let whole = (weight.to_dtype(DType::F32)? + update.a.cpu()?.matmul(update.b.cpu()?)?)?;
+        Ok(Self { factor: (m / whole.sqr()?.sum(0)?.sqrt()?)?.into() })
     }
 }
 
@@ -63,45 +90,53 @@ impl LinearDelta {
 
     /// A weight of its own, and a bias of its own or none.
     pub fn own(weight: Weight) -> Result<Self> {
-        let Weight { weight, bias } = weight;
-        let delta = Self { own: Some(Own { inputs: None, weight: plain(&weight)? }), ..Self::default() };
+        let (weight, bias) = (&weight.weight, weight.host_bias()?);
+        let delta = Self { own: Some(Own { inputs: None, weight: plain(weight)? }), ..Self::default() };
         bias.map_or(Ok(delta.clone()), |bias| delta.shifted(&bias))
     }
 
     /// The base's weight and bias on inputs times `inputs [in]`.
-    pub fn of_scaled_inputs(inputs: Tensor, base: &Weight) -> Result<Self> {
+    pub fn of_scaled_inputs(inputs: &Host, base: &Weight) -> Result<Self> {
         let mut delta = Self::own(base.clone())?;
+        let inputs = Columns { factor: inputs.clone().into(), shift: inputs.zeros_like()?.into() };
         delta.own = delta.own.map(|own| Own { inputs: Some(inputs), ..own });
         Ok(delta)
     }
 
     /// The base's outputs times `factor [out]`.
-    pub fn of_scaled_outputs(factor: Tensor) -> Result<Self> {
-        let shift = factor.zeros_like()?;
-        Ok(Self { columns: Some(Columns { factor, shift }), ..Self::default() })
+    pub fn of_scaled_outputs(factor: &Host) -> Result<Self> {
+        let columns = Columns { factor: factor.clone().into(), shift: factor.zeros_like()?.into() };
+        Ok(Self { columns: Some(columns), ..Self::default() })
     }
 
     /// The same with `shift [out]` added in the end.
-    pub fn shifted(self, shift: &Tensor) -> Result<Self> {
+    pub fn shifted(self, shift: &Host) -> Result<Self> {
         let columns = match self.columns {
-            Some(Columns { factor, shift: before }) => Columns { factor, shift: (before + shift)? },
-            None => Columns { factor: shift.ones_like()?, shift: shift.clone() },
+            Some(Columns { factor, shift: before }) => Columns { factor, shift: (before.cpu()? + shift)?.into() },
+            None => Columns { factor: shift.ones_like()?.into(), shift: shift.clone().into() },
         };
         Ok(Self { columns: Some(columns), ..self })
     }
 
     /// The same with outputs of new lengths, but for the base's `bias [out]`, which stays as it is.
-    pub fn with_magnitude(self, magnitude: &Magnitude, bias: Option<&Tensor>) -> Result<Self> {
-        let factor = magnitude.factor.clone();
-        let shift =
-            bias.map_or_else(|| Ok(factor.zeros_like()?), |bias| -> Result<_> { Ok((bias - (bias * &factor)?)?) });
-        Ok(Self { columns: Some(Columns { factor, shift: shift? }), ..self })
+    pub fn with_magnitude(self, magnitude: &Magnitude, bias: Option<&Host>) -> Result<Self> {
+        let factor = magnitude.factor.cpu()?;
+        let shift = match bias {
+            Some(bias) => (bias - (bias * factor)?)?,
+            None => factor.zeros_like()?,
+        };
+        let columns = Columns { factor: factor.clone().into(), shift: shift.into() };
+        Ok(Self { columns: Some(columns), ..self })
     }
 
     pub(super) fn change(&self, x: &Tensor, y: &Tensor) -> Result<()> {
         if let Some(Own { inputs, weight }) = &self.own {
             match inputs {
-                Some(inputs) => weight.product_into(y, &x.broadcast_mul(inputs)?)?,
+                Some(Columns { factor, shift }) => {
+                    let x = x.copy()?;
+                    scale_columns(&x, factor, shift)?;
+                    weight.product_into(y, &x)?;
+                }
                 None => weight.product_into(y, x)?,
             }
         }
@@ -128,9 +163,26 @@ impl LinearDelta {
         self.low_rank.as_ref().map_or(0, |update| update.a.dims()[1])
     }
 
+    /// The same on a device, matrices in `dtype` there.
+    pub(super) fn placed(&self, device: &Device, dtype: DType) -> Result<Self> {
+        let columns = |columns: &Columns| columns.placed(device);
+        let own = |Own { inputs, weight }: &Own| -> Result<_> {
+            let inputs = inputs.as_ref().map(columns).transpose()?;
+            Ok(Own { inputs, weight: weight.placed(device, dtype)? })
+        };
+        Ok(Self {
+            own: self.own.as_ref().map(own).transpose()?,
+            low_rank: self.low_rank.as_ref().map(|update| update.placed(device, dtype)).transpose()?,
+            columns: self.columns.as_ref().map(columns).transpose()?,
+        })
+    }
+
     /// Its own tensors; a base's weight that it uses is not among them.
     pub(super) fn tensors(&self) -> Vec<&Tensor> {
-        let own = self.own.iter().filter_map(|own| own.inputs.as_ref().or_else(|| own.weight.as_tensor()));
+        let own = self
+            .own
+            .iter()
+            .filter_map(|own| own.inputs.as_ref().map(|inputs| &inputs.factor).or_else(|| own.weight.as_tensor()));
         let low_rank = self.low_rank.iter().flat_map(|update| [&update.a, &update.b]);
         let columns = self.columns.iter().flat_map(|columns| [&columns.factor, &columns.shift]);
         own.chain(low_rank).chain(columns).collect()
@@ -140,7 +192,9 @@ impl LinearDelta {
 /// A weight in f32 or packed, as it lies where it is that already.
 fn plain(weight: &Packed) -> Result<Packed> {
     match weight.as_tensor() {
-        Some(tensor) if tensor.dtype() != DType::F32 => Ok(Packed::plain(weight.tensor()?.to_dtype(DType::F32)?)),
+        Some(Tensor::Cpu(tensor)) if tensor.dtype() != DType::F32 => {
+            Ok(Packed::plain(weight.tensor()?.to_dtype(DType::F32)?))
+        }
         _ => Ok(weight.clone()),
     }
 }

@@ -7,13 +7,13 @@ mod table;
 
 pub use linear::{LinearDelta, LowRank, Magnitude};
 pub use norm::NormDelta;
-pub use plan::{Plan, joined};
+pub use plan::Plan;
 pub use table::{OwnRows, TableDelta};
 
 use super::sites::{Site, Sites};
-use crate::error::Result;
-use crate::kernels::add_difference;
-use candle_core::Tensor;
+use crate::error::{Error, Result};
+use crate::kernels::{Device, Factors, Tensor, add_difference};
+use candle_core::{DType, Tensor as Host};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
@@ -36,9 +36,9 @@ impl Delta {
         match self {
             Self::Linear(delta) => delta.change(x, y),
             Self::Blend(parts) => {
-                let before = y.force_contiguous()?;
+                let before = y.copy()?;
                 for (weight, delta) in parts {
-                    let after = before.force_contiguous()?;
+                    let after = before.copy()?;
                     delta.change(x, &after)?;
                     add_difference(y, &after, &before, *weight)?;
                 }
@@ -57,7 +57,7 @@ impl Delta {
     }
 
     /// The rows `[ids, width]` that it gives for `ids` of the base's `table [rows, width]`.
-    pub(super) fn look_up(&self, table: &Tensor, ids: &Tensor) -> Result<Tensor> {
+    pub(super) fn look_up(&self, table: &Tensor, ids: &[u32]) -> Result<Tensor> {
         match self {
             Self::Table(delta) => delta.look_up(table, ids),
             Self::Blend(parts) => {
@@ -90,7 +90,17 @@ impl Delta {
             Self::Norm(delta) => delta.tensors(),
             Self::Blend(parts) => return parts.iter().map(|(_, delta)| delta.bytes()).sum(),
         };
-        tensors.into_iter().map(|tensor| tensor.elem_count() * tensor.dtype().size_in_bytes()).sum()
+        tensors.into_iter().map(Tensor::bytes).sum()
+    }
+
+    /// The same on a device, matrices in `dtype` there.
+    fn placed(&self, device: &Device, dtype: DType) -> Result<Self> {
+        match self {
+            Self::Linear(delta) => Ok(Self::Linear(delta.placed(device, dtype)?)),
+            Self::Table(delta) => Ok(Self::Table(delta.placed(device, dtype)?)),
+            Self::Norm(delta) => Ok(Self::Norm(delta.placed(device)?)),
+            Self::Blend(_) => Err(Error::Internal("a blend is of adapters that are placed already".into())),
+        }
     }
 }
 
@@ -100,6 +110,8 @@ pub struct Adapter {
     deltas: HashMap<Site, Delta>,
     /// The matrices `a` of sites with one input side by side, `[in, ranks]`, and where a site's begins.
     beside: HashMap<Site, (Tensor, usize)>,
+    /// All updates, where a GPU reads them; those in `deltas` are windows of them.
+    factors: Option<Factors>,
     is_sum: bool,
 }
 
@@ -107,11 +119,36 @@ impl Adapter {
     /// An adapter of these deltas. `is_sum`: whether each is a sum with what the base gives, so that several adapters on
     /// one model mean the sum of all.
     pub fn new(deltas: impl IntoIterator<Item = (Site, Delta)>, is_sum: bool) -> Self {
-        Self { deltas: deltas.into_iter().collect(), beside: HashMap::new(), is_sum }
+        Self { deltas: deltas.into_iter().collect(), is_sum, ..Self::default() }
+    }
+
+    /// The same where a model of these sites lies, matrices in `dtype` on a GPU.
+    pub fn placed(self, sites: &Sites, device: &Device, dtype: DType) -> Result<Self> {
+        if device.is_cpu() {
+            return self.joined(sites);
+        }
+        let updates = self.deltas.iter().filter_map(|(site, delta)| Some((*site, delta.as_update()?)));
+        let (updated, updates): (Vec<Site>, Vec<&LowRank>) = updates.unzip();
+        let factors =
+            updated.iter().zip(&updates).map(|(site, LowRank { a, b })| Ok((site.number(), a.cpu()?, b.cpu()?)));
+        let factors = Factors::new(device, sites.count(), dtype, &factors.collect::<Result<Vec<_>>>()?)?;
+        let mut deltas = HashMap::with_capacity(self.deltas.len());
+        for (site, delta) in &self.deltas {
+            let window = updated.iter().position(|updated| updated == site);
+            let delta = match (window, &factors) {
+                (Some(place), Some(factors)) => {
+                    let [a, b] = factors.windows(place)?;
+                    Delta::Linear(LinearDelta::low_rank(LowRank { a, b }))
+                }
+                _ => delta.placed(device, dtype)?,
+            };
+            deltas.insert(*site, delta);
+        }
+        Ok(Self { deltas, factors, ..self })
     }
 
     /// The same with matrices that multiply one input put side by side, so that one product is enough.
-    pub fn joined(mut self, sites: &Sites) -> Result<Self> {
+    fn joined(mut self, sites: &Sites) -> Result<Self> {
         let mut projections: HashMap<usize, BTreeMap<usize, Site>> = HashMap::new();
         for (site, delta) in &self.deltas {
             if let (Some((projection, columns)), Some(_)) = (sites.place(*site), delta.as_update()) {
@@ -120,7 +157,8 @@ impl Adapter {
         }
         for group in projections.values().filter(|group| group.len() > 1) {
             let updates = group.values().filter_map(|site| self.deltas[site].as_update());
-            let all = Tensor::cat(&updates.map(|update| &update.a).collect::<Vec<_>>(), 1)?;
+            let all = updates.map(|update| update.a.cpu()).collect::<Result<Vec<_>>>()?;
+            let all = Tensor::from(Host::cat(&all, 1)?);
             let mut first = 0;
             for site in group.values() {
                 if let Some(Delta::Linear(delta)) = self.deltas.get_mut(site) {
@@ -132,6 +170,11 @@ impl Adapter {
             }
         }
         Ok(self)
+    }
+
+    /// All its updates, where a GPU reads them.
+    pub(super) fn factors(&self) -> Option<&Factors> {
+        self.factors.as_ref()
     }
 
     /// The matrix in which a site's `a` stands beside others, and its first column there.

@@ -2,9 +2,8 @@
 
 use super::{Adapter, Delta, LowRank};
 use crate::error::Result;
-use crate::kernels::{Update, product};
+use crate::kernels::{Spans, Tensor, Touched, Update, Updates, product};
 use crate::model::sites::Site;
-use candle_core::Tensor;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -12,11 +11,13 @@ use std::sync::Arc;
 #[derive(Default)]
 pub struct Plan {
     touched: Vec<(Range<usize>, Arc<Adapter>)>,
+    /// The same where a GPU reads it.
+    grouped: Touched,
 }
 
 impl Plan {
     /// From segments of packed rows; neighbours of one adapter become one.
-    pub fn new(segments: impl IntoIterator<Item = (Range<usize>, Option<Arc<Adapter>>)>) -> Self {
+    pub fn new(segments: impl IntoIterator<Item = (Range<usize>, Option<Arc<Adapter>>)>) -> Result<Self> {
         let mut touched: Vec<(Range<usize>, Arc<Adapter>)> = Vec::new();
         for (rows, adapter) in segments {
             let Some(adapter) = adapter else { continue };
@@ -25,12 +26,22 @@ impl Plan {
                 _ => touched.push((rows, adapter)),
             }
         }
-        Self { touched }
+        let factors = touched.iter().filter_map(|(rows, adapter)| Some((rows.clone(), adapter.factors()?)));
+        let grouped = Touched::new(factors)?;
+        Ok(Self { touched, grouped })
     }
 
     /// What is added to the base's product of `x [tokens, in]` at linear sites, each with its columns there, first and count;
-    /// nothing of adapters that change a site otherwise.
-    pub(in crate::model) fn updates(&self, sites: &[(Site, usize, usize)], x: &Tensor) -> Result<Vec<Update>> {
+    /// nothing of adapters that change a site otherwise. `spans` are the same sites.
+    pub(in crate::model) fn updates(
+        &self,
+        sites: &[(Site, usize, usize)],
+        spans: &Spans,
+        x: &Tensor,
+    ) -> Result<Updates> {
+        if !x.device().is_cpu() {
+            return self.grouped.updates(spans, x);
+        }
         let mut updates = Vec::new();
         for (rows, adapter) in &self.touched {
             let at = |(site, first, count): &(Site, usize, usize)| {
@@ -41,15 +52,16 @@ impl Plan {
             for (site, LowRank { a, b }, outputs) in sites.iter().filter_map(at) {
                 let (all, first) = adapter.beside(site).unwrap_or((a, 0));
                 let (of, made) = match shared.take() {
-                    Some(shared) if shared.0.id() == all.id() => shared,
+                    Some(shared) if shared.0.cpu()?.id() == all.cpu()?.id() => shared,
                     _ => (all, product(&x.narrow(0, rows.start, rows.len())?, all, None)?),
                 };
                 let left = made.narrow(1, first, a.dims()[1])?;
                 shared = Some((of, made));
-                updates.push(Update { rows: rows.clone(), outputs, left, right: b.clone() });
+                let (left, right) = (left.cpu()?.clone(), b.cpu()?.clone());
+                updates.push(Update { rows: rows.clone(), outputs, left, right });
             }
         }
-        Ok(updates)
+        Ok(Updates::Each(updates))
     }
 
     /// Changes what the base made at the linear `site` of `x [tokens, in]`, `y [tokens, out]`, the site's columns, as those
@@ -85,7 +97,7 @@ impl Plan {
     ) -> Result<Tensor> {
         let ranges = self.ranges(tokens, |adapter| adapter.delta(site).is_some()).into_iter();
         let made = ranges.map(|(rows, adapter)| make(rows, adapter.and_then(|adapter| adapter.delta(site))));
-        joined(made.collect::<Result<_>>()?)
+        Tensor::joined(&made.collect::<Result<Vec<_>>>()?.iter().collect::<Vec<_>>(), 0)
     }
 
     /// All rows of a batch of `tokens` as ranges, those of adapters for which `differs` holds with their adapter.
@@ -105,9 +117,4 @@ impl Plan {
         ranges.retain(|(rows, _)| !rows.is_empty() || tokens == 0);
         ranges
     }
-}
-
-/// Ranges of rows one below the other.
-pub fn joined(mut parts: Vec<Tensor>) -> Result<Tensor> {
-    Ok(if parts.len() == 1 { parts.remove(0) } else { Tensor::cat(&parts, 0)? })
 }

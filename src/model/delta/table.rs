@@ -2,8 +2,8 @@
 
 use super::linear::{LowRank, Magnitude};
 use crate::error::Result;
-use crate::kernels::{add_product, look_up, scale_columns};
-use candle_core::Tensor;
+use crate::kernels::{Device, Tensor, add_product, look_up, pick, scale_columns};
+use candle_core::{DType, Tensor as Host};
 use std::collections::HashMap;
 
 /// How an adapter changes the rows that ids pick.
@@ -28,19 +28,18 @@ pub struct OwnRows {
 }
 
 /// The base's rows of `ids`, in f32.
-pub fn rows(table: &Tensor, ids: &Tensor) -> Result<Tensor> {
-    Ok(look_up(table, ids, None)?)
+pub fn rows(table: &Tensor, ids: &[u32]) -> Result<Tensor> {
+    look_up(table, ids, None)
 }
 
 impl OwnRows {
     /// A row of `rows [ids, width]` for each id.
-    pub fn new(ids: &[u32], rows: Tensor) -> Self {
-        Self { places: ids.iter().enumerate().map(|(place, id)| (*id, place)).collect(), rows }
+    pub fn new(ids: &[u32], rows: Host) -> Self {
+        Self { places: ids.iter().enumerate().map(|(place, id)| (*id, place)).collect(), rows: rows.into() }
     }
 
     /// `y [ids, width]` with these rows put where `ids` name them.
-    fn put(&self, ids: &Tensor, y: Tensor) -> Result<Tensor> {
-        let ids = ids.to_vec1::<u32>()?;
+    fn put(&self, ids: &[u32], y: Tensor) -> Result<Tensor> {
         let found = |id: &u32| self.places.get(id).copied();
         if !ids.iter().any(|id| found(id).is_some()) {
             return Ok(y);
@@ -48,22 +47,38 @@ impl OwnRows {
         let end = ids.len();
         // The rows stand below `y`; each token takes the one or the other.
         let picks = ids.iter().enumerate().map(|(token, id)| found(id).map_or(token, |place| end + place) as u32);
-        let picks = Tensor::from_iter(picks, y.device())?;
-        Ok(Tensor::cat(&[&y, &self.rows], 0)?.index_select(&picks, 0)?)
+        pick(&Tensor::joined(&[&y, &self.rows], 0)?, &picks.collect::<Vec<_>>())
     }
 }
 
 impl TableDelta {
     /// The rows `[ids, width]` for `ids` of the base's `table`.
-    pub(super) fn look_up(&self, table: &Tensor, ids: &Tensor) -> Result<Tensor> {
+    pub(super) fn look_up(&self, table: &Tensor, ids: &[u32]) -> Result<Tensor> {
         let y = rows(self.own.as_ref().unwrap_or(table), ids)?;
         if let Some(LowRank { a, b }) = &self.update {
-            add_product(&y, &a.index_select(ids, 0)?, b)?;
+            add_product(&y, &pick(a, ids)?, b)?;
         }
         if let Some(Magnitude { factor }) = &self.magnitude {
-            scale_columns(&y, factor, &factor.zeros_like()?)?;
+            scale_columns(&y, factor, &factor.scaled(0.0)?)?;
         }
         self.rows.as_ref().map_or(Ok(y.clone()), |rows| rows.put(ids, y))
+    }
+
+    /// The same on a device, matrices in `dtype` there.
+    pub(super) fn placed(&self, device: &Device, dtype: DType) -> Result<Self> {
+        let update = self.update.as_ref().map(|LowRank { a, b }| -> Result<_> {
+            // Rows of `a` are picked.
+            Ok(LowRank { a: device.place(a.cpu()?, Some(dtype))?, b: device.place(b.cpu()?, Some(dtype))? })
+        });
+        let rows = self.rows.as_ref().map(|OwnRows { places, rows }| -> Result<_> {
+            Ok(OwnRows { places: places.clone(), rows: device.place(rows.cpu()?, None)? })
+        });
+        Ok(Self {
+            own: self.own.as_ref().map(|own| device.place(own.cpu()?, Some(dtype))).transpose()?,
+            update: update.transpose()?,
+            magnitude: self.magnitude.as_ref().map(|magnitude| magnitude.placed(device)).transpose()?,
+            rows: rows.transpose()?,
+        })
     }
 
     pub(super) fn own_rows(&self) -> Option<usize> {
@@ -86,14 +101,14 @@ impl TableDelta {
 mod tests {
     use super::*;
     use candle_core::Device;
+    use candle_core::Tensor;
 
     #[test]
     fn own_rows_go_before_all_else_and_others_stay() {
         let table = Tensor::new(&[[1f32, 2.0], [3.0, 4.0], [5.0, 6.0]], &Device::Cpu).unwrap();
         let row = Tensor::new(&[[9f32, 9.0]], &Device::Cpu).unwrap();
         let delta = TableDelta { rows: Some(OwnRows::new(&[1], row)), ..TableDelta::default() };
-        let ids = Tensor::new(&[2u32, 1, 0, 1], &Device::Cpu).unwrap();
-        let y = delta.look_up(&table, &ids).unwrap().to_vec2::<f32>().unwrap();
+        let y = delta.look_up(&table.into(), &[2, 1, 0, 1]).unwrap().cpu().unwrap().to_vec2::<f32>().unwrap();
         assert_eq!(y, [[5.0, 6.0], [9.0, 9.0], [1.0, 2.0], [9.0, 9.0]]);
     }
 }

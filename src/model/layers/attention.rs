@@ -3,10 +3,9 @@
 use super::disentangled::Disentangled;
 use super::{Linear, Loader, Norm, positions};
 use crate::error::Result;
-use crate::kernels::{self, rotate};
+use crate::kernels::{self, Sequences, Tensor, add_to_each, rotate};
 use crate::model::delta::Plan;
 use crate::model::spec::{self, Positions};
-use candle_core::Tensor;
 
 /// Attention with its projections.
 pub struct Attention {
@@ -40,7 +39,7 @@ enum Known {
     Rotary(Tensor, Tensor),
     /// `[heads, 2 * tokens_max - 1]`, see [`kernels::Attention`].
     Bias(Tensor),
-    Disentangled(Disentangled),
+    Disentangled(Box<Disentangled>),
 }
 
 impl Attention {
@@ -55,8 +54,8 @@ impl Attention {
         let qk_norms = qk_norms.transpose()?;
         let qv_biases = spec.qv_biases.as_ref().map(|(q, v)| -> Result<(Tensor, Tensor)> {
             let shape = (spec.heads, spec.head_width);
-            let load = |name: &str| loader.parameter(name, &[shape.0 * shape.1]);
-            Ok((load(q)?.reshape(shape)?, load(v)?.reshape(shape)?))
+            let load = |name: &str| loader.place(&loader.parameter(name, &[shape.0 * shape.1])?.reshape(shape)?);
+            Ok((load(q)?, load(v)?))
         });
         let qv_biases = qv_biases.transpose()?;
         let positions = match &spec.positions {
@@ -70,7 +69,8 @@ impl Attention {
             }
             Positions::Alibi => Known::Bias(positions::alibi(spec.heads, loader)?),
             Positions::Disentangled(relative) => {
-                Known::Disentangled(Disentangled::load(relative, spec.heads * spec.head_width, &qkv, loader)?)
+                let width = spec.heads * spec.head_width;
+                Known::Disentangled(Disentangled::load(relative, width, &qkv, loader)?.into())
             }
         };
         Ok(Self {
@@ -91,7 +91,7 @@ impl Attention {
     }
 
     /// `[tokens, hidden]` -> `[tokens, hidden]`.
-    pub fn forward(&self, x: &Tensor, offsets: &[usize], plan: &Plan) -> Result<Tensor> {
+    pub fn forward(&self, x: &Tensor, offsets: &Sequences, plan: &Plan) -> Result<Tensor> {
         let (mut q, mut k, v) = self.heads(&self.qkv.forward(x, plan)?, plan)?;
         if let Some(QkNorms { q: q_norm, k: k_norm, all_heads: false }) = &self.qk_norms {
             (q, k) = (q_norm.forward(&q, plan)?, k_norm.forward(&k, plan)?);
@@ -115,20 +115,20 @@ impl Attention {
     fn heads(&self, stacked: &Tensor, plan: &Plan) -> Result<(Tensor, Tensor, Tensor)> {
         let (heads, kv_heads, width, tokens) = (self.heads, self.kv_heads, self.head_width, stacked.dims()[0]);
         if self.by_head {
-            let by_head = stacked.reshape((tokens, heads, 3 * width))?;
+            let by_head = stacked.reshape([tokens, heads, 3 * width])?;
             let part = |i: usize| by_head.narrow(2, i * width, width);
             let (q, k, v) = (part(0)?, part(1)?, part(2)?);
             return match &self.qv_biases {
-                Some((q_bias, v_bias)) => Ok((q.broadcast_add(q_bias)?, k, v.broadcast_add(v_bias)?)),
+                Some((q_bias, v_bias)) => Ok((add_to_each(&q, q_bias)?, k, add_to_each(&v, v_bias)?)),
                 None => Ok((q, k, v)),
             };
         }
-        let all = stacked.reshape((tokens, heads + 2 * kv_heads, width))?;
+        let all = stacked.reshape([tokens, heads + 2 * kv_heads, width])?;
         let (q, k) = match &self.qk_norms {
             Some(QkNorms { q, k, all_heads: true }) => {
                 let part = |first: usize, count: usize| stacked.narrow(1, first * width, count * width);
-                let q = q.forward(&part(0, heads)?, plan)?.reshape((tokens, heads, width))?;
-                (q, k.forward(&part(heads, kv_heads)?, plan)?.reshape((tokens, kv_heads, width))?)
+                let q = q.forward(&part(0, heads)?, plan)?.reshape([tokens, heads, width])?;
+                (q, k.forward(&part(heads, kv_heads)?, plan)?.reshape([tokens, kv_heads, width])?)
             }
             _ => (all.narrow(1, 0, heads)?, all.narrow(1, heads, kv_heads)?),
         };

@@ -2,17 +2,16 @@
 
 use super::{Loader, Norm};
 use crate::error::Result;
-use crate::kernels::{Activation, Gate, Packed, activate, product};
+use crate::kernels::{Activation, Gate, Packed, Sequences, Tensor, activate, pick};
 use crate::model::delta::Plan;
 use crate::model::sites::{Site, Weight};
 use crate::model::spec;
-use candle_core::Tensor;
 
 /// `norm(x + f(conv(first hidden states)))`.
 pub struct Convolution {
     kernel: usize,
     /// `[kernel * hidden, hidden]`: the neighbours' rows side by side times this.
-    weight: Tensor,
+    weight: Packed,
     bias: Tensor,
     activation: Activation,
     norm: Norm,
@@ -25,9 +24,9 @@ impl Convolution {
         // [out, in, kernel], as torch's Conv1d.
         let weight = loader.tensor(&spec.path, "weight", &[hidden, hidden, spec.kernel])?;
         let weight = weight.permute((2, 1, 0))?.reshape((spec.kernel * hidden, hidden))?.contiguous()?;
-        let weight = loader.convert(weight, &spec.path)?;
-        let bias = loader.tensor(&spec.path, "bias", &[hidden])?;
-        let base = Weight { weight: Packed::plain(weight.clone()), bias: Some(bias.clone()) };
+        let weight = Packed::plain(loader.convert(weight, &spec.path)?).placed(loader.device, loader.format.dtype())?;
+        let bias = loader.device.place(&loader.tensor(&spec.path, "bias", &[hidden])?, Some(loader.format.dtype()))?;
+        let base = Weight { weight: weight.clone(), bias: Some(bias.clone()) };
         Ok(Self {
             kernel: spec.kernel,
             site: loader.sites.add_convolution(&spec.path, [hidden, spec.kernel * hidden], base),
@@ -39,10 +38,8 @@ impl Convolution {
     }
 
     /// `x` and the model's `first` hidden states, `[tokens, hidden]` -> `[tokens, hidden]`.
-    pub fn forward(&self, x: &Tensor, first: &Tensor, offsets: &[usize], plan: &Plan) -> Result<Tensor> {
-        let (tokens, hidden) = first.dims2()?;
-        // One row of zeros stands for what lies beyond a sequence's ends.
-        let rows = first.pad_with_zeros(0, 0, 1)?;
+    pub fn forward(&self, x: &Tensor, first: &Tensor, offsets: &Sequences, plan: &Plan) -> Result<Tensor> {
+        let (tokens, hidden) = (first.dims()[0], first.dims()[1]);
         let reach = (self.kernel / 2) as isize;
         let neighbours: Vec<u32> = offsets
             .windows(2)
@@ -50,12 +47,12 @@ impl Convolution {
             .flat_map(|(token, sequence)| (-reach..=reach).map(move |step| (token, step, sequence.clone())))
             .map(|(token, step, sequence)| match token.checked_add_signed(step) {
                 Some(neighbour) if sequence.contains(&neighbour) => neighbour as u32,
+                // Zeros stand for what lies beyond a sequence's ends.
                 _ => tokens as u32,
             })
             .collect();
-        let neighbours = rows.index_select(&Tensor::new(neighbours, first.device())?, 0)?;
-        let neighbours = neighbours.reshape((tokens, self.kernel * hidden))?;
-        let y = product(&neighbours, &self.weight, Some(&self.bias))?;
+        let neighbours = pick(first, &neighbours)?.reshape([tokens, self.kernel * hidden])?;
+        let y = self.weight.product(&neighbours, Some(&self.bias), None)?;
         // Adapters change its bias alone, which is no update.
         plan.change_otherwise(self.site, &neighbours, &y)?;
         let y = activate(&y, self.activation, Gate::Absent)?;

@@ -3,20 +3,19 @@
 
 use super::{Linear, Loader, Norm};
 use crate::error::Result;
-use crate::kernels::{self, disentangled};
-use crate::model::delta::{Adapter, Plan, joined};
+use crate::kernels::{self, Places, Sequences, Tensor, disentangled};
+use crate::model::delta::{Adapter, Plan};
 use crate::model::sites::Site;
 use crate::model::spec::{self, PositionProjection};
-use candle_core::Tensor;
 use std::sync::Arc;
 
 /// Relative positions of one layer.
 pub struct Disentangled {
-    vectors: Box<Vectors>,
+    vectors: Vectors,
     keys: Option<Projected>,
     queries: Option<Projected>,
     /// Place in the table by distance, see [`kernels::Disentangled`].
-    places: Vec<u32>,
+    places: Places,
 }
 
 /// Vectors of all positions.
@@ -55,14 +54,15 @@ impl Disentangled {
         let (keys, queries) = (project(&spec.key, width)?, project(&spec.query, 0)?);
         let span = loader.tokens_max as i64;
         let places = ((1 - span)..span).map(|distance| place(distance, spec)).collect();
-        Ok(Self { vectors: Box::new(vectors), keys, queries, places })
+        let places = Places::new(places, loader.device)?;
+        Ok(Self { vectors, keys, queries, places })
     }
 
     /// Attention of packed `q`, `k`, `v [tokens, heads, head_width]` -> `[tokens, heads * head_width]`.
     pub fn attend(
         &self,
         [q, k, v]: [&Tensor; 3],
-        offsets: &[usize],
+        offsets: &Sequences,
         scale: f32,
         qkv: &Linear,
         plan: &Plan,
@@ -76,13 +76,13 @@ impl Disentangled {
             let of = |p: &Option<Projected>| p.as_ref().map(|p| p.of(&self.vectors, qkv, adapter)).transpose();
             let (keys, queries) = (of(&self.keys)?, of(&self.queries)?);
             let inside = offsets.iter().filter(|offset| (rows.start..=rows.end).contains(offset));
-            let offsets: Vec<usize> = inside.map(|offset| offset - rows.start).collect();
+            let offsets = Sequences::new(inside.map(|offset| offset - rows.start).collect(), &q.device())?;
             let (keys, queries) = (keys.as_ref(), queries.as_ref());
             let op = kernels::Disentangled { offsets: &offsets, scale, keys, queries, places: &self.places };
             let part = |t: &Tensor| t.narrow(0, rows.start, rows.len());
             parts.push(disentangled(&part(q)?, &part(k)?, &part(v)?, &op)?);
         }
-        joined(parts)
+        Tensor::joined(&parts.iter().collect::<Vec<_>>(), 0)
     }
 }
 
@@ -111,6 +111,7 @@ impl Vectors {
         let norm = norm.as_ref().map(|norm| Norm::load(norm, width, loader)).transpose()?;
         let tables = loader.shared(path.clone(), |loader| {
             let table = loader.tensor(path, "weight", &[*rows, width])?;
+            let table = loader.place(&table)?;
             let normed = norm.as_ref().map_or(Ok(table.clone()), |norm| norm.forward(&table, &Plan::default()))?;
             Ok(vec![table, normed])
         })?;
@@ -137,13 +138,13 @@ impl Vectors {
         }
         let rows = self.table.dims()[0];
         let table = match adapter.delta(self.site) {
-            Some(delta) => delta.look_up(&self.table, &Tensor::arange(0, rows as u32, self.table.device())?)?,
+            Some(delta) => delta.look_up(&self.table, &(0..rows as u32).collect::<Vec<_>>())?,
             None => self.table.clone(),
         };
         let Some((norm, _)) = &self.norm else { return Ok(Some(table)) };
         let own = self.sites().filter_map(|site| Some((site, adapter.delta(site)?.clone())));
         let own = Arc::new(Adapter::new(own, false));
-        Ok(Some(norm.forward(&table, &Plan::new([(0..rows, Some(own))]))?))
+        Ok(Some(norm.forward(&table, &Plan::new([(0..rows, Some(own))])?)?))
     }
 }
 

@@ -2,11 +2,11 @@
 
 use super::{Linear, Loader, Norm};
 use crate::error::Result;
-use crate::kernels::{look_up, sum};
+use crate::kernels::{Tensor, look_up, operand, sum};
 use crate::model::delta::Plan;
 use crate::model::sites::Site;
 use crate::model::spec;
-use candle_core::{DType, Tensor};
+use candle_core::DType;
 
 /// Word rows, plus learned positions and the token type where the model has them, normalized and projected.
 pub struct Embedding {
@@ -42,25 +42,28 @@ impl Table {
         let is_there = |path: &str| loader.checkpoint.shape(&format!("{path}.weight")).is_some();
         let path = other.filter(|other| !is_there(&spec.path) && is_there(other)).unwrap_or(&spec.path);
         let key = format!("table {path}");
-        let rows = loader.shared(key, |loader| Ok(vec![loader.weight(path, "weight", &[spec.rows, width])?]))?;
+        let rows = loader.shared(key, |loader| {
+            let rows = loader.weight(path, "weight", &[spec.rows, width])?;
+            Ok(vec![loader.place(&rows)?])
+        })?;
         let rows = rows[0].clone();
         let site = loader.sites.add_table(&spec.path, [spec.rows, width], &rows);
         Ok(Self { rows, site })
     }
 
     /// A row an id, in f32, with the batch's deltas, added to `onto` where there is one: `[ids, width]`.
-    fn forward(&self, ids: &Tensor, onto: Option<&Tensor>, plan: &Plan) -> Result<Tensor> {
+    fn forward(&self, ids: &[u32], onto: Option<&Tensor>, plan: &Plan) -> Result<Tensor> {
         if !plan.changes(self.site) {
-            return Ok(look_up(&self.rows, ids, onto)?);
+            return look_up(&self.rows, ids, onto);
         }
-        let rows = plan.by_range(ids.dims()[0], self.site, |range, delta| {
-            let ids = ids.narrow(0, range.start, range.len())?;
+        let rows = plan.by_range(ids.len(), self.site, |range, delta| {
+            let ids = &ids[range];
             match delta {
-                Some(delta) => delta.look_up(&self.rows, &ids),
-                None => Ok(look_up(&self.rows, &ids, None)?),
+                Some(delta) => delta.look_up(&self.rows, ids),
+                None => look_up(&self.rows, ids, None),
             }
         })?;
-        Ok(onto.map_or_else(|| Ok(rows.clone()), |onto| sum(onto, &rows))?)
+        onto.map_or_else(|| Ok(rows.clone()), |onto| sum(onto, &rows))
     }
 }
 
@@ -105,23 +108,23 @@ impl Embedding {
 
     /// Packed ids and the sequences' offsets -> `[tokens, hidden]`.
     pub fn forward(&self, ids: &[u32], offsets: &[usize], plan: &Plan) -> Result<Tensor> {
-        let device = self.word.rows.device();
-        let mut x = self.word.forward(&Tensor::new(ids, device)?, None, plan)?;
+        let mut x = self.word.forward(ids, None, plan)?;
         if let Some(scale) = self.scale {
-            x = (x * scale)?;
+            x = x.scaled(scale as f32)?;
         }
         if let Some(position) = &self.position {
             let rows: Vec<u32> = offsets.windows(2).flat_map(|span| position.rows(&ids[span[0]..span[1]])).collect();
-            x = position.table.forward(&Tensor::new(rows, device)?, Some(&x), plan)?;
+            x = position.table.forward(&rows, Some(&x), plan)?;
         }
         if let Some(table) = &self.token_type {
-            x = table.forward(&Tensor::zeros(ids.len(), DType::U32, device)?, Some(&x), plan)?;
+            x = table.forward(&vec![0; ids.len()], Some(&x), plan)?;
         }
         if let Some(norm) = &self.norm {
             x = norm.forward(&x, plan)?;
         }
         match &self.projection {
-            Some(projection) => projection.forward(&x, plan),
+            // Hidden states are in f32, whatever products give.
+            Some(projection) => operand(&projection.forward(&x, plan)?, DType::F32),
             None => Ok(x),
         }
     }

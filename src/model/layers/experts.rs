@@ -2,10 +2,10 @@
 
 use super::{Linear, Loader, Mlp};
 use crate::error::Result;
-use crate::kernels::{Activation, Format, Gate, activate, product};
+use crate::kernels::{Activation, Format, Packed, Tensor, look_up, pick, scatter_add};
 use crate::model::delta::Plan;
 use crate::model::spec;
-use candle_core::Tensor;
+use candle_core::Tensor as Host;
 
 /// A block's second half.
 pub enum FeedForward {
@@ -38,8 +38,8 @@ pub struct Experts {
     router: Linear,
     active: usize,
     /// Each expert's `[hidden, inner]` and `[inner, hidden]`.
-    experts: Vec<(Tensor, Tensor)>,
-    /// `[hidden]`.
+    experts: Vec<(Packed, Packed)>,
+    /// `[1, hidden]`.
     bias: Tensor,
     activation: Activation,
 }
@@ -50,23 +50,26 @@ impl Experts {
         let up = loader.parameter(&spec.up, &[count * inner, hidden])?;
         let down = loader.parameter(&spec.down, &[count * inner, hidden])?;
         let experts = (0..count).map(|expert| -> Result<_> {
-            let rows = |t: &Tensor| t.narrow(0, expert * inner, inner);
-            let down = loader.convert(rows(&down)?.contiguous()?, &spec.down)?;
-            Ok((loader.convert(rows(&up)?.t()?.contiguous()?, &spec.up)?, down))
+            let rows = |t: &Host| t.narrow(0, expert * inner, inner);
+            let place = |t: Host, path: &str| {
+                Packed::plain(loader.convert(t, path)?).placed(loader.device, loader.format.dtype())
+            };
+            let down = place(rows(&down)?.contiguous()?, &spec.down)?;
+            Ok((place(rows(&up)?.t()?.contiguous()?, &spec.up)?, down))
         });
         Ok(Self {
             experts: experts.collect::<Result<_>>()?,
             router: router(&spec.router, loader)?,
             active: spec.active,
-            bias: loader.parameter(&spec.bias, &[hidden])?,
+            bias: loader.place(&loader.parameter(&spec.bias, &[hidden])?.unsqueeze(0)?)?,
             activation: spec.activation,
         })
     }
 
     fn forward(&self, x: &Tensor, plan: &Plan) -> Result<Tensor> {
-        let scores = self.router.forward(x, plan)?.to_vec2::<f32>()?;
+        let scores = self.router.forward(x, plan)?.to_host()?.to_vec2::<f32>()?;
         // [tokens, hidden], each row starting at the bias.
-        let mut y = self.bias.expand(x.shape())?.contiguous()?;
+        let mut y = look_up(&self.bias, &vec![0; x.dims()[0]], None)?;
         let mut taken = vec![Vec::new(); self.experts.len()];
         for (token, scores) in scores.iter().enumerate() {
             let shares = softmax(scores);
@@ -74,10 +77,8 @@ impl Experts {
         }
         for (tokens, (up, down)) in taken.iter().zip(&self.experts).filter(|(tokens, _)| !tokens.is_empty()) {
             let (rows, shares): (Vec<u32>, Vec<f32>) = tokens.iter().copied().unzip();
-            let shares = Tensor::from_vec(shares, (rows.len(), 1), x.device())?;
-            let rows = Tensor::new(rows, x.device())?;
-            let inner = activate(&product(&x.index_select(&rows, 0)?, up, None)?, self.activation, Gate::Absent)?;
-            y = y.index_add(&rows, &product(&inner, down, None)?.broadcast_mul(&shares)?, 0)?;
+            let inner = up.product(&pick(x, &rows)?, None, Some(self.activation))?;
+            y = scatter_add(y, &down.product(&inner, None, None)?, &rows, &shares)?;
         }
         Ok(y)
     }

@@ -2,11 +2,11 @@
 
 use super::Loader;
 use crate::error::Result;
-use crate::kernels::{Activation, Gate, Packed, activate};
+use crate::kernels::{Activation, Gate, Packed, Spans, Tensor, activate};
 use crate::model::delta::{Adapter, Plan};
 use crate::model::sites::Site;
 use crate::model::spec::Projection;
-use candle_core::Tensor;
+use candle_core::Tensor as Host;
 
 /// `x W + b`, plus the deltas of the batch's adapters.
 pub struct Linear {
@@ -15,6 +15,7 @@ pub struct Linear {
     bias: Option<Tensor>,
     /// Each site's columns of the output: first and count.
     sites: Vec<(Site, usize, usize)>,
+    spans: Spans,
 }
 
 impl Linear {
@@ -34,7 +35,8 @@ impl Linear {
         }
         let (weight, bias) = stack(spec, loader)?;
         loader.sites.hold(&sites, &weight, bias.as_ref())?;
-        Ok(Self { weight, bias, sites })
+        let spans: Vec<_> = sites.iter().map(|(site, first, count)| (site.number(), *first, *count)).collect();
+        Ok(Self { spans: Spans::new(loader.device, &spans)?, weight, bias, sites })
     }
 
     /// Input width.
@@ -49,21 +51,22 @@ impl Linear {
 
     /// `x [tokens, in]` -> `f([tokens, out])`, `f` the activation, where there is one.
     pub fn forward_active(&self, x: &Tensor, plan: &Plan, activation: Option<Activation>) -> Result<Tensor> {
-        let updates = plan.updates(&self.sites, x)?;
+        let x = &self.weight.operand(x)?;
+        let updates = plan.updates(&self.sites, &self.spans, x)?;
         if !self.sites.iter().any(|(site, ..)| plan.changes_otherwise(*site)) {
-            return Ok(self.weight.updated_product(x, self.bias.as_ref(), &updates, activation)?);
+            return self.weight.updated_product(x, self.bias.as_ref(), &updates, activation);
         }
         let y = self.weight.updated_product(x, self.bias.as_ref(), &updates, None)?;
         for (site, start, columns) in &self.sites {
             plan.change_otherwise(*site, x, &y.narrow(1, *start, *columns)?)?;
         }
-        Ok(activation.map_or(Ok(y.clone()), |activation| activate(&y, activation, Gate::Absent))?)
+        activation.map_or(Ok(y.clone()), |activation| activate(&y, activation, Gate::Absent))
     }
 
     /// Some columns of what the base alone makes of `x`: `[tokens, in]` -> `[tokens, columns]`.
     pub fn base_columns(&self, x: &Tensor, first: usize, columns: usize) -> Result<Tensor> {
         let bias = self.bias.as_ref().map(|bias| bias.narrow(0, first, columns)).transpose()?;
-        Ok(self.weight.columns(first, columns).product(x, bias.as_ref(), None)?)
+        self.weight.columns(first, columns).product(x, bias.as_ref(), None)
     }
 
     /// Changes `y [rows, columns]`, made by [`Linear::base_columns`], as one adapter changes it.
@@ -95,8 +98,11 @@ fn stack(spec: &Projection, loader: &mut Loader) -> Result<(Packed, Option<Tenso
             biases.push(loader.tensor(&part.path, "bias", &[part.rows])?);
         }
     }
-    let weight = Packed::new(Tensor::cat(&weights, 1)?.contiguous()?, loader.format, &mut loader.memory)?;
-    let stack = (weight, if spec.bias { Some(Tensor::cat(&biases, 0)?) } else { None });
+    let weight = loader.pack(&Host::cat(&weights, 1)?.contiguous()?)?;
+    // Of the products' own type, as these take it.
+    let place = |bias: &Host| loader.device.place(bias, Some(loader.format.dtype()));
+    let bias = if spec.bias { Some(place(&Host::cat(&biases, 0)?)?) } else { None };
+    let stack = (weight, bias);
     loader.shared.stacks.insert(key, stack.clone());
     Ok(stack)
 }

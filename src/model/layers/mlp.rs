@@ -2,10 +2,9 @@
 
 use super::{Linear, Loader};
 use crate::error::Result;
-use crate::kernels::{Activation, Gate, activate};
+use crate::kernels::{Activation, Gate, Tensor, activate};
 use crate::model::delta::Plan;
 use crate::model::spec;
-use candle_core::Tensor;
 
 /// `down(f(up(x)))`, or `down(f(gate(x)) * up(x))`.
 pub struct Mlp {

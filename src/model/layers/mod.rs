@@ -21,8 +21,8 @@ pub use norm::Norm;
 use super::checkpoint::Checkpoint;
 use super::sites::Sites;
 use crate::error::{Error, Result};
-use crate::kernels::{Format, Memory, Packed, all_finite};
-use candle_core::{DType, Device, Tensor};
+use crate::kernels::{Device, Format, Memory, Packed, Tensor, all_finite};
+use candle_core::{DType, Tensor as Host};
 use std::collections::HashMap;
 
 /// What loading passes from part to part: where weights come from, and what parts share.
@@ -58,23 +58,33 @@ impl<'a> Loader<'a> {
         Self { checkpoint, device, format, sites, tokens_max, shared, memory }
     }
 
-    /// The tensor `path.name` of this shape, in f32.
-    fn tensor(&self, path: &str, name: &str, shape: &[usize]) -> Result<Tensor> {
+    /// A tensor's place on the device, as it is.
+    fn place(&self, tensor: &Host) -> Result<Tensor> {
+        self.device.place(tensor, None)
+    }
+
+    /// A weight's place there, `[in, out]`, in the model's number format.
+    fn pack(&mut self, weight: &Host) -> Result<Packed> {
+        Packed::on(self.device, weight, self.format, &mut self.memory)
+    }
+
+    /// The tensor `path.name` of this shape, on the host, in f32.
+    fn tensor(&self, path: &str, name: &str, shape: &[usize]) -> Result<Host> {
         self.parameter(&format!("{path}.{name}"), shape)
     }
 
-    /// The tensor of this name and shape, in f32.
-    fn parameter(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
-        self.checkpoint.take(name, shape, self.device)
+    /// The tensor of this name and shape, on the host, in f32.
+    fn parameter(&self, name: &str, shape: &[usize]) -> Result<Host> {
+        self.checkpoint.take(name, shape)
     }
 
-    /// The matrix `path.name` of this shape, in the model's number format.
-    fn weight(&self, path: &str, name: &str, shape: &[usize]) -> Result<Tensor> {
+    /// The matrix `path.name` of this shape, on the host, in the model's number format.
+    fn weight(&self, path: &str, name: &str, shape: &[usize]) -> Result<Host> {
         self.convert(self.tensor(path, name, shape)?, path)
     }
 
     /// A matrix in the model's number format; `path` names its module in errors.
-    fn convert(&self, matrix: Tensor, path: &str) -> Result<Tensor> {
+    fn convert(&self, matrix: Host, path: &str) -> Result<Host> {
         let dtype = self.format.dtype();
         if dtype == DType::F32 {
             return Ok(matrix);

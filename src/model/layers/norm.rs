@@ -2,19 +2,18 @@
 
 use super::Loader;
 use crate::error::Result;
-use crate::kernels::{NormKind, norm};
+use crate::kernels::{NormKind, Tensor, norm, sum};
 use crate::model::delta::{Delta, NormDelta, Plan};
 use crate::model::sites::Site;
 use crate::model::spec;
-use candle_core::Tensor;
 
 /// LayerNorm or RMSNorm over the last dimension.
 pub struct Norm {
     kind: NormKind,
     /// As it is applied.
     weight: Tensor,
-    /// Whether checkpoints hold the weight less 1.
-    less_one: bool,
+    /// What checkpoints hold the weight less of, where they do: 1 everywhere.
+    less: Option<Tensor>,
     bias: Option<Tensor>,
     eps: f32,
     /// None: adapters cannot change it.
@@ -31,9 +30,11 @@ impl Norm {
     /// The same that no adapter can change.
     pub fn load_fixed(spec: &spec::Norm, width: usize, loader: &Loader) -> Result<Self> {
         let weight = loader.tensor(&spec.path, "weight", &[width])?;
-        let weight = if spec.less_one { (weight + 1.0)? } else { weight };
-        let bias = if spec.bias { Some(loader.tensor(&spec.path, "bias", &[width])?) } else { None };
-        Ok(Self { kind: spec.kind, weight, less_one: spec.less_one, bias, eps: spec.eps as f32, site: None })
+        let less = if spec.less_one { Some(loader.place(&weight.ones_like()?)?) } else { None };
+        let weight = loader.place(&weight)?;
+        let weight = less.as_ref().map_or_else(|| Ok(weight.clone()), |ones| sum(&weight, ones))?;
+        let bias = if spec.bias { Some(loader.place(&loader.tensor(&spec.path, "bias", &[width])?)?) } else { None };
+        Ok(Self { kind: spec.kind, weight, less, bias, eps: spec.eps as f32, site: None })
     }
 
     /// `norm(x)`, shaped as `x [tokens, ...]`.
@@ -48,7 +49,7 @@ impl Norm {
 
     fn run(&self, x: &Tensor, residual: Option<&Tensor>, plan: &Plan) -> Result<Tensor> {
         let Some(site) = self.site.filter(|site| plan.changes(*site)) else {
-            return Ok(norm(x, residual, self.kind, &self.weight, self.bias.as_ref(), self.eps)?);
+            return norm(x, residual, self.kind, &self.weight, self.bias.as_ref(), self.eps);
         };
         plan.by_range(x.dims()[0], site, |rows, delta| {
             let part = |t: &Tensor| t.narrow(0, rows.start, rows.len());
@@ -56,11 +57,11 @@ impl Norm {
             let (mut weight, mut bias) = (self.weight.clone(), self.bias.as_ref());
             if let Some(Delta::Norm(NormDelta { weight: own_weight, bias: own_bias })) = delta {
                 if let Some(own) = own_weight {
-                    weight = if self.less_one { (own + 1.0)? } else { own.clone() };
+                    weight = self.less.as_ref().map_or_else(|| Ok(own.clone()), |ones| sum(own, ones))?;
                 }
                 bias = own_bias.as_ref().or(bias);
             }
-            Ok(norm(&part(x)?, residual.as_ref(), self.kind, &weight, bias, self.eps)?)
+            norm(&part(x)?, residual.as_ref(), self.kind, &weight, bias, self.eps)
         })
     }
 }

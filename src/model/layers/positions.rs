@@ -2,9 +2,9 @@
 
 use super::Loader;
 use crate::error::Result;
-use crate::kernels::rotary_tables;
+use crate::kernels::{Tensor, rotary_tables};
 use crate::model::spec::{Rotary, RotaryScaling, Table};
-use candle_core::{Device, Tensor};
+use candle_core::{Device, Tensor as Host};
 use std::f64::consts::PI;
 
 /// Cosines and sines, `[tokens_max, head_width / 2]` each.
@@ -14,8 +14,8 @@ pub fn rotary(spec: &Rotary, head_width: usize, loader: &mut Loader) -> Result<(
             RotaryScaling::Yarn { attention_factor, .. } => attention_factor,
             _ => 1.0,
         };
-        let (cos, sin) = rotary_tables(loader.tokens_max, &frequencies(spec, head_width), factor, loader.device)?;
-        Ok(vec![cos, sin])
+        let (cos, sin) = rotary_tables(loader.tokens_max, &frequencies(spec, head_width), factor)?;
+        Ok(vec![loader.place(&cos)?, loader.place(&sin)?])
     })?;
     Ok((tables[0].clone(), tables[1].clone()))
 }
@@ -63,7 +63,8 @@ pub fn alibi(heads: usize, loader: &mut Loader) -> Result<Tensor> {
         let span = loader.tokens_max as i64;
         let penalties: Vec<f32> =
             slopes.flat_map(|slope| ((1 - span)..span).map(move |d| -slope * d.unsigned_abs() as f32)).collect();
-        Ok(vec![Tensor::from_vec(penalties, (heads, 2 * loader.tokens_max - 1), loader.device)?])
+        let penalties = Host::from_vec(penalties, (heads, 2 * loader.tokens_max - 1), &Device::Cpu)?;
+        Ok(vec![loader.place(&penalties)?])
     })?;
     Ok(tables[0].clone())
 }
@@ -76,8 +77,8 @@ pub fn relative_bias(table: &Table, heads: usize, distance_max: usize, loader: &
         let by_bucket = loader.tensor(&table.path, "weight", &[table.rows, heads])?;
         let distances = (1 - span)..span;
         let buckets: Vec<u32> = distances.map(|d| bucket(d, table.rows, distance_max)).collect();
-        let buckets = Tensor::from_vec(buckets, 2 * loader.tokens_max - 1, &Device::Cpu)?.to_device(loader.device)?;
-        Ok(vec![by_bucket.index_select(&buckets, 0)?.t()?.contiguous()?])
+        let buckets = Host::from_vec(buckets, 2 * loader.tokens_max - 1, &Device::Cpu)?;
+        Ok(vec![loader.place(&by_bucket.index_select(&buckets, 0)?.t()?.contiguous()?)?])
     })?;
     Ok(tables[0].clone())
 }

@@ -3,8 +3,8 @@
 use super::{Body, Module, Modules};
 use crate::error::{Error, Result};
 use crate::folder::Folder;
+use crate::kernels::Device;
 use crate::model::pipeline::{Dense, LayerNorm, LayerWeights, Pipeline, Poolings, Step};
-use candle_core::Device;
 use serde::Deserialize;
 
 /// What modules pass on that is not one vector a text yet.

@@ -7,8 +7,7 @@ use super::pipeline::{Pipeline, Poolings};
 use super::routes::Routes;
 use crate::error::{Error, Result};
 use crate::folder::Folder;
-use crate::kernels::Pooling;
-use candle_core::Device;
+use crate::kernels::{Device, Pooling};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 

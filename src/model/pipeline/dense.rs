@@ -2,9 +2,9 @@
 
 use crate::error::{Error, Result};
 use crate::folder::Folder;
-use crate::kernels::{Activation, Gate, activate, product};
+use crate::kernels::{Activation, Device, Packed, Tensor, sum};
 use crate::model::checkpoint::Checkpoint;
-use candle_core::{Device, Tensor};
+use candle_core::DType;
 use serde::Deserialize;
 use std::path::PathBuf;
 
@@ -13,7 +13,7 @@ use std::path::PathBuf;
 pub struct Dense {
     folder: PathBuf,
     /// `[in, out]`.
-    weight: Tensor,
+    weight: Packed,
     bias: Option<Tensor>,
     activation: Option<Activation>,
     residual: Option<Residual>,
@@ -25,7 +25,7 @@ enum Residual {
     /// Its input.
     Input,
     /// That times a matrix, `[in, out]`.
-    Projected(Tensor),
+    Projected(Packed),
 }
 
 /// Elementwise modules of torch.nn that need no argument and learn nothing, with torch's defaults.
@@ -86,10 +86,13 @@ impl Dense {
         })?;
         let checkpoint = Checkpoint::of_model(folder, "")?;
         let shape = [config.out_features, config.in_features];
-        let matrix = |name: &str| Ok::<_, Error>(checkpoint.take(name, &shape, device)?.t()?.contiguous()?);
+        let matrix = |name: &str| -> Result<Packed> {
+            let weight = checkpoint.take(name, &shape)?.t()?.contiguous()?;
+            Packed::plain(weight).placed(device, DType::F32)
+        };
         let weight = matrix("linear.weight")?;
         let bias = match config.bias {
-            true => Some(checkpoint.take("linear.bias", &shape[..1], device)?),
+            true => Some(device.place(&checkpoint.take("linear.bias", &shape[..1])?, None)?),
             false => None,
         };
         let residual = match config.use_residual {
@@ -103,12 +106,12 @@ impl Dense {
 
     /// Width of what it gives.
     pub fn outputs(&self) -> usize {
-        self.weight.dims()[1]
+        self.weight.outputs()
     }
 
     /// Whether it takes rows of `width`.
     pub fn check(&self, width: usize) -> Result<()> {
-        let inputs = self.weight.dims()[0];
+        let inputs = self.weight.inputs();
         if inputs == width {
             return Ok(());
         }
@@ -118,16 +121,12 @@ impl Dense {
 
     /// `[rows, in]` -> `[rows, out]`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let y = product(x, &self.weight, self.bias.as_ref())?;
-        let y = match self.activation {
-            Some(activation) => activate(&y, activation, Gate::Absent)?,
-            None => y,
-        };
-        Ok(match &self.residual {
-            Some(Residual::Input) => (y + x)?,
-            Some(Residual::Projected(matrix)) => (y + product(x, matrix, None)?)?,
-            None => y,
-        })
+        let y = self.weight.product(x, self.bias.as_ref(), self.activation)?;
+        match &self.residual {
+            Some(Residual::Input) => sum(&y, x),
+            Some(Residual::Projected(matrix)) => sum(&y, &matrix.product(x, None, None)?),
+            None => Ok(y),
+        }
     }
 }
 

@@ -2,9 +2,8 @@
 
 use crate::error::{Error, Result};
 use crate::folder::Folder;
-use crate::kernels::{NormKind, norm};
+use crate::kernels::{Device, NormKind, Tensor, norm};
 use crate::model::checkpoint::Checkpoint;
-use candle_core::{Device, Tensor};
 use serde::Deserialize;
 use std::path::PathBuf;
 
@@ -30,8 +29,8 @@ impl LayerNorm {
         }
         let Config { dimension } = folder.require_json("config.json")?;
         let checkpoint = Checkpoint::of_model(folder, "")?;
-        let weight = checkpoint.take("norm.weight", &[dimension], device)?;
-        let bias = checkpoint.take("norm.bias", &[dimension], device)?;
+        let weight = device.place(&checkpoint.take("norm.weight", &[dimension])?, None)?;
+        let bias = device.place(&checkpoint.take("norm.bias", &[dimension])?, None)?;
         checkpoint.finish()?;
         Ok(Self { folder: folder.path().to_owned(), weight, bias })
     }
@@ -48,7 +47,7 @@ impl LayerNorm {
 
     /// `[rows, width]` -> the same shape.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(norm(x, None, NormKind::Layer, &self.weight, Some(&self.bias), EPS)?)
+        norm(x, None, NormKind::Layer, &self.weight, Some(&self.bias), EPS)
     }
 }
 

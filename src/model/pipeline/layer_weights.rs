@@ -2,8 +2,8 @@
 
 use crate::error::{Error, Result};
 use crate::folder::Folder;
+use crate::kernels::{Tensor, sum};
 use crate::model::checkpoint::Checkpoint;
-use candle_core::{Device, Tensor};
 use serde::Deserialize;
 use std::path::PathBuf;
 
@@ -37,7 +37,7 @@ impl LayerWeights {
             return Err(Error::load(folder.path().join("config.json"), reason));
         };
         let checkpoint = Checkpoint::of_model(folder, "")?;
-        let weights = checkpoint.take("layer_weights", &[count], &Device::Cpu)?.to_vec1::<f32>()?;
+        let weights = checkpoint.take("layer_weights", &[count])?.to_vec1::<f32>()?;
         checkpoint.finish()?;
         Ok(Self { folder: folder.path().to_owned(), first: layer_start, weights })
     }
@@ -56,9 +56,9 @@ impl LayerWeights {
     pub fn mean(&self, layers: &[Tensor]) -> Result<Tensor> {
         let counted = layers.get(self.first..).filter(|layers| layers.len() == self.weights.len()).unwrap_or_default();
         let mut counted = counted.iter().zip(&self.weights);
-        let weighted = |(layer, weight): (&Tensor, &f32)| layer.affine(f64::from(*weight), 0.0);
+        let weighted = |(layer, weight): (&Tensor, &f32)| layer.scaled(*weight);
         let first = counted.next().map(weighted).ok_or_else(|| Error::Internal("no layer counts".into()))??;
-        let sum = counted.try_fold(first, |sum, layer| sum + weighted(layer)?)?;
-        Ok((sum / f64::from(self.weights.iter().sum::<f32>()))?)
+        let total = counted.try_fold(first, |all, layer| sum(&all, &weighted(layer)?))?;
+        total.scaled(1.0 / self.weights.iter().sum::<f32>())
     }
 }

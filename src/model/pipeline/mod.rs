@@ -13,8 +13,7 @@ pub(super) use pooling::Poolings;
 
 use super::spec::Spec;
 use crate::error::Result;
-use crate::kernels::unit;
-use candle_core::Tensor;
+use crate::kernels::{Tensor, unit};
 use std::sync::Arc;
 
 /// From hidden states to one vector a sequence.
@@ -94,7 +93,7 @@ impl Pipeline {
         let pooled = self.poolings.forward(&tokens, states.offsets, states.prompts)?;
         let vectors = self.vector.iter().try_fold(pooled, |x, step| step.forward(&x))?;
         match self.truncate {
-            Some(kept) if kept < vectors.dim(1)? => Ok(vectors.narrow(1, 0, kept)?),
+            Some(kept) if kept < vectors.dims()[1] => vectors.narrow(1, 0, kept),
             _ => Ok(vectors),
         }
     }

@@ -2,8 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::folder::Folder;
-use crate::kernels::{Pooling, pool};
-use candle_core::Tensor;
+use crate::kernels::{Pooling, Tensor, pool};
 use serde_json::{Map, Value};
 
 /// One or more modes, concatenated.
@@ -78,6 +77,6 @@ impl Poolings {
     pub fn forward(&self, tokens: &Tensor, offsets: &[usize], prompts: &[usize]) -> Result<Tensor> {
         let left_out = if self.include_prompt { &[] } else { prompts };
         let pooled = self.modes.iter().map(|mode| pool(tokens, offsets, left_out, *mode));
-        Ok(Tensor::cat(&pooled.collect::<candle_core::Result<Vec<_>>>()?, 1)?)
+        Tensor::joined(&pooled.collect::<Result<Vec<_>>>()?.iter().collect::<Vec<_>>(), 1)
     }
 }

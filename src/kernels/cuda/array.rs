@@ -1,0 +1,210 @@
+//! Numbers in a device's memory, and windows of them.
+
+use super::columns;
+use super::gpu::{Gpu, Memory};
+use crate::error::{Error, Result};
+use candle_core::{DType, Device, Tensor, WithDType};
+use std::sync::Arc;
+
+/// A window of numbers of f32, bf16, f16 or u32, of up to three dimensions; clones share the memory.
+#[derive(Clone)]
+pub struct Array {
+    memory: Arc<Memory>,
+    dtype: DType,
+    /// First element.
+    start: usize,
+    dims: Vec<usize>,
+    /// Elements from one index to the next, a dimension each.
+    strides: Vec<usize>,
+}
+
+/// Rows of an array: `[outer, inner, width]`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rows {
+    pub outer: usize,
+    pub inner: usize,
+    pub width: usize,
+    pub outer_stride: usize,
+    pub inner_stride: usize,
+}
+
+impl Array {
+    /// Dense, of whatever was there.
+    pub fn new(gpu: &Gpu, dtype: DType, dims: &[usize]) -> Result<Self> {
+        let elements: usize = dims.iter().product();
+        let memory = Arc::new(gpu.allocate(elements * dtype.size_in_bytes())?);
+        Ok(Self { memory, dtype, start: 0, dims: dims.to_vec(), strides: dense_strides(dims) })
+    }
+
+    /// A copy of a host's tensor. A matrix that is another's transpose stays one.
+    pub fn of(gpu: &Gpu, tensor: &Tensor) -> Result<Self> {
+        if tensor.rank() == 2 && !tensor.is_contiguous() && tensor.t()?.is_contiguous() {
+            return Self::of(gpu, &tensor.t()?)?.transposed();
+        }
+        let array = Self::new(gpu, tensor.dtype(), tensor.dims())?;
+        let flat = tensor.flatten_all()?;
+        match tensor.dtype() {
+            DType::F32 => array.fill(&flat.to_vec1::<f32>()?, f32::to_le_bytes)?,
+            DType::BF16 => array.fill(&flat.to_vec1::<half::bf16>()?, half::bf16::to_le_bytes)?,
+            DType::F16 => array.fill(&flat.to_vec1::<half::f16>()?, half::f16::to_le_bytes)?,
+            DType::U32 => array.fill(&flat.to_vec1::<u32>()?, u32::to_le_bytes)?,
+            other => return Err(Error::Internal(format!("numbers of {other:?} are not for a GPU"))),
+        }
+        Ok(array)
+    }
+
+    /// Numbers as they are.
+    pub fn of_numbers(gpu: &Gpu, numbers: &[u32]) -> Result<Self> {
+        let array = Self::new(gpu, DType::U32, &[numbers.len()])?;
+        array.fill(numbers, u32::to_le_bytes)?;
+        Ok(array)
+    }
+
+    fn fill<T: Copy, const N: usize>(&self, elements: &[T], bytes: impl Fn(T) -> [u8; N]) -> Result<()> {
+        let bytes: Vec<u8> = elements.iter().flat_map(|element| bytes(*element)).collect();
+        self.gpu().upload(self.address(), &bytes)
+    }
+
+    /// The same on the host, once it is there.
+    pub fn to_host(&self) -> Result<Tensor> {
+        if !self.is_dense() {
+            return self.copy()?.to_host();
+        }
+        match self.dtype {
+            DType::BF16 => self.read(half::bf16::from_le_bytes),
+            DType::F16 => self.read(half::f16::from_le_bytes),
+            DType::U32 => self.read(u32::from_le_bytes),
+            _ => self.read(f32::from_le_bytes),
+        }
+    }
+
+    fn read<T: WithDType, const N: usize>(&self, number: impl Fn([u8; N]) -> T) -> Result<Tensor> {
+        let mut bytes = vec![0; self.elements() * N];
+        self.gpu().download(self.address(), &mut bytes)?;
+        let numbers: Vec<T> = bytes.as_chunks().0.iter().map(|bytes| number(*bytes)).collect();
+        Ok(Tensor::from_vec(numbers, self.dims.as_slice(), &Device::Cpu)?)
+    }
+
+    /// Where it lies.
+    pub fn gpu(&self) -> &Gpu {
+        &self.memory.gpu
+    }
+
+    /// Address of its first element.
+    pub(super) fn address(&self) -> u64 {
+        self.memory.address + (self.start * self.dtype.size_in_bytes()) as u64
+    }
+
+    /// Sizes.
+    pub fn dims(&self) -> &[usize] {
+        &self.dims
+    }
+
+    /// Elements from one index to the next, a dimension each.
+    pub(super) fn strides(&self) -> &[usize] {
+        &self.strides
+    }
+
+    /// What its numbers are.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// How many numbers.
+    pub fn elements(&self) -> usize {
+        self.dims.iter().product()
+    }
+
+    /// Whether its elements lie side by side, in order.
+    pub fn is_dense(&self) -> bool {
+        let dense = dense_strides(&self.dims);
+        self.dims.iter().zip(&self.strides).zip(dense).all(|((dim, stride), dense)| *dim <= 1 || *stride == dense)
+    }
+
+    /// Some indices of a dimension.
+    pub fn narrow(&self, dimension: usize, first: usize, count: usize) -> Result<Self> {
+        if first + count > self.dims[dimension] {
+            return Err(Error::Internal(format!("{count} from {first} on, of {:?}", self.dims)));
+        }
+        let mut part = self.clone();
+        part.start += first * self.strides[dimension];
+        part.dims[dimension] = count;
+        Ok(part)
+    }
+
+    /// The same elements in other dimensions; they must lie side by side.
+    pub fn reshape(&self, dims: &[usize]) -> Result<Self> {
+        if !self.is_dense() || dims.iter().product::<usize>() != self.elements() {
+            return Err(Error::Internal(format!("{:?} with strides {:?} is no {dims:?}", self.dims, self.strides)));
+        }
+        Ok(Self { dims: dims.to_vec(), strides: dense_strides(dims), ..self.clone() })
+    }
+
+    /// The last two dimensions exchanged.
+    pub fn transposed(&self) -> Result<Self> {
+        let rank = self.dims.len();
+        if rank < 2 {
+            return Err(Error::Internal("a vector has no transpose".into()));
+        }
+        let mut array = self.clone();
+        array.dims.swap(rank - 2, rank - 1);
+        array.strides.swap(rank - 2, rank - 1);
+        Ok(array)
+    }
+
+    /// Its rows, which must be dense each.
+    pub(super) fn rows(&self) -> Result<Rows> {
+        let (width, step) = (self.dims.last().copied().unwrap_or(1), self.strides.last().copied().unwrap_or(1));
+        if step != 1 && width > 1 {
+            return Err(Error::Internal(format!("rows of {:?} are not dense: {:?}", self.dims, self.strides)));
+        }
+        match (&*self.dims, &*self.strides) {
+            (&[_], _) => Ok(Rows { outer: 1, inner: 1, width, outer_stride: width, inner_stride: width }),
+            (&[outer, _], &[stride, _]) => {
+                Ok(Rows { outer, inner: 1, width, outer_stride: stride, inner_stride: width })
+            }
+            (&[outer, inner, _], &[outer_stride, inner_stride, _]) => {
+                Ok(Rows { outer, inner, width, outer_stride, inner_stride })
+            }
+            (dims, _) => Err(Error::Internal(format!("kernels take no array of {dims:?}"))),
+        }
+    }
+
+    /// The rows of a matrix and their stride, in elements.
+    pub(super) fn matrix(&self) -> Result<[usize; 3]> {
+        match self.rows()? {
+            Rows { outer, inner: 1, width, outer_stride, .. } => Ok([outer, width, outer_stride]),
+            _ => Err(Error::Internal(format!("a matrix is needed, not {:?}", self.dims))),
+        }
+    }
+
+    /// A dense copy.
+    pub fn copy(&self) -> Result<Self> {
+        self.to_dtype_copied(self.dtype)
+    }
+
+    /// In another type, or as it is.
+    pub fn to_dtype(&self, dtype: DType) -> Result<Self> {
+        if self.dtype == dtype { Ok(self.clone()) } else { self.to_dtype_copied(dtype) }
+    }
+
+    fn to_dtype_copied(&self, dtype: DType) -> Result<Self> {
+        let copy = Self::new(self.gpu(), dtype, &self.dims)?;
+        columns::assign(&copy, self)?;
+        Ok(copy)
+    }
+}
+
+impl std::fmt::Debug for Array {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        write!(f, "Array{:?} of {:?}", self.dims, self.dtype)
+    }
+}
+
+fn dense_strides(dims: &[usize]) -> Vec<usize> {
+    let mut strides = vec![1; dims.len()];
+    for place in (1..dims.len()).rev() {
+        strides[place - 1] = strides[place] * dims[place];
+    }
+    strides
+}

@@ -1,0 +1,113 @@
+//! Compiles the kernels of this folder: with `cuda` to fatbins by nvcc, which the driver embeds; with `emulated` for
+//! the host, by the C++ compiler. Without either it does nothing.
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::{fs, num::NonZero};
+
+const FOLDER: &str = "src/kernels/cuda";
+/// Machine code for A100 and what is like it, and for H100; from the last, devices that are newer compile their own.
+const TARGETS: [&str; 3] =
+    ["arch=compute_80,code=sm_80", "arch=compute_90,code=sm_90", "arch=compute_90,code=compute_90"];
+
+fn main() {
+    println!("cargo:rerun-if-changed={FOLDER}/build.rs");
+    let is_set = |feature: &str| env::var_os(format!("CARGO_FEATURE_{feature}")).is_some();
+    if !is_set("CUDA") && !is_set("EMULATED") {
+        return;
+    }
+    // A file that comes or goes changes the folder.
+    println!("cargo:rerun-if-changed={FOLDER}");
+    for extension in ["cu", "cuh", "cpp", "hpp"] {
+        files(extension).iter().for_each(|file| println!("cargo:rerun-if-changed={}", file.display()));
+    }
+    let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets it"));
+    if is_set("CUDA") {
+        embed(&out);
+    }
+    #[cfg(feature = "emulated")]
+    emulate();
+}
+
+/// Files of the folder, in the order of their names.
+fn files(extension: &str) -> Vec<PathBuf> {
+    let entries = fs::read_dir(FOLDER).unwrap_or_else(|error| panic!("{FOLDER}: {error}"));
+    let paths = entries.map(|entry| entry.unwrap_or_else(|error| panic!("{FOLDER}: {error}")).path());
+    let mut files: Vec<PathBuf> = paths.filter(|path| path.extension().is_some_and(|e| e == extension)).collect();
+    files.sort();
+    files
+}
+
+/// Compiles every `.cu`, several at once, and writes `fatbins.rs`: their names, and what they were compiled to.
+fn embed(out: &Path) {
+    let nvcc = nvcc();
+    let sources = files("cu");
+    let (next, threads) = (AtomicUsize::new(0), thread::available_parallelism().map_or(1, NonZero::get));
+    thread::scope(|scope| {
+        for _ in 0..threads.min(sources.len()) {
+            scope.spawn(|| {
+                while let Some(source) = sources.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    compile(&nvcc, source, &fatbin(out, source));
+                }
+            });
+        }
+    });
+    let entry = |source: &PathBuf| format!("    ({:?}, include_bytes!({:?})),\n", stem(source), fatbin(out, source));
+    let entries: String = sources.iter().map(entry).collect();
+    let text =
+        format!("/// Kernels by the names of their files.\npub const FATBINS: &[(&str, &[u8])] = &[\n{entries}];\n");
+    fs::write(out.join("fatbins.rs"), text).expect("OUT_DIR can be written to");
+}
+
+fn stem(source: &Path) -> String {
+    source.file_stem().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+fn fatbin(out: &Path, source: &Path) -> PathBuf {
+    out.join(format!("{}.fatbin", stem(source)))
+}
+
+fn compile(nvcc: &Path, source: &Path, target: &Path) {
+    let mut command = Command::new(nvcc);
+    command.args(["-std=c++17", "-O3", "-fatbin"]);
+    command.args(TARGETS.iter().flat_map(|target| ["-gencode", target]));
+    let output = command.arg("-o").arg(target).arg(source).output();
+    let output = output.unwrap_or_else(|error| panic!("{}: {error}", nvcc.display()));
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{} does not compile {}:\n{told}", nvcc.display(), source.display());
+}
+
+/// The compiler, by the first name that runs.
+fn nvcc() -> PathBuf {
+    for name in ["NVCC", "CUDA_HOME", "CUDA_PATH"] {
+        println!("cargo:rerun-if-env-changed={name}");
+    }
+    if let Some(nvcc) = env::var_os("NVCC") {
+        return nvcc.into();
+    }
+    let homes = ["CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(env::var_os);
+    let below_homes = homes.map(|home| PathBuf::from(home).join("bin/nvcc"));
+    let mut places = below_homes.chain(["nvcc".into(), "/usr/local/cuda/bin/nvcc".into()]);
+    let runs =
+        |nvcc: &PathBuf| Command::new(nvcc).arg("--version").output().is_ok_and(|output| output.status.success());
+    places.find(runs).unwrap_or_else(|| {
+        panic!(
+            "feature 'cuda' needs nvcc, which is neither in $CUDA_HOME/bin, $CUDA_PATH/bin or /usr/local/cuda/bin nor \
+             on the PATH. Install the CUDA toolkit (12.0 or newer), or set NVCC to the compiler or CUDA_HOME to the \
+             toolkit."
+        )
+    })
+}
+
+/// Compiles the same files for the host. Kernels announce themselves before `main`, so the linker may leave out none.
+#[cfg(feature = "emulated")]
+fn emulate() {
+    let mut build = cc::Build::new();
+    build.cpp(true).std("c++17").opt_level(2).define("EMULATED", None).warnings(false);
+    // By their names the compiler would not know what they are.
+    build.flag("-x").flag("c++").files(files("cu")).files(files("cpp"));
+    build.link_lib_modifier("+whole-archive").compile("emulated_kernels");
+}

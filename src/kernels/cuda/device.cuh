@@ -1,0 +1,50 @@
+// What every kernel file begins with: element types, a warp's reductions, and the same words for nvcc and for a host
+// compiler, which runs the kernels thread by thread where there is no GPU (emulated.hpp).
+#pragma once
+
+#ifdef EMULATED
+#include "emulated.hpp"
+#else
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+typedef __nv_bfloat16 bf16;
+typedef __half f16;
+
+// A kernel that can be launched by its name, in blocks of 128 threads: KERNEL(name, int count, ...) { body }
+#define KERNEL(name, ...) extern "C" __global__ void __launch_bounds__(128) name(__VA_ARGS__)
+
+// Memory of a block.
+#define SHARED(type, name, count) __shared__ __align__(16) type name[count]
+
+__device__ inline float to_float(float x) { return x; }
+__device__ inline float to_float(bf16 x) { return __bfloat162float(x); }
+__device__ inline float to_float(f16 x) { return __half2float(x); }
+
+template <typename T> __device__ inline T from_float(float x);
+template <> __device__ inline float from_float<float>(float x) { return x; }
+template <> __device__ inline bf16 from_float<bf16>(float x) { return __float2bfloat16_rn(x); }
+template <> __device__ inline f16 from_float<f16>(float x) { return __float2half_rn(x); }
+
+// The value of the lane whose number differs in these bits.
+__device__ inline float exchanged(float x, int bits) { return __shfl_xor_sync(0xffffffffu, x, bits); }
+
+// Waits for every thread of the block.
+__device__ inline void barrier() { __syncthreads(); }
+
+// Waits for every lane of the warp, and shows it what the others have written to the block's memory.
+__device__ inline void warp_barrier() { __syncwarp(); }
+#endif
+
+constexpr int WARP = 32;
+constexpr int THREADS = 128;
+
+__device__ inline float sum_of_warp(float x) {
+    for (int bits = WARP / 2; bits > 0; bits /= 2) x += exchanged(x, bits);
+    return x;
+}
+
+__device__ inline float max_of_warp(float x) {
+    for (int bits = WARP / 2; bits > 0; bits /= 2) x = fmaxf(x, exchanged(x, bits));
+    return x;
+}

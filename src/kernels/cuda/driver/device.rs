@@ -1,0 +1,165 @@
+//! A device with its context and pool of memory, and handles that go back to where they came from.
+#![expect(unsafe_code, reason = "CUDA is C")]
+
+use super::Failure;
+use cudarc::driver::result::{self, DriverError, mem_pool};
+use cudarc::driver::sys::{self, CUdevice_attribute, CUmemPool_attribute};
+use std::ffi::c_int;
+use std::sync::Arc;
+
+/// The oldest driver, as CUDA writes versions: it has every function that is called here.
+const DRIVER_VERSION_MIN: c_int = 12_000;
+/// The oldest compute capability that kernels are compiled for.
+const CAPABILITY_MIN: (i32, i32) = (8, 0);
+
+/// A device, as the process shares it.
+pub struct Device {
+    device: sys::CUdevice,
+    context: sys::CUcontext,
+    pool: sys::CUmemoryPool,
+    name: String,
+}
+
+// SAFETY: CUDA's handles belong to the process, and its functions may be called from any thread.
+unsafe impl Send for Device {}
+// SAFETY: as above; nothing in here changes.
+unsafe impl Sync for Device {}
+
+impl Device {
+    /// Device `ordinal`, whose pool keeps what is freed.
+    pub fn open(ordinal: usize) -> Result<Self, Failure> {
+        check_driver()?;
+        result::init()?;
+        let count = result::device::get_count()?;
+        let index = c_int::try_from(ordinal).ok().filter(|index| *index < count);
+        let index = index.ok_or_else(|| Failure::Other(format!("there is no GPU {ordinal}: CUDA has {count}")))?;
+        let device = result::device::get(index)?;
+        let name = result::device::get_name(device)?;
+        let capability = (
+            attribute(device, CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+            attribute(device, CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+        );
+        if capability < CAPABILITY_MIN {
+            let (major, minor) = capability;
+            return Err(Failure::Other(format!(
+                "{name} has compute capability {major}.{minor}; 8.0 is the oldest known"
+            )));
+        }
+        // SAFETY: the device is one that CUDA gave.
+        let bytes = unsafe { result::device::total_mem(device) }?;
+        // SAFETY: as above.
+        let pool = unsafe { result::device::get_default_mem_pool(device) }.map_err(|e| Failure::from(e).of(&name))?;
+        // SAFETY: as above; it is released when this is dropped.
+        let context = unsafe { result::primary_ctx::retain(device) }?;
+        let name = format!("{name}, {:.1} GiB", bytes as f64 / f64::from(1 << 30));
+        let opened = Self { device, context, pool, name };
+        opened.keep_what_is_freed()?;
+        Ok(opened)
+    }
+
+    /// What it is called, and its memory.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Makes it the one that this thread's calls are for.
+    pub fn enter(&self) -> Result<(), Failure> {
+        // SAFETY: the context is retained as long as this lives.
+        Ok(unsafe { result::ctx::set_current(self.context) }?)
+    }
+
+    /// Bytes that may be had, those that the pool keeps among them, and bytes in all.
+    pub fn memory(&self) -> Result<(usize, usize), Failure> {
+        let (free, total) = result::mem_get_info()?;
+        let reserved = self.pooled(CUmemPool_attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT)?;
+        let used = self.pooled(CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT)?;
+        Ok((free + reserved.saturating_sub(used), total))
+    }
+
+    /// Gives the pool's unused memory back.
+    pub fn give_back(&self) -> Result<(), Failure> {
+        // SAFETY: a device's default pool lives as long as the process.
+        Ok(unsafe { mem_pool::trim_to(self.pool, 0) }?)
+    }
+
+    /// By default every wait would give it back.
+    fn keep_what_is_freed(&self) -> Result<(), Failure> {
+        let mut bytes = u64::MAX;
+        let attribute = CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+        // SAFETY: the attribute is a u64.
+        Ok(unsafe { mem_pool::set_attribute(self.pool, attribute, (&raw mut bytes).cast()) }?)
+    }
+
+    fn pooled(&self, attribute: CUmemPool_attribute) -> Result<usize, Failure> {
+        let mut bytes = 0_u64;
+        // SAFETY: the attributes asked for are u64.
+        unsafe { mem_pool::get_attribute(self.pool, attribute, (&raw mut bytes).cast()) }?;
+        Ok(bytes as usize)
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        // SAFETY: it was retained once; everything made in it holds an `Arc` of this, and is gone.
+        let _ = unsafe { result::primary_ctx::release(self.device) };
+    }
+}
+
+/// A handle that belongs to whoever holds this, and is destroyed with it.
+pub struct Owned<T: Copy, E = DriverError> {
+    raw: T,
+    destroy: unsafe fn(T) -> Result<(), E>,
+    device: Arc<Device>,
+}
+
+// SAFETY: CUDA's and cuBLASLt's handles belong to the process, and may be used and destroyed on any thread.
+unsafe impl<T: Copy, E> Send for Owned<T, E> {}
+// SAFETY: as above; this hands out copies of the handle only.
+unsafe impl<T: Copy, E> Sync for Owned<T, E> {}
+
+impl<T: Copy, E> Owned<T, E> {
+    /// Takes over a handle that nobody else destroys.
+    pub fn new(device: &Arc<Device>, raw: T, destroy: unsafe fn(T) -> Result<(), E>) -> Self {
+        Self { raw, destroy, device: Arc::clone(device) }
+    }
+
+    /// The handle, which lives as long as this.
+    pub fn raw(&self) -> T {
+        self.raw
+    }
+
+    /// Where it is from.
+    pub fn device(&self) -> &Arc<Device> {
+        &self.device
+    }
+}
+
+impl<T: Copy, E> Drop for Owned<T, E> {
+    fn drop(&mut self) {
+        if self.device.enter().is_ok() {
+            // SAFETY: the handle is destroyed nowhere else.
+            let _ = unsafe { (self.destroy)(self.raw) };
+        }
+    }
+}
+
+/// That the driver is there and has all its functions: cudarc panics where one is missing.
+fn check_driver() -> Result<(), Failure> {
+    // SAFETY: opens libraries by their names, and closes them.
+    if !unsafe { sys::is_culib_present() } {
+        return Err(Failure::Other("there is no CUDA driver: libcuda.so.1 cannot be opened".into()));
+    }
+    let mut version = 0;
+    // SAFETY: writes to the one integer.
+    unsafe { sys::cuDriverGetVersion(&raw mut version) }.result()?;
+    if version < DRIVER_VERSION_MIN {
+        let (major, minor) = (version / 1000, version % 1000 / 10);
+        return Err(Failure::Other(format!("the driver is of CUDA {major}.{minor}; 12.0 is the oldest known")));
+    }
+    Ok(())
+}
+
+fn attribute(device: sys::CUdevice, attribute: CUdevice_attribute) -> Result<i32, Failure> {
+    // SAFETY: the device is one that CUDA gave.
+    Ok(unsafe { result::device::get_attribute(device, attribute) }?)
+}

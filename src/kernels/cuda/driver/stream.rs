@@ -1,0 +1,101 @@
+//! The stream on which all happens in order, and events in it.
+#![expect(unsafe_code, reason = "CUDA is C")]
+
+use super::Failure;
+use super::device::{Device, Owned};
+use cudarc::driver::result::{self, event, stream};
+use cudarc::driver::sys::{self, CUevent_flags};
+use std::sync::Arc;
+
+/// A queue of a device's work.
+pub struct Stream {
+    stream: Owned<sys::CUstream>,
+}
+
+impl Stream {
+    /// An empty one.
+    pub fn new(device: &Arc<Device>) -> Result<Self, Failure> {
+        let raw = stream::create(stream::StreamKind::NonBlocking)?;
+        Ok(Self { stream: Owned::new(device, raw, stream::destroy) })
+    }
+
+    /// The handle, which lives as long as this.
+    pub fn raw(&self) -> sys::CUstream {
+        self.stream.raw()
+    }
+
+    /// Memory for what is asked later.
+    pub fn allocate(&self, bytes: usize) -> Result<u64, Failure> {
+        // SAFETY: the stream lives; who gets the memory uses it on this stream.
+        Ok(unsafe { result::malloc_async(self.raw(), bytes) }?)
+    }
+
+    /// Frees memory after what was asked before.
+    pub fn free(&self, address: u64) {
+        // SAFETY: the caller was given the address by `allocate`, and uses it no more.
+        let _ = unsafe { result::free_async(address, self.raw()) };
+    }
+
+    /// Waits until all is done.
+    pub fn synchronize(&self) -> Result<(), Failure> {
+        // SAFETY: the stream lives.
+        Ok(unsafe { stream::synchronize(self.raw()) }?)
+    }
+
+    /// Lets the event come when all that was asked is done. Where that fails all is done at once, so that memory in use
+    /// until then may be used again in any case.
+    pub fn mark(&self, event: &Event) -> Result<(), Failure> {
+        // SAFETY: event and stream live, and are of one context.
+        let marked = unsafe { event::record(event.event.raw(), self.raw()) };
+        if marked.is_err() {
+            self.synchronize()?;
+        }
+        Ok(marked?)
+    }
+}
+
+/// A point in the stream.
+pub struct Event {
+    event: Owned<sys::CUevent>,
+}
+
+impl Event {
+    /// One to wait for; it has come until it is marked.
+    pub fn new(device: &Arc<Device>) -> Result<Self, Failure> {
+        Self::with(device, CUevent_flags::CU_EVENT_DISABLE_TIMING)
+    }
+
+    /// One that keeps the time.
+    pub fn timed(device: &Arc<Device>) -> Result<Self, Failure> {
+        Self::with(device, CUevent_flags::CU_EVENT_DEFAULT)
+    }
+
+    fn with(device: &Arc<Device>, flags: CUevent_flags) -> Result<Self, Failure> {
+        Ok(Self { event: Owned::new(device, event::create(flags)?, event::destroy) })
+    }
+
+    /// Waits until it has come.
+    ///
+    /// # Errors
+    /// Those of what was asked before it.
+    pub fn wait(&self) -> Result<(), Failure> {
+        self.event.device().enter()?;
+        // SAFETY: the event lives.
+        Ok(unsafe { event::synchronize(self.event.raw()) }?)
+    }
+
+    /// Waits until it has come, and says how long after an earlier one that was.
+    ///
+    /// # Errors
+    /// Those of what was asked before it, and with a driver before CUDA 12.8.
+    pub fn microseconds_since(&self, earlier: &Self) -> Result<f64, Failure> {
+        self.wait()?;
+        // SAFETY: looks a symbol up in the open library.
+        if unsafe { sys::culib().get::<*const ()>(b"cuEventElapsedTime_v2").is_err() } {
+            return Err(Failure::Other("this driver does not tell times: it is older than CUDA 12.8".into()));
+        }
+        // SAFETY: both events live.
+        let milliseconds = unsafe { event::elapsed(earlier.event.raw(), self.event.raw()) }?;
+        Ok(f64::from(milliseconds) * 1000.0)
+    }
+}

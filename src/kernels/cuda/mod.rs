@@ -1,0 +1,35 @@
+//! The operations on a GPU: one file an operation here, its kernels in the `.cu` file of the same name, its CPU twin in the
+//! file of the same name above. `twins` chooses between the two.
+//!
+//! All of it is written against [`Gpu`], behind which stands CUDA's driver in a build with the feature `cuda`, and in one
+//! with `emulated` the same kernels compiled for the host: slow, and so exact in what they do that where there is no GPU
+//! their arithmetic can be held to the CPU's. In a build with neither there is no [`Gpu`] to be had, and nothing comes here.
+
+mod activation;
+mod array;
+mod attention;
+mod columns;
+mod delta;
+#[cfg(feature = "emulated")]
+mod emulated;
+#[cfg_attr(not(any(feature = "cuda", feature = "emulated")), expect(dead_code, reason = "no device makes use of it"))]
+mod gpu;
+#[cfg_attr(not(any(feature = "cuda", feature = "emulated")), expect(dead_code, reason = "no device makes use of it"))]
+mod launch;
+mod lookup;
+mod norm;
+mod pooling;
+mod product;
+mod rotary;
+
+pub use activation::activate;
+pub use array::Array;
+pub use attention::{Spread, attention, disentangled};
+pub use columns::{add_difference, add_to_each, affine, assign, joined, scale_columns, scatter_add, sum};
+pub use delta::{Factors, Grouped, Spans, Touched};
+pub use gpu::Gpu;
+pub use lookup::{look_up, pick};
+pub use norm::{norm, unit};
+pub use pooling::pool;
+pub use product::{add_product, product, set_product};
+pub use rotary::rotate;

@@ -1,0 +1,136 @@
+//! What goes row by row.
+
+use super::{BOUND, Case, Shape, case};
+use crate::kernels::sample::normal;
+use crate::kernels::selftest::Side;
+use crate::kernels::twins::{
+    activate, add_difference, add_to_each, look_up, norm, pick, pool, scale_columns, scatter_add, sum, unit,
+};
+use crate::kernels::{Activation, Gate, NormKind, Pooling};
+
+/// Every case.
+pub fn all(shape: &Shape) -> Vec<Case> {
+    let groups = [rows(shape), columns(shape), norms(shape), activations(shape), pools(shape)];
+    groups.into_iter().flatten().collect()
+}
+
+fn rows(shape: &Shape) -> Vec<Case> {
+    let (table, onto, rows) = (shape.rows(), shape.rows(), shape.tokens() as u32);
+    let ids: Vec<u32> = (0..rows).map(|i| (i * 7 + 3) % rows).collect();
+    let (other, mut gaps) = (table.clone(), ids.clone());
+    gaps[1] = rows;
+    let found = case("look_up", BOUND, shape.passes(3), move |side| {
+        let (table, onto, ids) = (side.rounded(&table)?, side.exact(&onto)?, ids.clone());
+        Ok(Box::new(move || look_up(&table, &ids, Some(&onto))))
+    });
+    let picked = case("pick", BOUND, shape.passes(2), move |side| {
+        let (table, ids) = (side.rounded(&other)?, gaps.clone());
+        Ok(Box::new(move || pick(&table, &ids)))
+    });
+    vec![found, picked]
+}
+
+fn columns(shape: &Shape) -> Vec<Case> {
+    let (tokens, width) = (shape.tokens(), shape.width);
+    let (a, b) = (shape.rows(), shape.rows());
+    let (factor, shift) = (normal(1.0, width), normal(1.0, width));
+    let (heads, by_head) = (shape.heads, normal(1.0, (shape.heads, width / shape.heads)));
+    let mut cases = Vec::new();
+    {
+        let (a, b) = (a.clone(), b.clone());
+        cases.push(case("sum", BOUND, shape.passes(3), move |side| {
+            let (a, b) = (side.exact(&a)?, side.rounded(&b)?);
+            Ok(Box::new(move || sum(&a, &b)))
+        }));
+    }
+    {
+        let a = a.clone();
+        cases.push(case("add_to_each", BOUND, shape.passes(2), move |side| {
+            let (x, by_head) = (side.rounded(&a)?.reshape([tokens, heads, width / heads])?, side.exact(&by_head)?);
+            Ok(Box::new(move || add_to_each(&x, &by_head)))
+        }));
+    }
+    {
+        let a = a.clone();
+        cases.push(case("scale_columns", BOUND, shape.passes(4), move |side| {
+            let (a, factor, shift) = (side.rounded(&a)?, side.exact(&factor)?, side.exact(&shift)?);
+            Ok(Box::new(move || {
+                let y = a.copy()?;
+                scale_columns(
+                    &y.narrow(1, 3, width - 3)?,
+                    &factor.narrow(0, 3, width - 3)?,
+                    &shift.narrow(0, 3, width - 3)?,
+                )?;
+                Ok(y)
+            }))
+        }));
+    }
+    {
+        let (a, b) = (a.clone(), b.clone());
+        cases.push(case("add_difference", BOUND, shape.passes(5), move |side| {
+            let (a, b) = (side.rounded(&a)?, side.rounded(&b)?);
+            Ok(Box::new(move || {
+                let y = a.copy()?;
+                add_difference(&y, &b, &a, 0.3)?;
+                Ok(y)
+            }))
+        }));
+    }
+    cases.push(case("scatter_add", BOUND, shape.passes(4), move |side| {
+        let (a, b) = (side.exact(&a)?, side.rounded(&b)?);
+        let rows: Vec<u32> = (0..tokens as u32).rev().collect();
+        let shares: Vec<f32> = rows.iter().map(|row| *row as f32 / tokens as f32).collect();
+        Ok(Box::new(move || scatter_add(a.copy()?, &b, &rows, &shares)))
+    }));
+    cases
+}
+
+fn norms(shape: &Shape) -> Vec<Case> {
+    let (x, residual, weight, bias) = (shape.rows(), shape.rows(), normal(1.0, shape.width), normal(1.0, shape.width));
+    let mut cases = Vec::new();
+    for (name, kind, with_residual) in
+        [("norm, layer, of a sum", NormKind::Layer, true), ("norm, root mean square", NormKind::Rms, false)]
+    {
+        let (x, residual, weight, bias) = (x.clone(), residual.clone(), weight.clone(), bias.clone());
+        cases.push(case(name, BOUND, shape.passes(3), move |side| {
+            let (x, weight, bias) = (side.rounded(&x)?, side.exact(&weight)?, side.exact(&bias)?);
+            let residual = if with_residual { Some(side.exact(&residual)?) } else { None };
+            let bias = with_residual.then_some(bias);
+            Ok(Box::new(move || norm(&x, residual.as_ref(), kind, &weight, bias.as_ref(), 1e-5)))
+        }));
+    }
+    cases.push(case("unit", BOUND, shape.passes(2), move |side| {
+        let x = side.exact(&x)?;
+        Ok(Box::new(move || unit(&x)))
+    }));
+    cases
+}
+
+fn activations(shape: &Shape) -> Vec<Case> {
+    let (x, width) = (normal(3.0, (shape.tokens(), shape.width)), shape.width);
+    let mut every = vec![(Activation::Silu, Gate::First), (Activation::Gelu, Gate::Second)];
+    every.extend(Activation::SOME.map(|activation| (activation, Gate::Absent)));
+    let case = |(activation, gate)| {
+        let x = x.clone();
+        case(format!("{activation:?}, gate {gate:?}"), 2.0 * BOUND, shape.passes(2), move |side: &Side| {
+            let x = side.rounded(&x)?;
+            Ok(Box::new(move || activate(&x.narrow(1, 0, width)?, activation, gate)))
+        })
+    };
+    every.into_iter().map(case).collect()
+}
+
+fn pools(shape: &Shape) -> Vec<Case> {
+    let hidden = shape.rows();
+    let modes =
+        [Pooling::Cls, Pooling::Max, Pooling::Mean, Pooling::MeanSqrtLen, Pooling::WeightedMean, Pooling::LastToken];
+    let case = |mode| {
+        let (hidden, offsets) = (hidden.clone(), shape.offsets.clone());
+        let left_out: Vec<usize> = offsets.windows(2).map(|span| (span[1] - span[0]) / 2).collect();
+        case(format!("pool, {mode:?}"), BOUND, shape.passes(1), move |side: &Side| {
+            let (hidden, offsets, left_out) = (side.exact(&hidden)?, offsets.clone(), left_out.clone());
+            Ok(Box::new(move || pool(&hidden, &offsets, &left_out, mode)))
+        })
+    };
+    modes.into_iter().map(case).collect()
+}

@@ -1,0 +1,186 @@
+//! Every operation of a GPU against its CPU twin, from one body: the tests run it small where kernels are emulated, and
+//! `veneer selftest` large on a real device, where it also tells how near each comes to what the device can do.
+
+mod cases;
+
+use super::device::Device;
+use super::tensor::Tensor;
+use crate::error::{Error, Result};
+use candle_core::{DType, Tensor as Host};
+use cases::{Case, Work};
+use std::time::Instant;
+
+/// How large the arguments are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Size {
+    /// A few hundred rows, of odd widths too.
+    Small,
+    /// Thousands of rows as wide as BERT-base's.
+    Large,
+}
+
+/// What one operation did.
+pub struct Finding {
+    /// The operation and its type.
+    pub name: String,
+    /// Largest difference to the CPU twin, over 1 plus the twin's largest number.
+    pub difference: f32,
+    /// What it may be.
+    pub bound: f32,
+    /// One run on the device, the median of several; none where kernels are emulated.
+    pub microseconds: Option<f64>,
+    /// Of the device's rate of arithmetic or of memory, whichever bounds it, as measured in the same run.
+    pub share: Option<f64>,
+}
+
+impl Finding {
+    /// Whether the two agree; NaN never does.
+    pub fn is_good(&self) -> bool {
+        self.difference <= self.bound
+    }
+}
+
+impl std::fmt::Display for Finding {
+    /// One line of a table.
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        let Self { name, difference, bound, microseconds, share } = self;
+        write!(f, "{name:36} {difference:9.1e} of {bound:7.1e}")?;
+        if let (Some(time), Some(share)) = (microseconds, share) {
+            write!(f, " {time:10.1} us {:5.1} %", 100.0 * share)?;
+        }
+        f.write_str(if self.is_good() { "  ok" } else { "  WRONG" })
+    }
+}
+
+/// A side of the comparison: a device, and the type that its operations are asked for in. The CPU computes in f32 of what
+/// was rounded to that type.
+pub(super) struct Side {
+    device: Device,
+    dtype: DType,
+}
+
+impl Side {
+    /// Rows and tables, which have the type.
+    fn rounded(&self, tensor: &Host) -> Result<Tensor> {
+        match self.device {
+            Device::Cpu => Ok(tensor.to_dtype(self.dtype)?.to_dtype(DType::F32)?.into()),
+            Device::Gpu(_) => self.device.place(tensor, Some(self.dtype)),
+        }
+    }
+
+    /// Weights `[in, out]`, which have it too.
+    fn weight(&self, tensor: &Host) -> Result<Tensor> {
+        match self.device {
+            Device::Cpu => self.rounded(tensor),
+            Device::Gpu(_) => self.rounded(&tensor.t()?.contiguous()?.t()?),
+        }
+    }
+
+    /// What is f32 whatever the type.
+    fn exact(&self, tensor: &Host) -> Result<Tensor> {
+        self.device.place(tensor, None)
+    }
+}
+
+/// Runs every operation in every type on a device and on the CPU; `tell` hears each finding as it comes.
+///
+/// # Errors
+/// A device that is no GPU, or one that fails.
+pub fn selftest(device: &Device, size: Size, mut tell: impl FnMut(&Finding)) -> Result<Vec<Finding>> {
+    let Device::Gpu(gpu) = device else {
+        return Err(Error::Config("a self-test is of a GPU: --device cuda[:N]".into()));
+    };
+    let mut findings = Vec::new();
+    let mut peak = Peak::default();
+    for dtype in [DType::F32, DType::BF16, DType::F16] {
+        let on = |device: &Device| Side { device: device.clone(), dtype };
+        for case in cases::all(size) {
+            let (cpu, side) = ((case.prepare)(&on(&Device::Cpu))?()?, on(device));
+            let ours = (case.prepare)(&side)?()?;
+            let difference = difference(&ours.to_host()?, &cpu.to_host()?)?;
+            let microseconds = if gpu.is_emulated() { None } else { Some(median(&case, &side, device)?) };
+            let share = microseconds.map(|time| peak.share(dtype, &case.work, time));
+            let bound = case.bound * coarseness(dtype);
+            let name = format!("{} {dtype:?}", case.name);
+            let finding = Finding { name, difference, bound, microseconds, share };
+            tell(&finding);
+            findings.push(finding);
+        }
+    }
+    Ok(findings)
+}
+
+/// What may be lost in a type, over what may be in f32.
+fn coarseness(dtype: DType) -> f32 {
+    match dtype {
+        DType::BF16 => 1000.0,
+        DType::F16 => 125.0,
+        _ => 1.0,
+    }
+}
+
+/// The highest rates met so far, by type.
+#[derive(Default)]
+struct Peak {
+    rates: Vec<(DType, Work)>,
+}
+
+impl Peak {
+    /// Takes in that this was done in so many microseconds, and says which share of the highest rates that is.
+    fn share(&mut self, dtype: DType, work: &Work, time: f64) -> f64 {
+        let place = self.rates.iter().position(|(known, _)| *known == dtype).unwrap_or_else(|| {
+            self.rates.push((dtype, Work::default()));
+            self.rates.len() - 1
+        });
+        let rates = &mut self.rates[place].1;
+        rates.operations = rates.operations.max(work.operations / time);
+        rates.numbers = rates.numbers.max(work.numbers / time);
+        (work.operations / time / rates.operations.max(1.0)).max(work.numbers / time / rates.numbers.max(1.0))
+    }
+}
+
+/// Runs that are timed.
+const RUNS: usize = 20;
+
+fn median(case: &Case, side: &Side, device: &Device) -> Result<f64> {
+    let Device::Gpu(gpu) = device else { return Ok(0.0) };
+    let prepared = (case.prepare)(side)?;
+    let mut times = Vec::with_capacity(RUNS);
+    for _ in 0..RUNS {
+        gpu.synchronize()?;
+        let began = Instant::now();
+        prepared()?;
+        gpu.synchronize()?;
+        times.push(began.elapsed().as_secs_f64() * 1e6);
+    }
+    times.sort_by(f64::total_cmp);
+    Ok(times[RUNS / 2])
+}
+
+/// Largest difference, over 1 plus the largest expected number; infinite where what is finite in one is not in the other.
+fn difference(ours: &Host, expected: &Host) -> Result<f32> {
+    let numbers = |t: &Host| Ok::<_, Error>(t.flatten_all()?.to_dtype(DType::F32)?.to_vec1::<f32>()?);
+    let (ours, expected) = (numbers(ours)?, numbers(expected)?);
+    if ours.len() != expected.len() {
+        return Ok(f32::INFINITY);
+    }
+    let largest = expected.iter().fold(0f32, |largest, x| largest.max(x.abs()));
+    let gap = |(a, b): (&f32, &f32)| if (a - b).is_nan() { f32::INFINITY } else { (a - b).abs() };
+    Ok(ours.iter().zip(&expected).map(gap).fold(0f32, f32::max) / (1.0 + largest))
+}
+
+#[cfg(test)]
+#[cfg(feature = "emulated")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kernel_does_what_its_cpu_twin_does() {
+        let device = Device::named("emulated").unwrap();
+        let findings = selftest(&device, Size::Small, |finding| println!("{finding}")).unwrap();
+        let bad: Vec<_> = findings.iter().filter(|finding| !finding.is_good()).collect();
+        let lines = bad.iter().map(|bad| format!("{}: {} > {}", bad.name, bad.difference, bad.bound));
+        assert!(bad.is_empty(), "{:#?}", lines.collect::<Vec<_>>());
+        assert!(findings.len() > 100);
+    }
+}

@@ -1,0 +1,96 @@
+//! What adapters add to a product: row range by row range on the CPU, for all of a batch at once on a GPU.
+
+use super::cuda;
+use super::device::Device;
+use super::packed::Update;
+use super::tensor::Tensor;
+use crate::error::Result;
+use candle_core::DType;
+use std::ops::Range;
+
+/// What is added to a product before what follows it.
+pub enum Updates {
+    /// One by one.
+    Each(Vec<Update>),
+    /// All at once.
+    Grouped(cuda::Grouped),
+}
+
+impl Updates {
+    /// Nothing.
+    pub fn none() -> Self {
+        Self::Each(Vec::new())
+    }
+
+    /// Those that are added one by one.
+    pub(super) fn each(&self) -> Option<&[Update]> {
+        match self {
+            Self::Each(updates) => Some(updates),
+            Self::Grouped(_) => None,
+        }
+    }
+
+    /// Adds them to what the base made, in place.
+    pub(super) fn add_to(&self, y: &Tensor) -> Result<()> {
+        match self {
+            Self::Grouped(grouped) => grouped.expand(y.array()?),
+            Self::Each(updates) => updates.iter().try_for_each(|Update { rows, outputs, left, right }| {
+                let y = y.narrow(0, rows.start, rows.len())?.narrow(1, outputs.start, outputs.len())?;
+                Ok(super::product::add_product(y.cpu()?, left, right)?)
+            }),
+        }
+    }
+}
+
+/// An adapter's factors where a GPU reads them all in one launch.
+#[derive(Clone, Debug)]
+pub struct Factors(cuda::Factors);
+
+/// One site's factors: its number, `a [in, rank]` and `b [rank, out]`.
+pub type Factor<'a> = (usize, &'a candle_core::Tensor, &'a candle_core::Tensor);
+
+impl Factors {
+    /// In `dtype`, of a model of so many sites; none on the CPU, which adds updates one by one.
+    pub fn new(device: &Device, sites: usize, dtype: DType, factors: &[Factor]) -> Result<Option<Self>> {
+        let Device::Gpu(gpu) = device else { return Ok(None) };
+        Ok(Some(Self(cuda::Factors::new(gpu, sites, dtype, factors)?)))
+    }
+
+    /// The factors of one of the sites, in the order in which they came, as `a [in, rank]` and `b [rank, out]`.
+    pub fn windows(&self, place: usize) -> Result<[Tensor; 2]> {
+        Ok(self.0.windows(place)?.map(Tensor::Gpu))
+    }
+}
+
+/// The sites of a projection where a GPU reads them.
+pub struct Spans(Option<cuda::Spans>);
+
+impl Spans {
+    /// Sites by number, each with its columns of the output, first and count.
+    pub fn new(device: &Device, spans: &[(usize, usize, usize)]) -> Result<Self> {
+        match device {
+            Device::Cpu => Ok(Self(None)),
+            Device::Gpu(gpu) => Ok(Self(Some(cuda::Spans::new(gpu, spans)?))),
+        }
+    }
+}
+
+/// Which rows of a batch are whose, where a GPU reads it.
+#[derive(Default)]
+pub struct Touched(Option<cuda::Touched>);
+
+impl Touched {
+    /// Row ranges of adapters.
+    pub fn new<'a>(segments: impl Iterator<Item = (Range<usize>, &'a Factors)>) -> Result<Self> {
+        Ok(Self(cuda::Touched::new(segments.map(|(rows, factors)| (rows, &factors.0)))?))
+    }
+
+    /// What is added to the product of `x [tokens, in]` at these sites.
+    pub fn updates(&self, spans: &Spans, x: &Tensor) -> Result<Updates> {
+        let grouped = match (&self.0, &spans.0, x) {
+            (Some(touched), Some(spans), Tensor::Gpu(x)) => touched.shrink(spans, x)?,
+            _ => None,
+        };
+        Ok(grouped.map_or_else(Updates::none, Updates::Grouped))
+    }
+}
