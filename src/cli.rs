@@ -17,6 +17,11 @@ pub enum Action {
     Check(Config),
     /// Embed texts and leave.
     Embed(Config, Vec<String>),
+    /// Hold every operation of a GPU to its CPU twin.
+    SelfTest {
+        /// As `--device` names it.
+        device: String,
+    },
     /// Ask a server's /health, as containers do.
     Health {
         /// HOST:PORT.
@@ -32,6 +37,9 @@ pub fn parse(args: impl Iterator<Item = OsString>, environment: &BTreeMap<String
     if name == "health" {
         let port = environment.get("VENEER_SERVER__PORT").map_or("8000", String::as_str);
         return Ok(Action::Health { address: text("address").unwrap_or_else(|| format!("127.0.0.1:{port}")) });
+    }
+    if name == "selftest" {
+        return Ok(Action::SelfTest { device: text("device").unwrap_or_else(|| "cuda".into()) });
     }
     let mut flags = flags(matches);
     if name != "serve" {
@@ -69,13 +77,17 @@ fn command() -> Command {
         .arg(Arg::new("text").value_name("TEXT").required(true).num_args(1..));
     let address = one("address", "HOST:PORT", "The server [default: this machine, VENEER_SERVER__PORT or 8000]");
     let health = Command::new("health").about("Ask a server whether it is ready").arg(address);
+    let device = one("device", "DEVICE", "The GPU: cuda, or cuda:N [default: cuda]");
+    let selftest = Command::new("selftest")
+        .about("Run every operation on a GPU and on the CPU, and say how far apart and how fast they are")
+        .arg(device);
     Command::new("veneer")
         .about("Sentence embeddings with any number of PEFT adapters, chosen per request")
         .version(env!("CARGO_PKG_VERSION"))
         .subcommand_required(true)
         .arg_required_else_help(true)
         .subcommands([serve, check, embed].map(with_keys))
-        .subcommand(health)
+        .subcommands([selftest, health])
 }
 
 /// `--config`, `--base` and one flag a key.

@@ -1,4 +1,4 @@
-//! What runs once and leaves: `check`, `embed` and `health`.
+//! What runs once and leaves: `check`, `embed`, `selftest` and `health`.
 
 use anyhow::{Context, bail, ensure};
 use serde::Serialize;
@@ -7,6 +7,7 @@ use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::Duration;
 use veneer::http::{App, Call, Expected, Input, Names};
+use veneer::kernels::{self, Device, Size};
 use veneer::model::Adapter;
 use veneer::registry::{PROBES, Served};
 use veneer::text::Reading;
@@ -35,6 +36,19 @@ pub async fn check(app: Arc<App>) -> anyhow::Result<()> {
         }
         println!("  fingerprint {}", served.provenance.fingerprint);
     }
+    Ok(())
+}
+
+/// Prints a line for every operation of a GPU; fails where one of them is not what the CPU makes of it.
+pub fn selftest(device: &str) -> anyhow::Result<()> {
+    let device = Device::named(device)?;
+    println!("{device}: largest difference to the CPU's, what it may be, time, share of the ceiling");
+    // Where they are emulated, large arguments would take minutes.
+    let size = if device.is_emulated() { Size::Small } else { Size::Large };
+    let findings = kernels::selftest(&device, size, |finding| println!("{finding}"))?;
+    let wrong = findings.iter().filter(|finding| !finding.is_good()).count();
+    println!("{} of {} operations are as they should be", findings.len() - wrong, findings.len());
+    ensure!(wrong == 0, "{wrong} operations are wrong");
     Ok(())
 }
 

@@ -61,6 +61,7 @@ fn describe() {
     describe_histogram!("veneer_queue_seconds", "Time between admission and the batch");
     describe_histogram!("veneer_tokenize_seconds", "Time to tokenize a request");
     describe_histogram!("veneer_forward_seconds", "Time of one batch on the device");
+    describe_counter!("veneer_batches_halved_total", "Batches that did not fit into a device's memory");
     describe_histogram!("veneer_batch_tokens", "Tokens of a batch");
     describe_histogram!("veneer_batch_sequences", "Sequences of a batch");
     describe_histogram!("veneer_batch_segments", "Adapters and pipelines mixed in a batch");
@@ -73,6 +74,11 @@ fn describe() {
     describe_histogram!("te_batch_next_tokens", "Tokens of a batch (text-embeddings-inference's name)");
     describe_histogram!("te_batch_next_size", "Sequences of a batch (text-embeddings-inference's name)");
     describe_histogram!("te_embed_duration", "Time of an embedding request (text-embeddings-inference's name)");
+}
+
+/// A batch did not fit into a device's memory.
+pub fn halved() {
+    counter!("veneer_batches_halved_total").increment(1);
 }
 
 /// One batch has run.

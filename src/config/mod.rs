@@ -52,6 +52,7 @@ pub struct Server {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Limits {
+    /// 0: as many as suit the device.
     pub max_batch_tokens: usize,
     pub max_queued_tokens: usize,
     pub max_concurrent_requests: usize,
@@ -127,7 +128,6 @@ impl Config {
     fn check(&self) -> Result<()> {
         let limits = &self.limits;
         let bounds = [
-            ("limits.max_batch_tokens", limits.max_batch_tokens),
             ("limits.max_queued_tokens", limits.max_queued_tokens),
             ("limits.max_concurrent_requests", limits.max_concurrent_requests),
             ("limits.max_inputs", limits.max_inputs),

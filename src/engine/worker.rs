@@ -1,11 +1,13 @@
 //! The one thread that owns a device: receive, pack, run, reply. While it computes, the queue fills: no timer.
 //!
 //! On a CPU, where much waits, each of its threads takes a part of it, as many tokens as suit its core's cache, answers it
-//! and takes the next; where little does, all of them run it as one batch, whose products they share.
+//! and takes the next; where little does, all of them run it as one batch, whose products they share. On a GPU the next
+//! batch is packed and asked for while one is computed.
 
 use super::{Job, Limits, Sequence, batch};
 use crate::error::{Error, Result};
 use crate::kernels::{Threads, share_supply};
+use crate::model::Vectors;
 use crate::telemetry;
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -70,20 +72,30 @@ impl Worker {
 
     /// Runs until every engine handle is gone and the queue is empty.
     pub fn run(self) {
+        // On a GPU one batch is prepared while another is computed.
+        let mut flying: Option<Flight> = None;
         loop {
             let mut waiting = self.waiting();
-            if !waiting.receive() {
+            if flying.is_some() {
+                waiting.look();
+            } else if !waiting.receive() {
                 return;
             }
             let is_cpu = waiting.jobs.front().is_some_and(|job| job.sequence.target.model.device().is_cpu());
             if is_cpu && batch::is_worth_threads(waiting.lengths(), self.threads.count()) {
                 drop(waiting);
+                self.land(flying.take());
                 let part = |idle| self.part(idle);
-                self.threads.run(|| share_supply(part, |jobs| self.serve(jobs, self.threads.count())));
+                let serve = |jobs| self.land(self.begin(jobs, self.threads.count()));
+                self.threads.run(|| share_supply(part, serve));
             } else {
                 let jobs = batch::take(&mut waiting.jobs, self.limits.batch_tokens_max, |job| &job.sequence);
                 drop(waiting);
-                self.serve(jobs, 1);
+                let next = self.begin(jobs, 1);
+                self.land(std::mem::replace(&mut flying, next));
+                if is_cpu {
+                    self.land(flying.take());
+                }
             }
         }
     }
@@ -102,21 +114,32 @@ impl Worker {
         (!jobs.is_empty()).then_some(jobs)
     }
 
-    /// Runs one batch, one of so many that run side by side, and answers its jobs.
-    fn serve(&self, mut jobs: Vec<Job>, beside: usize) {
+    /// Begins one batch, one of so many that run side by side; none of no jobs.
+    fn begin(&self, mut jobs: Vec<Job>, beside: usize) -> Option<Flight> {
         let began = Instant::now();
-        let Some(model) = jobs.first().map(|job| job.sequence.target.model.clone()) else { return };
+        let model = jobs.first()?.sequence.target.model.clone();
         batch::order(&mut jobs, |job| &job.sequence);
         let batch = batch::pack(jobs.iter().map(|job| &job.sequence));
-        let tokens = batch.ids.len();
-        // A panic must not take the device's only thread with it; the tensors of a failed pass are dropped whole. Beside
-        // others this thread leads nobody.
-        let result = catch_unwind(AssertUnwindSafe(|| self.threads.run(|| model.embed(&batch))));
-        let result = result.unwrap_or_else(|_| Err(Error::Internal("the forward pass panicked".into())));
+        // Beside others this thread leads nobody.
+        let vectors = whole(|| self.threads.run(|| model.begin(&batch)));
+        Some(Flight { jobs, tokens: batch.ids.len(), segments: batch.segments.len(), vectors, began, beside })
+    }
+
+    /// Waits for a batch and answers its jobs. One that does not fit into a device's memory is begun again in halves.
+    fn land(&self, flight: Option<Flight>) {
+        let Some(Flight { mut jobs, tokens, segments, vectors, began, beside }) = flight else { return };
+        let result = vectors.and_then(|vectors| whole(|| vectors.wait()));
+        if matches!(result, Err(Error::OutOfMemory(_))) && jobs.len() > 1 {
+            telemetry::halved();
+            tracing::warn!(tokens, "a batch is too large for the device's memory; it is halved");
+            let rest = jobs.split_off(jobs.len() / 2);
+            self.land(self.begin(jobs, beside));
+            return self.land(self.begin(rest, beside));
+        }
         let computed = began.elapsed();
         let rate = (tokens * beside) as f64 / computed.as_secs_f64().max(1e-6);
         self.tokens_per_second.store(rate as u64, Ordering::Relaxed);
-        telemetry::batch(tokens, jobs.len(), batch.segments.len(), computed);
+        telemetry::batch(tokens, jobs.len(), segments, computed);
         let answer = |job: Job, vector: Result<Vec<f32>>| {
             let queued = began.duration_since(job.since);
             telemetry::sequence(&job.sequence.target.label, job.sequence.ids.len(), queued);
@@ -136,6 +159,23 @@ impl Worker {
             }
         }
     }
+}
+
+/// A batch whose vectors are on their way.
+struct Flight {
+    jobs: Vec<Job>,
+    tokens: usize,
+    segments: usize,
+    vectors: Result<Vectors>,
+    began: Instant,
+    beside: usize,
+}
+
+/// What `compute` gives, or an error where it panics: that must not take the device's only thread with it, and the tensors
+/// of a failed pass are dropped whole.
+fn whole<T>(compute: impl FnOnce() -> Result<T>) -> Result<T> {
+    let result = catch_unwind(AssertUnwindSafe(compute));
+    result.unwrap_or_else(|_| Err(Error::Internal("the forward pass panicked".into())))
 }
 
 /// A vector with NaN or infinity is an error, never an answer.

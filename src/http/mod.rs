@@ -66,8 +66,12 @@ impl Serving {
     /// thread ends once the serving is dropped and its queue is empty.
     pub fn load(config: &Config, hub: &Hub) -> Result<(Self, JoinHandle<()>)> {
         let registry = Registry::load(config, hub)?;
+        let batch_tokens_max = match config.limits.max_batch_tokens {
+            0 => registry.batch_tokens_max()?,
+            tokens => tokens,
+        };
         let (engine, worker) = Engine::start(Limits {
-            batch_tokens_max: config.limits.max_batch_tokens,
+            batch_tokens_max,
             queued_tokens_max: config.limits.max_queued_tokens,
             threads: config.server.threads,
         })?;

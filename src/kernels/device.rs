@@ -16,11 +16,11 @@ pub enum Device {
 
 impl Device {
     /// By its name in the configuration: `cpu`, `cuda` or `cuda:N`; `auto` is the first GPU, or where there is none the CPU.
+    /// A build for tests also has `emulated`, or `emulated:MIB` of memory.
     ///
     /// # Errors
     /// A name that is not known, or a GPU that is not there.
     pub fn named(name: &str) -> Result<Self> {
-        let ordinal = |digits: &str| digits.parse::<usize>().ok();
         let unknown = || Error::Config(format!("device '{name}' is not known; expected auto, cpu or cuda[:N]"));
         let missing = |reason: Error| Error::Config(format!("device '{name}': {reason}"));
         match name {
@@ -30,11 +30,14 @@ impl Device {
                 tracing::warn!(%reason, "no GPU is used; the CPU is");
                 Self::Cpu
             })),
-            "emulated" => Ok(Self::Gpu(Gpu::emulated().map_err(missing)?)),
             _ => {
-                let digits = name.strip_prefix("cuda").ok_or_else(unknown)?;
-                let ordinal = if digits.is_empty() { Some(0) } else { digits.strip_prefix(':').and_then(ordinal) };
-                Ok(Self::Gpu(Gpu::cuda(ordinal.ok_or_else(unknown)?).map_err(missing)?))
+                let (kind, number) = name.split_once(':').map_or((name, None), |(kind, number)| (kind, Some(number)));
+                let number = number.map(|number| number.parse::<usize>().map_err(|_| unknown())).transpose()?;
+                match kind {
+                    "cuda" => Ok(Self::Gpu(Gpu::cuda(number.unwrap_or(0)).map_err(missing)?)),
+                    "emulated" => Ok(Self::Gpu(Gpu::emulated(number.unwrap_or(1024)).map_err(missing)?)),
+                    _ => Err(unknown()),
+                }
             }
         }
     }
@@ -42,6 +45,11 @@ impl Device {
     /// Whether it is this machine's processors.
     pub fn is_cpu(&self) -> bool {
         matches!(self, Self::Cpu)
+    }
+
+    /// Whether it is a GPU whose kernels run on the CPU.
+    pub fn is_emulated(&self) -> bool {
+        matches!(self, Self::Gpu(gpu) if gpu.is_emulated())
     }
 
     /// A tensor's place there, in one type or as it is.
@@ -53,6 +61,15 @@ impl Device {
         match self {
             Self::Cpu => Ok(Tensor::Cpu(tensor)),
             Self::Gpu(gpu) => Ok(Tensor::Gpu(Array::of(gpu, &tensor)?)),
+        }
+    }
+}
+
+impl std::fmt::Display for Device {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        match self {
+            Self::Cpu => f.write_str("the CPU"),
+            Self::Gpu(gpu) => f.write_str(gpu.name()),
         }
     }
 }

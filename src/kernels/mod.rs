@@ -38,7 +38,7 @@ pub use pooling::Pooling;
 pub use rotary::rotary_tables;
 pub use selftest::{Finding, Size, selftest};
 pub use sequences::{Places, Sequences};
-pub use tensor::Tensor;
+pub use tensor::{Departed, Tensor};
 pub use threads::{Threads, share_supply, threads};
 pub use twins::{
     activate, add_difference, add_product, add_to_each, assign, attention, disentangled, look_up, norm, operand, pick,

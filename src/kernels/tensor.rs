@@ -48,9 +48,14 @@ impl Tensor {
 
     /// The same on the host, once it is computed.
     pub fn to_host(&self) -> Result<candle_core::Tensor> {
+        self.depart()?.wait()
+    }
+
+    /// Its way to the host, which begins once it is computed; meanwhile other things may be asked of a GPU.
+    pub fn depart(&self) -> Result<Departed> {
         match self {
-            Self::Cpu(tensor) => Ok(tensor.clone()),
-            Self::Gpu(array) => array.to_host(),
+            Self::Cpu(tensor) => Ok(Departed::There(tensor.clone())),
+            Self::Gpu(array) => Ok(Departed::Arriving(array.depart()?)),
         }
     }
 
@@ -119,6 +124,27 @@ impl Tensor {
         match self {
             Self::Cpu(tensor) => Ok(Self::Cpu(tensor.affine(f64::from(scale), 0.0)?)),
             Self::Gpu(array) => Ok(Self::Gpu(cuda::affine(array, scale)?)),
+        }
+    }
+}
+
+/// A tensor on its way to the host.
+pub enum Departed {
+    /// It is there.
+    There(candle_core::Tensor),
+    /// It comes.
+    Arriving(cuda::Arriving),
+}
+
+impl Departed {
+    /// Waits for it.
+    ///
+    /// # Errors
+    /// Those of a GPU that computes it.
+    pub fn wait(self) -> Result<candle_core::Tensor> {
+        match self {
+            Self::There(tensor) => Ok(tensor),
+            Self::Arriving(arriving) => arriving.wait(),
         }
     }
 }

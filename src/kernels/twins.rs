@@ -121,9 +121,22 @@ pub fn pick(x: &Tensor, ids: &[u32]) -> Result<Tensor> {
 
 /// See the twins.
 pub fn product(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    active_product(x, weight, bias, None)
+}
+
+/// `f(x W + b)`, see the twins of both.
+pub fn active_product(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    activation: Option<Activation>,
+) -> Result<Tensor> {
     Ok(match x {
-        Tensor::Cpu(x) => super::product::product(x, weight.cpu()?, on_cpu(bias)?)?.into(),
-        Tensor::Gpu(x) => Tensor::Gpu(cuda::product(x, weight.array()?, on_gpu(bias)?)?),
+        Tensor::Cpu(x) => {
+            let y = super::product::product(x, weight.cpu()?, on_cpu(bias)?)?;
+            activation.map_or(Ok(y.clone()), |activation| activation::activate(&y, activation, Gate::Absent))?.into()
+        }
+        Tensor::Gpu(x) => Tensor::Gpu(cuda::product(x, weight.array()?, on_gpu(bias)?, activation)?),
     })
 }
 

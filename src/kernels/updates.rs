@@ -22,6 +22,11 @@ impl Updates {
         Self::Each(Vec::new())
     }
 
+    /// Whether nothing is added.
+    pub(super) fn is_none(&self) -> bool {
+        self.each().is_some_and(<[Update]>::is_empty)
+    }
+
     /// Those that are added one by one.
     pub(super) fn each(&self) -> Option<&[Update]> {
         match self {

@@ -8,6 +8,7 @@ mod modules;
 mod pickle;
 mod pipeline;
 mod repetition;
+mod room;
 mod routes;
 mod sites;
 mod spec;
@@ -26,8 +27,8 @@ pub use spec::Spec;
 
 use crate::error::{Error, Result};
 use crate::folder::Folder;
+use crate::kernels::{Departed, Sequences, Tensor};
 pub use crate::kernels::{Device, Format};
-use crate::kernels::{Sequences, Tensor};
 pub use candle_core::DType;
 use std::collections::HashMap;
 use std::ops::Range;
@@ -169,13 +170,18 @@ impl Model {
     /// One vector a sequence, in the batch's order: one pass of the transformer, the pipelines by segment, one copy
     /// to the host.
     pub fn embed(&self, batch: &Batch) -> Result<Vec<Vec<f32>>> {
+        self.begin(batch)?.wait()
+    }
+
+    /// The same, which on a GPU is not there yet when this returns.
+    pub fn begin(&self, batch: &Batch) -> Result<Vectors> {
         let rows = |segment: &Segment| batch.offsets[segment.sequences.start]..batch.offsets[segment.sequences.end];
         let plan = Plan::new(batch.segments.iter().map(|segment| (rows(segment), segment.adapter.clone())))?;
         let sequences = Sequences::new(batch.offsets.clone(), &self.device)?;
         let mut layers = Vec::new();
         let kept = batch.segments.iter().any(|segment| segment.pipeline.reads_layers()).then_some(&mut layers);
         let hidden = self.transformer.forward(&batch.ids, &sequences, &plan, kept)?;
-        let mut vectors = Vec::with_capacity(batch.offsets.len() - 1);
+        let mut parts = Vec::new();
         for segments in batch.segments.chunk_by(|a, b| Arc::ptr_eq(&a.pipeline, &b.pipeline)) {
             let (Some(first), Some(last)) = (segments.first(), segments.last()) else { continue };
             let (start, end) = (rows(first).start, rows(last).end);
@@ -187,9 +193,30 @@ impl Model {
             let layers = layers.iter().map(part).collect::<Result<_>>()?;
             let states =
                 States { hidden: part(&hidden)?, layers, offsets: &offsets, prompts: &batch.prompts[sequences] };
-            vectors.extend(first.pipeline.forward(&states)?.to_host()?.to_vec2::<f32>()?);
+            parts.push(first.pipeline.forward(&states)?.depart()?);
         }
-        if vectors.len() + 1 != batch.offsets.len() {
+        Ok(Vectors { parts, sequences: batch.offsets.len() - 1 })
+    }
+}
+
+/// A batch's vectors on their way.
+pub struct Vectors {
+    /// Some rows each.
+    parts: Vec<Departed>,
+    sequences: usize,
+}
+
+impl Vectors {
+    /// Waits for them: one a sequence, in the batch's order.
+    ///
+    /// # Errors
+    /// What went wrong on a GPU meanwhile.
+    pub fn wait(self) -> Result<Vec<Vec<f32>>> {
+        let mut vectors = Vec::with_capacity(self.sequences);
+        for part in self.parts {
+            vectors.extend(part.wait()?.to_vec2::<f32>()?);
+        }
+        if vectors.len() != self.sequences {
             return Err(Error::Internal("segments do not cover the batch".into()));
         }
         Ok(vectors)

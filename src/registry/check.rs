@@ -45,10 +45,13 @@ impl Effect {
 }
 
 /// Runs probes; what a base alone makes of them is kept for its next adapter.
+#[derive(Default)]
 pub struct Prober {
-    batch_tokens_max: usize,
     alone: Vec<Alone>,
 }
+
+/// Tokens of a batch of probes.
+const BATCH_TOKENS_MAX: usize = 2048;
 
 /// The probes' vectors under a base alone.
 struct Alone {
@@ -60,11 +63,6 @@ struct Alone {
 }
 
 impl Prober {
-    /// It runs batches of at most so many tokens.
-    pub fn new(batch_tokens_max: usize) -> Self {
-        Self { batch_tokens_max, alone: Vec::new() }
-    }
-
     /// What an adapter does to its base, whose own model, pipeline and reading these are. One that does nothing is
     /// warned of.
     pub fn effect(&mut self, loaded: &Loaded, kind: String, base: &Parts) -> Result<Effect> {
@@ -121,7 +119,7 @@ impl Prober {
             let mut tokens = 0;
             let fits = |sequence: &&Tokens| {
                 tokens += sequence.ids.len();
-                tokens <= self.batch_tokens_max
+                tokens <= BATCH_TOKENS_MAX
             };
             let count = rest.iter().take_while(fits).count().max(1);
             let (taken, left) = rest.split_at(count);

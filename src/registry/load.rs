@@ -64,7 +64,7 @@ impl<'a> Loading<'a> {
             config,
             hub,
             readings: Readings::new(device(&config.server)?, format(&config.server)?),
-            prober: Prober::new(config.limits.max_batch_tokens),
+            prober: Prober::default(),
             bases: Vec::new(),
             loaded: Vec::new(),
         })

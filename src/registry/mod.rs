@@ -18,7 +18,7 @@ use crate::config::Config;
 use crate::engine::{self, Engine, Sequence, Target};
 use crate::error::{Error, Result};
 use crate::hub::Hub;
-use crate::model::{Adapter, Routes};
+use crate::model::{Adapter, Model, Routes};
 use crate::text::{Reading, Text, Truncation, names_of};
 use readings::Parts;
 use std::collections::HashMap;
@@ -133,6 +133,19 @@ impl Registry {
     /// All names, bases before their adapters' own order.
     pub fn iter(&self) -> impl Iterator<Item = &Lease> {
         self.served.iter()
+    }
+
+    /// Tokens of the largest batch that suits all models.
+    pub fn batch_tokens_max(&self) -> Result<usize> {
+        let routes = self.served.iter().flat_map(|served| served.routes.iter());
+        let mut models: Vec<&Arc<Model>> = Vec::new();
+        for route in routes {
+            let model = &route.target.model;
+            if !models.iter().any(|known| Arc::ptr_eq(known, model)) {
+                models.push(model);
+            }
+        }
+        models.into_iter().try_fold(usize::MAX, |least, model| Ok(least.min(model.batch_tokens_max()?)))
     }
 
     /// Runs every base once, so that a model that cannot is found before the first request.

@@ -153,12 +153,19 @@ pub fn cosine(a: &[Vec<f32>], b: &[Vec<f32>]) -> f64 {
     a.iter().zip(b).map(of_rows).fold(f64::INFINITY, f64::min)
 }
 
+/// The device that tests are asked to run on.
+pub fn test_device() -> Option<String> {
+    std::env::var("TEST_DEVICE").ok()
+}
+
 /// What the command line would give: models, adapters, keys. All tests run on the device that TEST_DEVICE names; without
 /// it, as the configuration has it.
 pub fn config(models: &[String], adapters: &[String], keys: &[(&str, &str)]) -> Result<Config, Error> {
-    let device = std::env::var("TEST_DEVICE").ok().map(|device| ("device".to_owned(), device));
-    let keys = keys.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
-    let keys = device.into_iter().chain(keys).collect();
+    let device = test_device();
+    // Where kernels are emulated, it takes long to find out how large a batch may be.
+    let of_device = device.iter().flat_map(|device| [("device", device.as_str()), ("max_batch_tokens", "2048")]);
+    let keys = of_device.chain(keys.iter().copied());
+    let keys = keys.map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
     let flags = Flags { keys, models: models.to_vec(), adapters: adapters.to_vec(), base: None };
     Config::resolve(None, &BTreeMap::new(), &flags)
 }

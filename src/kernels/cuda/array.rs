@@ -1,7 +1,7 @@
 //! Numbers in a device's memory, and windows of them.
 
 use super::columns;
-use super::gpu::{Gpu, Memory};
+use super::gpu::{Arrival, Gpu, Memory};
 use crate::error::{Error, Result};
 use candle_core::{DType, Device, Tensor, WithDType};
 use std::sync::Arc;
@@ -65,24 +65,16 @@ impl Array {
         self.gpu().upload(self.address(), &bytes)
     }
 
-    /// The same on the host, once it is there.
-    pub fn to_host(&self) -> Result<Tensor> {
+    /// Its way to the host, which begins once it is computed and needs nobody to wait.
+    pub fn depart(&self) -> Result<Arriving> {
+        if self.dims.len() == 2 && self.strides[0] == 1 && self.strides[1] != 1 {
+            return Ok(Arriving { is_transposed: true, ..self.transposed()?.depart()? });
+        }
         if !self.is_dense() {
-            return self.copy()?.to_host();
+            return self.copy()?.depart();
         }
-        match self.dtype {
-            DType::BF16 => self.read(half::bf16::from_le_bytes),
-            DType::F16 => self.read(half::f16::from_le_bytes),
-            DType::U32 => self.read(u32::from_le_bytes),
-            _ => self.read(f32::from_le_bytes),
-        }
-    }
-
-    fn read<T: WithDType, const N: usize>(&self, number: impl Fn([u8; N]) -> T) -> Result<Tensor> {
-        let mut bytes = vec![0; self.elements() * N];
-        self.gpu().download(self.address(), &mut bytes)?;
-        let numbers: Vec<T> = bytes.as_chunks().0.iter().map(|bytes| number(*bytes)).collect();
-        Ok(Tensor::from_vec(numbers, self.dims.as_slice(), &Device::Cpu)?)
+        let bytes = self.gpu().download(self.address(), self.elements() * self.dtype.size_in_bytes())?;
+        Ok(Arriving { bytes, dtype: self.dtype, dims: self.dims.clone(), is_transposed: false })
     }
 
     /// Where it lies.
@@ -193,6 +185,34 @@ impl Array {
         columns::assign(&copy, self)?;
         Ok(copy)
     }
+}
+
+/// An array on its way to the host.
+pub struct Arriving {
+    bytes: Box<dyn Arrival>,
+    dtype: DType,
+    dims: Vec<usize>,
+    /// Whether it is to be a matrix's transpose.
+    is_transposed: bool,
+}
+
+impl Arriving {
+    /// Waits for it.
+    pub fn wait(self) -> Result<Tensor> {
+        let (bytes, dims) = (self.bytes.wait()?, self.dims);
+        let tensor = match self.dtype {
+            DType::BF16 => tensor(&bytes, &dims, half::bf16::from_le_bytes),
+            DType::F16 => tensor(&bytes, &dims, half::f16::from_le_bytes),
+            DType::U32 => tensor(&bytes, &dims, u32::from_le_bytes),
+            _ => tensor(&bytes, &dims, f32::from_le_bytes),
+        }?;
+        Ok(if self.is_transposed { tensor.t()? } else { tensor })
+    }
+}
+
+fn tensor<T: WithDType, const N: usize>(bytes: &[u8], dims: &[usize], number: impl Fn([u8; N]) -> T) -> Result<Tensor> {
+    let numbers: Vec<T> = bytes.as_chunks().0.iter().map(|bytes| number(*bytes)).collect();
+    Ok(Tensor::from_vec(numbers, dims, &Device::Cpu)?)
 }
 
 impl std::fmt::Debug for Array {

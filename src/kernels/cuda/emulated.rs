@@ -2,14 +2,14 @@
 //! address is one of this process.
 #![expect(unsafe_code, reason = "kernels take raw addresses")]
 
-use super::gpu::{Backend, Multiplication};
+use super::gpu::{Arrival, Backend};
 use super::launch::Argument;
+use super::matmul::{Activation, Element, Matmul};
 use crate::error::{Error, Result};
-use candle_core::DType;
 use half::{bf16, f16};
 use std::collections::HashMap;
 use std::ffi::{CString, c_char, c_int, c_void};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 unsafe extern "C" {
     /// 0: done; 1: there is no such kernel; 2: threads of a block waited for different things.
@@ -21,10 +21,26 @@ unsafe extern "C" {
     ) -> c_int;
 }
 
-/// Memory, by address, in pieces that any element is aligned in.
-#[derive(Default)]
+/// So much memory, by address, in pieces that any element is aligned in.
 pub struct Emulated {
     memory: Mutex<HashMap<u64, Vec<u128>>>,
+    bytes: usize,
+}
+
+impl Emulated {
+    /// Nothing in so many bytes.
+    pub fn new(bytes: usize) -> Self {
+        Self { memory: Mutex::default(), bytes }
+    }
+
+    fn pieces(&self) -> MutexGuard<'_, HashMap<u64, Vec<u128>>> {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Bytes that are left of so many.
+fn free(bytes: usize, pieces: &HashMap<u64, Vec<u128>>) -> usize {
+    bytes.saturating_sub(pieces.values().map(|piece| size_of_val(piece.as_slice())).sum())
 }
 
 impl Backend for Emulated {
@@ -33,15 +49,19 @@ impl Backend for Emulated {
     }
 
     fn allocate(&self, bytes: usize) -> Result<u64> {
+        let mut pieces = self.pieces();
+        if bytes > free(self.bytes, &pieces) {
+            return Err(Error::OutOfMemory(bytes));
+        }
         // What was never written is NaN in every type, and so is what is made of it.
         let piece = vec![u128::MAX; bytes.div_ceil(16).max(1)];
         let address = piece.as_ptr() as u64;
-        self.memory.lock().unwrap_or_else(PoisonError::into_inner).insert(address, piece);
+        pieces.insert(address, piece);
         Ok(address)
     }
 
     fn free(&self, address: u64) {
-        self.memory.lock().unwrap_or_else(PoisonError::into_inner).remove(&address);
+        self.pieces().remove(&address);
     }
 
     fn upload(&self, address: u64, bytes: &[u8]) -> Result<()> {
@@ -50,10 +70,9 @@ impl Backend for Emulated {
         Ok(())
     }
 
-    fn download(&self, address: u64, bytes: &mut [u8]) -> Result<()> {
+    fn download(&self, address: u64, bytes: usize) -> Result<Box<dyn Arrival>> {
         // SAFETY: whoever asks has so much memory there.
-        unsafe { std::ptr::copy_nonoverlapping(address as *const u8, bytes.as_mut_ptr(), bytes.len()) };
-        Ok(())
+        Ok(Box::new(Here(unsafe { std::slice::from_raw_parts(address as *const u8, bytes) }.to_vec())))
     }
 
     fn launch(&self, kernel: &str, grid: [u32; 3], block: u32, arguments: &[Argument]) -> Result<()> {
@@ -68,11 +87,13 @@ impl Backend for Emulated {
         }
     }
 
-    fn multiply(&self, product: &Multiplication) -> Result<()> {
-        match product.dtype {
-            DType::BF16 => with_outputs::<bf16>(product),
-            DType::F16 => with_outputs::<f16>(product),
-            _ => multiply::<f32, f32>(product),
+    fn multiply(&self, matmul: &Matmul) -> Result<()> {
+        match (matmul.element, matmul.element_out) {
+            (Element::Bf16, Element::F32) => multiply::<bf16, f32>(matmul),
+            (Element::Bf16, _) => multiply::<bf16, bf16>(matmul),
+            (Element::F16, Element::F32) => multiply::<f16, f32>(matmul),
+            (Element::F16, _) => multiply::<f16, f16>(matmul),
+            (Element::F32, _) => multiply::<f32, f32>(matmul),
         }
         Ok(())
     }
@@ -86,7 +107,7 @@ impl Backend for Emulated {
     }
 
     fn memory(&self) -> Result<(usize, usize)> {
-        Ok((1 << 30, 1 << 30))
+        Ok((free(self.bytes, &self.pieces()), self.bytes))
     }
 }
 
@@ -123,31 +144,45 @@ impl Number for f16 {
     }
 }
 
-fn with_outputs<T: Number>(product: &Multiplication) {
-    match product.dtype_out {
-        DType::F32 => multiply::<T, f32>(product),
-        _ => multiply::<T, T>(product),
-    }
-}
-
-fn multiply<T: Number, Y: Number>(product: &Multiplication) {
-    let ((x, x_stride), (w, w_stride), (y, y_stride)) = (product.x, product.w, product.y);
-    let (row_stride, column_stride) = if product.is_transposed { (1, w_stride) } else { (w_stride, 1) };
+fn multiply<T: Number, Y: Number>(matmul: &Matmul) {
+    let Matmul { x, w, y, .. } = matmul;
+    let (row_stride, column_stride) = if matmul.is_transposed { (1, w.stride) } else { (w.stride, 1) };
     let read = |address: u64, place: usize| {
         // SAFETY: the matrices have these places.
         unsafe { (address as *const T).add(place).read() }.wide()
     };
-    for row in 0..product.rows {
-        for output in 0..product.outputs {
-            let term =
-                |input: usize| read(x, row * x_stride + input) * read(w, input * row_stride + output * column_stride);
-            let sum: f32 = (0..product.inputs).map(term).sum();
+    for row in 0..matmul.rows {
+        for output in 0..matmul.outputs {
+            let term = |input: usize| {
+                let weight = read(w.address, input * row_stride + output * column_stride);
+                read(x.address, row * x.stride + input) * weight
+            };
+            let sum: f32 = (0..matmul.inputs).map(term).sum();
             // SAFETY: the result has this place, and nobody else writes to it.
-            let place = unsafe { &mut *(y as *mut Y).add(row * y_stride + output) };
-            let before = if product.accumulate { place.wide() } else { 0.0 };
+            let place = unsafe { &mut *(y.address as *mut Y).add(row * y.stride + output) };
+            let before = if matmul.accumulate { place.wide() } else { 0.0 };
             // SAFETY: a bias has a number an output.
-            let bias = product.bias.map_or(0.0, |bias| unsafe { (bias as *const Y).add(output).read() }.wide());
-            *place = Y::of(before + sum + bias);
+            let bias = matmul.bias.map_or(0.0, |bias| unsafe { (bias as *const Y).add(output).read() }.wide());
+            *place = Y::of(active(before + sum + bias, matmul.activation));
         }
+    }
+}
+
+fn active(x: f32, activation: Option<Activation>) -> f32 {
+    let mut x = [x];
+    match activation {
+        None => {}
+        Some(Activation::Relu) => crate::kernels::Activation::Relu.change(&mut x),
+        Some(Activation::GeluTanh) => crate::kernels::Activation::GeluTanh.change(&mut x),
+    }
+    x[0]
+}
+
+/// Bytes that are there.
+struct Here(Vec<u8>);
+
+impl Arrival for Here {
+    fn wait(self: Box<Self>) -> Result<Vec<u8>> {
+        Ok(self.0)
     }
 }

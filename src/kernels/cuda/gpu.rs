@@ -1,12 +1,13 @@
 //! A device with its memory, whatever stands behind it.
 
 use super::launch::Argument;
+use super::matmul::Matmul;
 use crate::error::{Error, Result};
-use candle_core::DType;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// What stands behind a device. Whatever is asked of one happens in the order of asking; nothing but [`Backend::download`]
-/// waits for it.
+/// What stands behind a device. Whatever is asked of one happens in the order of asking; nothing but [`Arrival::wait`] and
+/// [`Backend::synchronize`] waits for it.
 pub(super) trait Backend: Send + Sync {
     /// Which device it is, for logs.
     fn name(&self) -> &str;
@@ -22,14 +23,14 @@ pub(super) trait Backend: Send + Sync {
     /// Bytes to the device, which need not stay.
     fn upload(&self, address: u64, bytes: &[u8]) -> Result<()>;
 
-    /// Bytes from the device, once what was asked before is done.
-    fn download(&self, address: u64, bytes: &mut [u8]) -> Result<()>;
+    /// So many bytes from the device, once what was asked before is done.
+    fn download(&self, address: u64, bytes: usize) -> Result<Box<dyn Arrival>>;
 
     /// Runs a kernel by its name.
     fn launch(&self, kernel: &str, grid: [u32; 3], block: u32, arguments: &[Argument]) -> Result<()>;
 
     /// Multiplies.
-    fn multiply(&self, product: &Multiplication) -> Result<()>;
+    fn multiply(&self, matmul: &Matmul) -> Result<()>;
 
     /// Waits for all that was asked.
     fn synchronize(&self) -> Result<()>;
@@ -43,30 +44,28 @@ pub(super) trait Backend: Send + Sync {
     fn memory(&self) -> Result<(usize, usize)>;
 }
 
-/// `y [rows, outputs] = x [rows, inputs] w + bias`, or `y += x w`, by addresses; rows lie so many elements apart.
-pub(super) struct Multiplication {
-    pub rows: usize,
-    pub inputs: usize,
-    pub outputs: usize,
-    /// Of `x` and `w`.
-    pub dtype: DType,
-    /// Of `y` and the bias: the same or f32.
-    pub dtype_out: DType,
-    /// Address and stride.
-    pub x: (u64, usize),
-    /// Address and stride of `w [outputs, inputs]`, or of `w [inputs, outputs]` where it is not transposed.
-    pub w: (u64, usize),
-    pub is_transposed: bool,
-    /// Address and stride.
-    pub y: (u64, usize),
-    pub bias: Option<u64>,
-    pub accumulate: bool,
+/// Bytes on their way from a device.
+pub trait Arrival: Send {
+    /// Waits for them.
+    ///
+    /// # Errors
+    /// Those of what was asked before.
+    fn wait(self: Box<Self>) -> Result<Vec<u8>>;
 }
 
 /// A device; clones are the same one.
 #[derive(Clone)]
 pub struct Gpu {
     backend: Arc<dyn Backend>,
+    usage: Arc<Usage>,
+}
+
+/// Bytes of ours on a device.
+#[derive(Default)]
+struct Usage {
+    now: AtomicUsize,
+    /// The most at once since somebody began to watch.
+    most: AtomicUsize,
 }
 
 impl Gpu {
@@ -77,27 +76,29 @@ impl Gpu {
     ///
     /// # Errors
     /// Where there is none of that number, nothing to drive it, or no CUDA in this build.
+    #[cfg_attr(not(feature = "cuda"), expect(unused_variables, reason = "there is none of any number"))]
     pub fn cuda(ordinal: usize) -> Result<Self> {
         #[cfg(feature = "cuda")]
         return Ok(Self::new(super::driver::Driver::open(ordinal)?));
         #[cfg(not(feature = "cuda"))]
-        Err(Error::Config(format!("this build has no CUDA support, and no GPU {ordinal}")))
+        Err(Error::Config("this build has no CUDA support".into()))
     }
 
-    /// The kernels on the host.
+    /// The kernels on the host, in so many MiB of memory.
     ///
     /// # Errors
     /// In a build without them.
-    pub fn emulated() -> Result<Self> {
+    #[cfg_attr(not(feature = "emulated"), expect(unused_variables, reason = "there is none of any size"))]
+    pub fn emulated(mebibytes: usize) -> Result<Self> {
         #[cfg(feature = "emulated")]
-        return Ok(Self::new(super::emulated::Emulated::default()));
+        return Ok(Self::new(super::emulated::Emulated::new(mebibytes << 20)));
         #[cfg(not(feature = "emulated"))]
         Err(Error::Config("this build has no emulated kernels".into()))
     }
 
     #[cfg_attr(not(any(feature = "cuda", feature = "emulated")), expect(dead_code, reason = "there is no device"))]
     fn new(backend: impl Backend + 'static) -> Self {
-        Self { backend: Arc::new(backend) }
+        Self { backend: Arc::new(backend), usage: Arc::default() }
     }
 
     /// Whether both are one device.
@@ -125,15 +126,26 @@ impl Gpu {
         self.backend.memory()
     }
 
+    /// What `run` gives, and the most bytes that it had at once.
+    pub fn watch<T>(&self, run: impl FnOnce() -> Result<T>) -> Result<(T, usize)> {
+        let before = self.usage.now.load(Ordering::Relaxed);
+        self.usage.most.store(before, Ordering::Relaxed);
+        let made = run()?;
+        Ok((made, self.usage.most.load(Ordering::Relaxed) - before))
+    }
+
     pub(super) fn allocate(&self, bytes: usize) -> Result<Memory> {
-        Ok(Memory { address: self.backend.allocate(bytes)?, gpu: self.clone() })
+        let address = self.backend.allocate(bytes)?;
+        let now = self.usage.now.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        self.usage.most.fetch_max(now, Ordering::Relaxed);
+        Ok(Memory { address, bytes, gpu: self.clone() })
     }
 
     pub(super) fn upload(&self, address: u64, bytes: &[u8]) -> Result<()> {
         self.backend.upload(address, bytes)
     }
 
-    pub(super) fn download(&self, address: u64, bytes: &mut [u8]) -> Result<()> {
+    pub(super) fn download(&self, address: u64, bytes: usize) -> Result<Box<dyn Arrival>> {
         self.backend.download(address, bytes)
     }
 
@@ -141,8 +153,8 @@ impl Gpu {
         self.backend.launch(kernel, grid, block, arguments)
     }
 
-    pub(super) fn multiply(&self, product: &Multiplication) -> Result<()> {
-        self.backend.multiply(product)
+    pub(super) fn multiply(&self, matmul: &Matmul) -> Result<()> {
+        self.backend.multiply(matmul)
     }
 }
 
@@ -155,11 +167,13 @@ impl std::fmt::Debug for Gpu {
 /// Memory of a device, given back when dropped.
 pub(super) struct Memory {
     pub address: u64,
+    bytes: usize,
     pub gpu: Gpu,
 }
 
 impl Drop for Memory {
     fn drop(&mut self) {
+        self.gpu.usage.now.fetch_sub(self.bytes, Ordering::Relaxed);
         self.gpu.backend.free(self.address);
     }
 }

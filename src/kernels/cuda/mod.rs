@@ -10,6 +10,8 @@ mod array;
 mod attention;
 mod columns;
 mod delta;
+#[cfg(feature = "cuda")]
+mod driver;
 #[cfg(feature = "emulated")]
 mod emulated;
 #[cfg_attr(not(any(feature = "cuda", feature = "emulated")), expect(dead_code, reason = "no device makes use of it"))]
@@ -17,13 +19,14 @@ mod gpu;
 #[cfg_attr(not(any(feature = "cuda", feature = "emulated")), expect(dead_code, reason = "no device makes use of it"))]
 mod launch;
 mod lookup;
+mod matmul;
 mod norm;
 mod pooling;
 mod product;
 mod rotary;
 
 pub use activation::activate;
-pub use array::Array;
+pub use array::{Array, Arriving};
 pub use attention::{Spread, attention, disentangled};
 pub use columns::{add_difference, add_to_each, affine, assign, joined, scale_columns, scatter_add, sum};
 pub use delta::{Factors, Grouped, Spans, Touched};

@@ -1,29 +1,48 @@
 //! Matrix products, by cuBLASLt. See the CPU twin of the same name.
 
+use super::activation::activate;
 use super::array::Array;
-use super::gpu::Multiplication;
+use super::matmul::{self, Element, Matmul, Operand};
 use crate::error::{Error, Result};
+use crate::kernels::{Activation, Gate};
 use candle_core::DType;
 
-/// See the CPU twin; `x` is rounded to the weight's type, which is the result's.
-pub fn product(x: &Array, weight: &Array, bias: Option<&Array>) -> Result<Array> {
+/// `f(x W + b)`, see the CPU twins; `x` is rounded to the weight's type, which is the result's.
+pub fn product(x: &Array, weight: &Array, bias: Option<&Array>, activation: Option<Activation>) -> Result<Array> {
     let y = Array::new(x.gpu(), weight.dtype(), &[x.dims()[0], weight.dims()[1]])?;
     let bias = bias.map(|bias| bias.to_dtype(weight.dtype())).transpose()?;
-    multiply(&y, x, weight, bias.as_ref(), false)?;
-    Ok(y)
+    // cuBLASLt's GELU is the approximation by tanh.
+    let fused = match activation {
+        Some(Activation::Relu) => Some(matmul::Activation::Relu),
+        Some(Activation::GeluTanh) => Some(matmul::Activation::GeluTanh),
+        _ => None,
+    };
+    multiply(&y, x, weight, Followed { bias: bias.as_ref(), accumulate: false, activation: fused })?;
+    match activation.filter(|_| fused.is_none()) {
+        Some(activation) => activate(&y, activation, Gate::Absent),
+        None => Ok(y),
+    }
+}
+
+/// What is done with a product's sums.
+#[derive(Default)]
+struct Followed<'a> {
+    bias: Option<&'a Array>,
+    accumulate: bool,
+    activation: Option<matmul::Activation>,
 }
 
 /// See the CPU twin; `y` may be a window.
 pub fn add_product(y: &Array, x: &Array, weight: &Array) -> Result<()> {
-    multiply(y, x, weight, None, true)
+    multiply(y, x, weight, Followed { accumulate: true, ..Followed::default() })
 }
 
 /// See the CPU twin; `y` may be a window.
 pub fn set_product(y: &Array, x: &Array, weight: &Array) -> Result<()> {
-    multiply(y, x, weight, None, false)
+    multiply(y, x, weight, Followed::default())
 }
 
-fn multiply(y: &Array, x: &Array, weight: &Array, bias: Option<&Array>, accumulate: bool) -> Result<()> {
+fn multiply(y: &Array, x: &Array, weight: &Array, followed: Followed) -> Result<()> {
     let x = x.to_dtype(weight.dtype())?;
     let ([rows, inputs, x_stride], [y_rows, outputs, y_stride]) = (x.matrix()?, y.matrix()?);
     let (w_stride, is_transposed) = match (weight.dims(), weight.strides()) {
@@ -40,17 +59,19 @@ fn multiply(y: &Array, x: &Array, weight: &Array, bias: Option<&Array>, accumula
     if y.dtype() != weight.dtype() && y.dtype() != DType::F32 {
         return Err(Error::Internal(format!("a product of {weight:?} in {y:?}")));
     }
-    y.gpu().multiply(&Multiplication {
+    let operand = |array: &Array, stride: usize| Operand { address: array.address(), stride };
+    y.gpu().multiply(&Matmul {
         rows,
         inputs,
         outputs,
-        dtype: weight.dtype(),
-        dtype_out: y.dtype(),
-        x: (x.address(), x_stride),
-        w: (weight.address(), w_stride),
+        element: Element::of(weight.dtype()),
+        element_out: Element::of(y.dtype()),
+        x: operand(&x, x_stride),
+        w: operand(weight, w_stride),
         is_transposed,
-        y: (y.address(), y_stride),
-        bias: bias.map(Array::address),
-        accumulate,
+        y: operand(y, y_stride),
+        bias: followed.bias.map(Array::address),
+        accumulate: followed.accumulate,
+        activation: followed.activation,
     })
 }

@@ -25,7 +25,7 @@ use super::activation::Activation;
 use super::device::Device;
 use super::small;
 use super::tensor::Tensor;
-use super::twins::{activate, assign, operand, product, set_product};
+use super::twins::{activate, active_product, assign, operand, product, set_product};
 use super::updates::Updates;
 use crate::error::Result;
 use candle_core::DType;
@@ -203,6 +203,7 @@ impl Packed {
                 }
                 x.apply_op1_no_bwd(&Tiled { tiles, outputs, bias, updates: &[], activation: None })?.into()
             }
+            Form::Plain(_) if updates.is_none() => return active_product(x, &self.narrowed()?, bias, activation),
             Form::Plain(_) => product(x, &self.narrowed()?, bias)?,
         };
         updates.add_to(&y)?;

@@ -30,6 +30,11 @@ impl Pinned {
         Ok(Self { memory: Owned::new(device, raw, result::free_host), bytes })
     }
 
+    /// How many bytes.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// Its bytes.
     pub fn as_bytes(&self) -> &[u8] {
         // SAFETY: there are so many, all written, and the device writes to none while this is not in a `Download`.

@@ -1,69 +1,12 @@
-//! What a product is, and what an algorithm for it depends on.
+//! What an algorithm for a product depends on.
 
-/// A product of rows: `y [rows, outputs] = f(x [rows, inputs] w + bias)`, or `f(y + x w + bias)`. Sums are f32, and so
-/// are the products of f32 in full.
-#[derive(Clone, Copy, Debug)]
-pub struct Matmul {
-    /// Rows of `x` and `y`.
-    pub rows: usize,
-    /// Elements of a row of `x`.
-    pub inputs: usize,
-    /// Elements of a row of `y`.
-    pub outputs: usize,
-    /// Of `x` and `w`.
-    pub element: Element,
-    /// Of `y` and the bias: the same, or f32.
-    pub element_out: Element,
-    /// `[rows, inputs]`.
-    pub x: Operand,
-    /// `[outputs, inputs]` as checkpoints have it, or `[inputs, outputs]` where it is not transposed.
-    pub w: Operand,
-    /// Whether a row of `w` is an output.
-    pub is_transposed: bool,
-    /// `[rows, outputs]`.
-    pub y: Operand,
-    /// Address of `[outputs]`.
-    pub bias: Option<u64>,
-    /// Whether the product is added to what `y` is.
-    pub accumulate: bool,
-    /// `f`.
-    pub activation: Option<Activation>,
-}
+use crate::kernels::cuda::matmul::{Activation, Element, Matmul};
 
 impl Matmul {
     /// The one that stands for all of about as many rows: a power of two up to 1024, and a multiple of 1024 above.
     pub fn rounded(&self) -> Self {
         Self { rows: rounded(self.rows), ..*self }
     }
-}
-
-/// Rows of a matrix, in which elements follow each other.
-#[derive(Clone, Copy, Debug)]
-pub struct Operand {
-    /// Of the first row.
-    pub address: u64,
-    /// Elements from one row to the next.
-    pub stride: usize,
-}
-
-/// A type of numbers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Element {
-    /// 32 bits.
-    F32,
-    /// 16 bits with the exponent of f32.
-    Bf16,
-    /// 16 bits.
-    F16,
-}
-
-/// What cuBLASLt applies to a sum before it is rounded.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Activation {
-    /// `max(x, 0)`.
-    Relu,
-    /// GELU by its approximation with tanh.
-    GeluTanh,
 }
 
 /// All that an algorithm depends on. What lies where counts by its alignment.
@@ -112,6 +55,7 @@ pub fn alignment(address: u64) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernels::cuda::matmul::Operand;
 
     const MATMUL: Matmul = Matmul {
         rows: 100,

@@ -4,8 +4,9 @@
 
 use super::Failure;
 use super::device::{Device, Owned};
-use super::matmul::{Activation, Element, Key, Matmul, Operand, alignment};
+use super::matmul::{Key, alignment};
 use super::stream::Stream;
+use crate::kernels::cuda::matmul::{Activation, Element, Matmul, Operand};
 use cudarc::cublaslt::result::{self, CublasError};
 use cudarc::cublaslt::sys::{self, cublasStatus_t as Status};
 use cudarc::driver::result as driver;

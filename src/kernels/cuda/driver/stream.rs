@@ -62,16 +62,8 @@ pub struct Event {
 impl Event {
     /// One to wait for; it has come until it is marked.
     pub fn new(device: &Arc<Device>) -> Result<Self, Failure> {
-        Self::with(device, CUevent_flags::CU_EVENT_DISABLE_TIMING)
-    }
-
-    /// One that keeps the time.
-    pub fn timed(device: &Arc<Device>) -> Result<Self, Failure> {
-        Self::with(device, CUevent_flags::CU_EVENT_DEFAULT)
-    }
-
-    fn with(device: &Arc<Device>, flags: CUevent_flags) -> Result<Self, Failure> {
-        Ok(Self { event: Owned::new(device, event::create(flags)?, event::destroy) })
+        let event = event::create(CUevent_flags::CU_EVENT_DISABLE_TIMING)?;
+        Ok(Self { event: Owned::new(device, event, event::destroy) })
     }
 
     /// Waits until it has come.
@@ -82,20 +74,5 @@ impl Event {
         self.event.device().enter()?;
         // SAFETY: the event lives.
         Ok(unsafe { event::synchronize(self.event.raw()) }?)
-    }
-
-    /// Waits until it has come, and says how long after an earlier one that was.
-    ///
-    /// # Errors
-    /// Those of what was asked before it, and with a driver before CUDA 12.8.
-    pub fn microseconds_since(&self, earlier: &Self) -> Result<f64, Failure> {
-        self.wait()?;
-        // SAFETY: looks a symbol up in the open library.
-        if unsafe { sys::culib().get::<*const ()>(b"cuEventElapsedTime_v2").is_err() } {
-            return Err(Failure::Other("this driver does not tell times: it is older than CUDA 12.8".into()));
-        }
-        // SAFETY: both events live.
-        let milliseconds = unsafe { event::elapsed(earlier.event.raw(), self.event.raw()) }?;
-        Ok(f64::from(milliseconds) * 1000.0)
     }
 }

@@ -1,0 +1,73 @@
+//! What a product of matrices is to a device: addresses, sizes and strides.
+
+use candle_core::DType;
+
+/// A product of rows: `y [rows, outputs] = f(x [rows, inputs] w + bias)`, or `f(y + x w + bias)`. Sums are f32, and so
+/// are the products of f32 in full.
+#[derive(Clone, Copy, Debug)]
+pub struct Matmul {
+    /// Rows of `x` and `y`.
+    pub rows: usize,
+    /// Elements of a row of `x`.
+    pub inputs: usize,
+    /// Elements of a row of `y`.
+    pub outputs: usize,
+    /// Of `x` and `w`.
+    pub element: Element,
+    /// Of `y` and the bias: the same, or f32.
+    pub element_out: Element,
+    /// `[rows, inputs]`.
+    pub x: Operand,
+    /// `[outputs, inputs]` as checkpoints have it, or `[inputs, outputs]` where it is not transposed.
+    pub w: Operand,
+    /// Whether a row of `w` is an output.
+    pub is_transposed: bool,
+    /// `[rows, outputs]`.
+    pub y: Operand,
+    /// Address of `[outputs]`.
+    pub bias: Option<u64>,
+    /// Whether the product is added to what `y` is.
+    pub accumulate: bool,
+    /// `f`.
+    pub activation: Option<Activation>,
+}
+
+/// Rows of a matrix, in which elements follow each other.
+#[derive(Clone, Copy, Debug)]
+pub struct Operand {
+    /// Of the first row.
+    pub address: u64,
+    /// Elements from one row to the next.
+    pub stride: usize,
+}
+
+/// A type of numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Element {
+    /// 32 bits.
+    F32,
+    /// 16 bits with the exponent of f32.
+    Bf16,
+    /// 16 bits.
+    F16,
+}
+
+/// What cuBLASLt applies to a sum before it is rounded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Activation {
+    /// `max(x, 0)`.
+    Relu,
+    /// GELU by its approximation with tanh.
+    GeluTanh,
+}
+
+impl Element {
+    /// Of an array.
+    pub fn of(dtype: DType) -> Self {
+        match dtype {
+            DType::BF16 => Self::Bf16,
+            DType::F16 => Self::F16,
+            _ => Self::F32,
+        }
+    }
+}

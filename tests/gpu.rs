@@ -1,0 +1,128 @@
+//! The engine on a GPU. Where there is none, its kernels run on the CPU, in a build with the feature `emulated`; in one
+//! without it these tests say that they are skipped. With TEST_DEVICE=cuda, or =emulated, all other tests run there too.
+
+mod support;
+
+use axum::body::{Body, to_bytes};
+use axum::http::Request;
+use serde_json::{Value, json};
+use support::{ADAPTERS, Door, cosine, embeddings, fixture, gap, kinds, named, read, rows, test_device, texts};
+use veneer::kernels::Device;
+
+/// The device, or none with a word why.
+fn device() -> Option<String> {
+    let name = test_device().unwrap_or_else(|| "emulated".into());
+    match Device::named(&name) {
+        Ok(_) => Some(name),
+        Err(reason) => {
+            println!("skipped: {reason}");
+            None
+        }
+    }
+}
+
+/// Families of which each has something that the others do not.
+const FAMILIES: [&str; 9] =
+    ["bert", "mpnet", "qwen3", "modernbert", "gemma3", "jina-v2", "nomic-v2-moe", "deberta-v2", "t5-gated"];
+
+/// A family's base and three adapters there.
+fn door(family: &str, device: &str, keys: &[(&str, &str)]) -> Door {
+    let adapters = ADAPTERS.map(|adapter| named(adapter, &format!("{family}/{adapter}")));
+    let keys: Vec<_> =
+        [("device", device), ("max_batch_tokens", "2048")].into_iter().chain(keys.iter().copied()).collect();
+    Door::open(&[named("base", &format!("{family}/base"))], &adapters, &keys)
+}
+
+/// Every text under the base and every adapter, interleaved, in one request.
+fn mixed(golden: &Value) -> (Value, Vec<Vec<f32>>) {
+    let (texts, names) = (texts(golden), [None, Some(ADAPTERS[0]), Some(ADAPTERS[1]), Some(ADAPTERS[2])]);
+    let inputs: Vec<&String> = texts.iter().flat_map(|text| [text; 4]).collect();
+    let adapters: Vec<_> = texts.iter().flat_map(|_| names).collect();
+    let oracle = names.map(|name| rows(&golden[name.unwrap_or("base")]));
+    let oracle = (0..texts.len()).flat_map(|text| oracle.iter().map(move |rows| rows[text].clone())).collect();
+    let body = json!({"model": "base", "adapters": adapters, "input": inputs, "normalize": false, "truncate": true});
+    (body, oracle)
+}
+
+#[tokio::test]
+async fn a_mixed_batch_is_within_1e5_of_the_oracle_and_in_16_bits_points_the_same_way() {
+    let Some(device) = device() else { return };
+    for family in FAMILIES {
+        let golden = read(&format!("{family}/golden.json"));
+        let (body, oracle) = mixed(&golden);
+        let (status, reply) = door(family, &device, &[]).ask(body.clone()).await;
+        assert_eq!(status, 200, "{reply}");
+        let error = gap(&embeddings(&reply), &oracle);
+        let mut cosines = Vec::new();
+        for dtype in ["bfloat16", "float16"] {
+            let (status, reply) = door(family, &device, &[("dtype", dtype)]).ask(body.clone()).await;
+            assert_eq!(status, 200, "{reply}");
+            cosines.push(cosine(&embeddings(&reply), &oracle));
+        }
+        println!("{family:16} f32 {error:.1e}, cosines bf16 {:.6}, f16 {:.6}", cosines[0], cosines[1]);
+        assert!(error <= 1e-5, "{family}: {error}");
+        // Of checkpoints of random numbers; a trained model's vectors turn far less. Of experts chosen by such numbers
+        // rounding makes others.
+        let is_near = family == "nomic-v2-moe" || cosines[0] >= 0.995 && cosines[1] >= 0.9999;
+        assert!(is_near, "{family}: {cosines:?}");
+    }
+}
+
+#[tokio::test]
+async fn every_kind_of_adapter_is_within_1e5_of_the_oracle() {
+    let Some(device) = device() else { return };
+    for base in ["bert", "qwen2"] {
+        let golden = read(&format!("peft/{base}/golden.json"));
+        let kinds = kinds(&golden);
+        let adapters: Vec<String> = kinds.iter().map(|kind| named(kind, &format!("peft/{base}/{kind}"))).collect();
+        assert!(fixture(&format!("peft/{base}")).is_dir() && kinds.len() > 20);
+        let keys = [("device", device.as_str()), ("max_batch_tokens", "2048")];
+        let door = Door::open(&[named("base", &format!("{base}/base"))], &adapters, &keys);
+        for kind in &kinds {
+            let error = gap(&door.vectors(kind, texts(&golden)).await, &rows(&golden[kind]));
+            assert!(error <= 1e-5, "{base} {kind}: {error}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_batch_that_does_not_fit_into_memory_is_halved_and_nothing_is_lost() {
+    if test_device().is_some() || device().is_none() {
+        return;
+    }
+    let inputs: Vec<String> = (0..600).map(|i| format!("the quick brown fox jumps over the lazy dog {i}")).collect();
+    let body = json!({"model": "base", "input": inputs, "normalize": false});
+    let mut answers = Vec::new();
+    for device in ["emulated:4", "emulated:256"] {
+        let keys = [("device", device), ("max_batch_tokens", "100000")];
+        let door = Door::open(&[named("base", "bert/base")], &[], &keys);
+        let (status, reply) = door.ask(body.clone()).await;
+        assert_eq!(status, 200, "{device}: {reply}");
+        answers.push((embeddings(&reply), halved(&door).await));
+    }
+    let [(small, some), (large, as_many)] = answers.as_slice() else { panic!("two devices") };
+    assert!(*some > 0 && some == as_many, "{some} {as_many}");
+    assert!(gap(small, large) <= 1e-6);
+}
+
+/// How many batches of this process were halved.
+async fn halved(door: &Door) -> u64 {
+    let request = Request::get("/metrics").body(Body::empty()).unwrap();
+    let text = to_bytes(door.send(request).await.into_body(), usize::MAX).await.unwrap();
+    let text = String::from_utf8(text.to_vec()).unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix("veneer_batches_halved_total "));
+    line.map_or(0, |count| count.parse().unwrap())
+}
+
+#[tokio::test]
+async fn a_batch_is_as_large_as_the_free_memory_allows() {
+    if test_device().is_some() || device().is_none() {
+        return;
+    }
+    let tokens = ["emulated:16", "emulated:64"].map(|device| {
+        let door = Door::open(&[named("base", "bert/base")], &[], &[("device", device)]);
+        door.app.serving().unwrap().registry.batch_tokens_max().unwrap()
+    });
+    println!("{tokens:?}");
+    assert!(tokens[0] > 100 && tokens[1] > 3 * tokens[0], "{tokens:?}");
+}
