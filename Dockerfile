@@ -1,16 +1,25 @@
-# docker build -t veneer .
-#
-# The crate has no CUDA feature yet: the default, a CPU build, is the only one. A build with features would take
-#   --build-arg FEATURES=... --build-arg BUILD=(Rust and what the features need) --build-arg RUNTIME=(their libraries)
-ARG BUILD=rust:1.95-slim-bookworm
-ARG RUNTIME=debian:bookworm-slim
+# docker build -t veneer .                          for CPUs
+# docker build -t veneer --build-arg DEVICE=cuda .  for NVIDIA's GPUs from A100 on, with a driver of CUDA 13; where there is
+#                                                   none, it runs on the CPU
+ARG DEVICE=cpu
+ARG CUDA=13.0.1
 
-FROM ${BUILD} AS build
-ARG FEATURES=""
+FROM rust:1.95-slim-bookworm AS rust
+
+FROM rust AS build-cpu
+ENV FEATURES=""
+
+FROM nvidia/cuda:${CUDA}-devel-ubuntu24.04 AS build-cuda
+COPY --from=rust /usr/local/cargo /usr/local/cargo
+COPY --from=rust /usr/local/rustup /usr/local/rustup
+ENV FEATURES="cuda" CARGO_HOME=/usr/local/cargo RUSTUP_HOME=/usr/local/rustup PATH=/usr/local/cargo/bin:$PATH
+
+FROM build-${DEVICE} AS build
 WORKDIR /build
 # Dependencies first, over an empty crate: a layer that lasts until Cargo.lock changes.
 COPY Cargo.toml Cargo.lock ./
-RUN mkdir src && touch src/lib.rs && echo 'fn main() {}' > src/main.rs \
+COPY src/kernels/cuda/build.rs src/kernels/cuda/
+RUN mkdir benches && touch src/lib.rs benches/engine.rs && echo 'fn main() {}' > src/main.rs \
     && cargo build --release --locked --features "${FEATURES}"
 COPY config config
 COPY src src
@@ -19,7 +28,12 @@ RUN touch src/lib.rs src/main.rs \
     && cargo build --release --locked --features "${FEATURES}" \
     && strip --strip-debug target/release/veneer
 
-FROM ${RUNTIME}
+FROM debian:bookworm-slim AS run-cpu
+
+# With cuBLASLt, which is opened when a GPU is.
+FROM nvidia/cuda:${CUDA}-runtime-ubuntu24.04 AS run-cuda
+
+FROM run-${DEVICE}
 LABEL org.opencontainers.image.title="veneer" \
     org.opencontainers.image.description="Sentence embeddings with any number of PEFT adapters, chosen per request" \
     org.opencontainers.image.licenses="Apache-2.0"

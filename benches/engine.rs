@@ -10,8 +10,8 @@ use candle_core::{Device, Tensor as Host};
 use std::hint::black_box;
 use std::time::Instant;
 use veneer::kernels::{
-    Activation, Attention, Format, Gate, Memory, NormKind, Packed, Pooling, Sequences, Tensor, Threads, activate,
-    add_product, attention, norm, pool, product,
+    Activation, Attention, Format, Gate, Memory, NormKind, Normalization, Packed, Pooling, Sequences, Tensor, Threads,
+    activate, add_product, attention, norm, pool, product,
 };
 
 #[global_allocator]
@@ -96,7 +96,9 @@ impl Sizes {
         let seconds = median(|| attention(&q, &k, &v, &op).unwrap());
         line("attention", seconds, 4.0 * (tokens * length * hidden) as f64);
         let (weight, bias) = (vector(hidden), vector(hidden));
-        let normed = || norm(&x, Some(&x), NormKind::Layer, &weight, Some(&bias), 1e-12).unwrap();
+        let (kind, eps) = (NormKind::Layer, 1e-12);
+        let op = Normalization { kind, weight: &weight, bias: Some(&bias), eps, rounded: None };
+        let normed = || norm(&x, Some(&x), &op).unwrap();
         line("two norms with residuals", 2.0 * median(normed), 0.0);
         println!("  {:28} {:9.1} us  {:.0} tokens/s of 6 layers", "a layer", total * 1e6, tokens as f64 / total / 6.0);
         let (a, b) = (random(hidden, 8), random(8, hidden));

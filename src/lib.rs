@@ -26,7 +26,7 @@
 //! | [`text`] | prompts, tokenizers, limits, truncation |
 //! | [`hub`] | a folder or a Hub `repo@revision` to files |
 //! | [`model`] | a folder to a model; a packed batch to vectors. Knows no text, HTTP, queue or PEFT file |
-//! | [`kernels`] | the operations, a fast twin and a plain one each; the only unsafe but for mapped weights |
+//! | [`kernels`] | the operations, on the CPU a fast twin and a plain one each, on a GPU one more; the only unsafe but for mapped weights |
 //! | [`config`], [`error`], [`folder`], [`telemetry`] | leaves |
 //!
 //! # One request
@@ -39,7 +39,8 @@
 //!    adapter is one row range. No timer: while the device computes, the queue fills, and that is the batching.
 //!    On a CPU, where much waits, each thread takes batches of its own, as long as a core's cache holds, so that no
 //!    product waits for another thread and every answer goes out as soon as it is there; where little does, it is one
-//!    batch, whose operations the threads share.
+//!    batch, whose operations the threads share. On a GPU the next batch is packed and asked for while one is computed; one
+//!    that its memory does not hold is begun again in halves.
 //! 6. [`model::Model::embed`]: one pass of the transformer over packed rows, no padding; each site adds its deltas to
 //!    the rows of the adapters that have one.
 //! 7. Pipelines by segment, one copy to the host, one reply a sequence; the handler joins them in input order.
@@ -80,7 +81,8 @@
 //!    `tests/support`. `cargo test --test golden -- --nocapture` then prints its line; `queue.rs` and `families.rs` hold
 //!    it to mixed batches and half precision.
 //! 6. Where the spec lacks something, add a field or one enum arm in `model/spec`, its meaning in one file of
-//!    `model/layers`, and arithmetic, if it needs any, in one file of `kernels` with a plain twin in its tests.
+//!    `model/layers`, and arithmetic, if it needs any, in one file of `kernels` with a plain twin in its tests, one of
+//!    `kernels/cuda` with its kernels in a `.cu` beside it, a line in `kernels/twins.rs`, and a case in `kernels/selftest`.
 //!
 //! # How to add a type of adapter
 //! 1. One file in `adapters/methods`: a reader of the keys of adapter_config.json that change vectors (what only training
@@ -94,14 +96,20 @@
 //!
 //! # Absent on purpose
 //! - A padded batch, a merged copy of a model, a timer in the batcher, a lock around a model.
-//! - CUDA (the configuration names it, start-up refuses it), loading adapters while serving: not built yet.
+//! - Not built yet: loading adapters while serving; on a GPU replicas on several devices, launches recorded as graphs, and
+//!   updates inside the base's product.
+//! - candle's CUDA. Of its operations a forward pass needs a dozen, all trivial; for them a build takes minutes of nvcc, and
+//!   the binary does not start where CUDA's libraries are missing. [`kernels::Tensor`] is candle's on the CPU and an array of
+//!   our own on a GPU, over a driver that is opened at run time and that a test can replace: the feature `emulated` runs
+//!   the same kernels on the CPU, with every block's threads in turn.
 //! - Of PEFT what learns prompts or prefixes, routes between adapters, draws its matrices from torch's random numbers, or
 //!   changes the base in ways that its weights do not tell (LoftQ, CorDA).
 //! - Of sentence-transformers' modules those that are no part of a transformer's pipeline (convolutions, LSTMs, words and
 //!   their weights, images, sparse and multi-vector encoders), and its modules on features under names of their own.
 //! - A Router in a forward pass: at load every route becomes a pipeline, and a request's kind of text chooses one.
 //! - Hidden states in less than f32: `dtype` is that of a base's matrices, and of what they and attention multiply at that
-//!   moment ([`kernels::Format`]); between products all is f32, and so are norms and adapters.
+//!   moment ([`kernels::Format`]); between products all is f32, and so are norms and adapters. On a GPU what a product gives
+//!   is of `dtype` until it is added to the hidden states, and so are the factors of adapters.
 //! - A pool of tasks below the engine: [`kernels::Threads`] share one operation, or take batches from the queue, never both.
 //! - `folder` is a leaf, not part of `hub`, because models, adapters and tokenizers read folders and know no Hub.
 

@@ -1,6 +1,7 @@
-//! The operations of a forward pass, one a file: a fast CPU twin, and a plain one in its tests.
-//! They know tensors and packed rows, and nothing of models. Elements are f32, but for weights: [`Packed`] holds them as
-//! the machine multiplies fastest. Which instructions there are is asked at run time.
+//! The operations of a forward pass, one a file: a fast CPU twin, and a plain one in its tests; `cuda` has a GPU's, and
+//! `twins` goes to the one or the other. They know tensors and packed rows, and nothing of models. On the CPU elements are
+//! f32, but for weights: [`Packed`] holds them as the machine multiplies fastest. Which instructions there are is asked at
+//! run time.
 
 mod activation;
 mod attention;
@@ -32,7 +33,7 @@ pub use attention::Attention;
 pub use device::Device;
 pub use disentangled::Disentangled;
 pub use finite::all_finite;
-pub use norm::NormKind;
+pub use norm::{NormKind, Normalization};
 pub use packed::{Format, Memory, Packed, Update};
 pub use pooling::Pooling;
 pub use rotary::rotary_tables;

@@ -4,7 +4,7 @@
 use super::math::{sum, vectorized};
 use super::threads::made_rows;
 use super::view::{Rows, dense, with_dense};
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, DType, Layout, Result, Shape, Tensor};
 
 /// Which normalization.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,6 +13,20 @@ pub enum NormKind {
     Layer,
     /// Divided by the root of the mean square.
     Rms,
+}
+
+/// A normalization with its parameters; tensors of `T`.
+pub struct Normalization<'a, T> {
+    /// Which one.
+    pub kind: NormKind,
+    /// `[width]`.
+    pub weight: &'a T,
+    /// `[width]`.
+    pub bias: Option<&'a T>,
+    /// Added to the variance.
+    pub eps: f32,
+    /// On a GPU: the type of 16 bits in which the result is wanted too, as products take it.
+    pub rounded: Option<DType>,
 }
 
 /// `norm(x + residual) * weight + bias` over the last dimension of `x`; the result is dense, shaped as `x`.

@@ -17,6 +17,12 @@ fn uniform() -> f64 {
     (((x ^ (x >> 31)) >> 11) + 1) as f64 / (1u64 << 53) as f64
 }
 
+/// A whole number below another.
+#[cfg(test)]
+pub fn below(end: usize) -> usize {
+    (uniform() * end as f64).ceil() as usize - 1
+}
+
 /// Normal around 0 (Box and Muller).
 pub fn normal(deviation: f64, shape: impl Into<Shape>) -> Tensor {
     let shape = shape.into();

@@ -7,7 +7,7 @@ use super::cuda::{self, Array};
 use super::disentangled::Disentangled;
 use super::sequences::Sequences;
 use super::tensor::Tensor;
-use super::{Activation, Gate, NormKind, Pooling};
+use super::{Activation, Gate, Normalization, Pooling};
 use super::{activation, columns, lookup, pooling, rotary};
 use crate::error::{Error, Result};
 use candle_core::{DType, Device};
@@ -27,17 +27,14 @@ fn on_gpu(tensor: Option<&Tensor>) -> Result<Option<&Array>> {
 }
 
 /// See the twins.
-pub fn norm(
-    x: &Tensor,
-    residual: Option<&Tensor>,
-    kind: NormKind,
-    weight: &Tensor,
-    bias: Option<&Tensor>,
-    eps: f32,
-) -> Result<Tensor> {
+pub fn norm(x: &Tensor, residual: Option<&Tensor>, norm: &Normalization<Tensor>) -> Result<Tensor> {
+    let Normalization { kind, weight, bias, eps, rounded } = *norm;
     Ok(match x {
         Tensor::Cpu(x) => super::norm::norm(x, on_cpu(residual)?, kind, weight.cpu()?, on_cpu(bias)?, eps)?.into(),
-        Tensor::Gpu(x) => Tensor::Gpu(cuda::norm(x, on_gpu(residual)?, kind, weight.array()?, on_gpu(bias)?, eps)?),
+        Tensor::Gpu(x) => {
+            let norm = Normalization { kind, weight: weight.array()?, bias: on_gpu(bias)?, eps, rounded };
+            Tensor::Gpu(cuda::norm(x, on_gpu(residual)?, &norm)?)
+        }
     })
 }
 

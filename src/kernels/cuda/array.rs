@@ -16,6 +16,8 @@ pub struct Array {
     dims: Vec<usize>,
     /// Elements from one index to the next, a dimension each.
     strides: Vec<usize>,
+    /// The same in 16 bits, where what made it made that too.
+    rounded: Option<Box<Array>>,
 }
 
 /// Rows of an array: `[outer, inner, width]`.
@@ -33,7 +35,7 @@ impl Array {
     pub fn new(gpu: &Gpu, dtype: DType, dims: &[usize]) -> Result<Self> {
         let elements: usize = dims.iter().product();
         let memory = Arc::new(gpu.allocate(elements * dtype.size_in_bytes())?);
-        Ok(Self { memory, dtype, start: 0, dims: dims.to_vec(), strides: dense_strides(dims) })
+        Ok(Self { memory, dtype, start: 0, dims: dims.to_vec(), strides: dense_strides(dims), rounded: None })
     }
 
     /// A copy of a host's tensor. A matrix that is another's transpose stays one.
@@ -121,6 +123,7 @@ impl Array {
         let mut part = self.clone();
         part.start += first * self.strides[dimension];
         part.dims[dimension] = count;
+        part.rounded = self.rounded.as_ref().map(|all| all.narrow(dimension, first, count)).transpose()?.map(Box::new);
         Ok(part)
     }
 
@@ -129,7 +132,7 @@ impl Array {
         if !self.is_dense() || dims.iter().product::<usize>() != self.elements() {
             return Err(Error::Internal(format!("{:?} with strides {:?} is no {dims:?}", self.dims, self.strides)));
         }
-        Ok(Self { dims: dims.to_vec(), strides: dense_strides(dims), ..self.clone() })
+        Ok(Self { dims: dims.to_vec(), strides: dense_strides(dims), rounded: None, ..self.clone() })
     }
 
     /// The last two dimensions exchanged.
@@ -138,7 +141,7 @@ impl Array {
         if rank < 2 {
             return Err(Error::Internal("a vector has no transpose".into()));
         }
-        let mut array = self.clone();
+        let mut array = Self { rounded: None, ..self.clone() };
         array.dims.swap(rank - 2, rank - 1);
         array.strides.swap(rank - 2, rank - 1);
         Ok(array)
@@ -175,9 +178,18 @@ impl Array {
         self.to_dtype_copied(self.dtype)
     }
 
+    /// The same, of which this is a copy in another type. It must not be changed in place.
+    pub(super) fn with_rounded(self, rounded: Option<Self>) -> Self {
+        Self { rounded: rounded.map(Box::new), ..self }
+    }
+
     /// In another type, or as it is.
     pub fn to_dtype(&self, dtype: DType) -> Result<Self> {
-        if self.dtype == dtype { Ok(self.clone()) } else { self.to_dtype_copied(dtype) }
+        match &self.rounded {
+            _ if self.dtype == dtype => Ok(self.clone()),
+            Some(rounded) if rounded.dtype == dtype => Ok((**rounded).clone()),
+            _ => self.to_dtype_copied(dtype),
+        }
     }
 
     fn to_dtype_copied(&self, dtype: DType) -> Result<Self> {

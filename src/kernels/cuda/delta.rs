@@ -99,15 +99,11 @@ pub struct Touched {
 impl Touched {
     /// Row ranges of adapters; none where there are none.
     pub fn new<'a>(segments: impl Iterator<Item = (Range<usize>, &'a Factors)>) -> Result<Option<Self>> {
-        let (mut tiles, mut ranks, mut gpu) = (Vec::new(), Vec::new(), None);
-        for (rows, factors) in segments {
-            let address = words(factors.table.address());
-            tiles.extend(split(rows).flat_map(|(first, count)| [address, [first as u32, count as u32]]).flatten());
-            ranks.push(factors.ranks.clone());
-            gpu = Some(factors.table.gpu().clone());
-        }
-        let Some(gpu) = gpu else { return Ok(None) };
-        Ok(Some(Self { tiles: Array::of_numbers(&gpu, &tiles)?, ranks }))
+        let segments: Vec<_> = segments.collect();
+        let Some((_, first)) = segments.first() else { return Ok(None) };
+        let tiles = tiles(segments.iter().map(|(rows, factors)| (rows.clone(), factors.table.address())));
+        let ranks = segments.iter().map(|(_, factors)| factors.ranks.clone()).collect();
+        Ok(Some(Self { tiles: Array::of_numbers(first.table.gpu(), &tiles)?, ranks }))
     }
 
     /// The most that ranks of some sites add up to in one adapter.
@@ -133,9 +129,14 @@ impl Touched {
     }
 }
 
-/// A row range as tiles: first row and count each.
-fn split(rows: Range<usize>) -> impl Iterator<Item = (usize, usize)> {
-    rows.clone().step_by(TILE).map(move |first| (first, TILE.min(rows.end - first)))
+/// Row ranges with the addresses of their adapters' tables, as tiles: the address, the first row, and how many, no more
+/// than [`TILE`].
+fn tiles(segments: impl Iterator<Item = (Range<usize>, u64)>) -> Vec<u32> {
+    let tile = |first: usize, end: usize| [first as u32, TILE.min(end - first) as u32];
+    let split = |(rows, address): (Range<usize>, u64)| {
+        rows.clone().step_by(TILE).flat_map(move |first| [words(address), tile(first, rows.end)])
+    };
+    segments.flat_map(split).flatten().collect()
 }
 
 /// The left factors of a projection's updates, for all rows of a batch.
@@ -163,13 +164,30 @@ impl Grouped {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernels::sample::below;
 
     #[test]
-    fn tiles_cover_a_range_once_and_in_order() {
-        for (start, end) in [(0, 1), (3, 67), (0, 64), (5, 70), (128, 1000), (9, 9)] {
-            let rows: Vec<usize> = split(start..end).flat_map(|(first, count)| first..first + count).collect();
-            assert_eq!(rows, (start..end).collect::<Vec<_>>());
-            assert!(split(start..end).all(|(_, count)| (1..=TILE).contains(&count)));
+    fn of_any_segments_every_row_is_in_one_tile_with_its_own_adapters_address() {
+        for _ in 0..200 {
+            let (mut end, mut segments) = (0, Vec::new());
+            for segment in 0..below(40) {
+                let first = end + below(3) * below(100);
+                end = first + below(200);
+                segments.push((first..end, (segment as u64 + 1) << 33 | 0x1000));
+            }
+            let mut owners = vec![None; end];
+            for tile in tiles(segments.iter().cloned()).as_chunks::<4>().0 {
+                let [low, high, first, count] = *tile;
+                assert!((1..=TILE as u32).contains(&count));
+                for owner in &mut owners[first as usize..(first + count) as usize] {
+                    let before = owner.replace(u64::from(high) << 32 | u64::from(low));
+                    assert_eq!(before, None, "a row in two tiles");
+                }
+            }
+            for (row, owner) in owners.into_iter().enumerate() {
+                let segment = segments.iter().find(|(rows, _)| rows.contains(&row));
+                assert_eq!(owner, segment.map(|(_, address)| *address), "row {row}");
+            }
         }
     }
 

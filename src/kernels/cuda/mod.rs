@@ -14,11 +14,11 @@ mod delta;
 mod driver;
 #[cfg(feature = "emulated")]
 mod emulated;
-#[cfg_attr(not(any(feature = "cuda", feature = "emulated")), expect(dead_code, reason = "no device makes use of it"))]
 mod gpu;
 #[cfg_attr(not(any(feature = "cuda", feature = "emulated")), expect(dead_code, reason = "no device makes use of it"))]
 mod launch;
 mod lookup;
+#[cfg_attr(not(any(feature = "cuda", feature = "emulated")), expect(dead_code, reason = "no device makes use of it"))]
 mod matmul;
 mod norm;
 mod pooling;

@@ -67,9 +67,9 @@ template <int N, typename X, typename R> struct Row {
     }
 };
 
-template <int N, typename Y, typename X, typename R>
-__device__ void norm_row(Y *y, const X *x, const R *residual, const float *weight, const float *bias, bool is_layer,
-                         float eps, int width) {
+template <int N, typename Y, typename Z, typename X, typename R>
+__device__ void norm_row(Y *y, Z *rounded, const X *x, const R *residual, const float *weight, const float *bias,
+                         bool is_layer, float eps, int width) {
     Row<N, X, R> row(x, residual, width);
     float mean = is_layer ? row.sum([](float v) { return v; }) / width : 0.0f;
     float variance = row.sum([=](float v) { return (v - mean) * (v - mean); }) / width;
@@ -80,19 +80,21 @@ __device__ void norm_row(Y *y, const X *x, const R *residual, const float *weigh
         if (bias) read_columns(biases, bias + column);
         for (int i = 0; i < N; i++) results[i] = (values[i] - mean) * scale * weights[i] + biases[i];
         write_columns(y + column, results);
+        if (rounded) write_columns(rounded + column, results);
     });
 }
 
-template <typename Y, typename X, typename R>
-__device__ void norm(Y *y, const X *x, const R *residual, const float *weight, const float *bias, bool is_layer,
-                     float eps, int inner, int width, int x_outer, int x_inner) {
+template <typename Y, typename Z, typename X, typename R>
+__device__ void norm(Y *y, Z *rounded, const X *x, const R *residual, const float *weight, const float *bias,
+                     bool is_layer, float eps, int inner, int width, int x_outer, int x_inner) {
     x += static_cast<long long>(blockIdx.x / inner) * x_outer + static_cast<long long>(blockIdx.x % inner) * x_inner;
     y += static_cast<long long>(blockIdx.x) * width;
+    if (rounded) rounded += static_cast<long long>(blockIdx.x) * width;
     if (residual) residual += static_cast<long long>(blockIdx.x) * width;
-    if (are_wide(width, y, x, residual, weight, bias)) {
-        norm_row<WIDE>(y, x, residual, weight, bias, is_layer, eps, width);
+    if (are_wide(width, y, rounded, x, residual, weight, bias)) {
+        norm_row<WIDE>(y, rounded, x, residual, weight, bias, is_layer, eps, width);
     } else {
-        norm_row<1>(y, x, residual, weight, bias, is_layer, eps, width);
+        norm_row<1>(y, rounded, x, residual, weight, bias, is_layer, eps, width);
     }
 }
 
@@ -110,19 +112,21 @@ template <int N> __device__ void unit_row(float *y, const float *x, int width) {
 
 } // namespace
 
-#define NORM(NAME, Y, X, R)                                                                                            \
-    KERNEL(NAME, Y *y, const X *x, const R *residual, const float *weight, const float *bias, int is_layer,            \
-           float eps, int inner, int width, int x_outer, int x_inner) {                                                \
-        norm(y, x, residual, weight, bias, is_layer, eps, inner, width, x_outer, x_inner);                             \
+// Of X and R to Y, and where `rounded` is not null to Z too.
+#define NORM(NAME, Y, Z, X, R)                                                                                         \
+    KERNEL(NAME, Y *y, Z *rounded, const X *x, const R *residual, const float *weight, const float *bias,              \
+           int is_layer, float eps, int inner, int width, int x_outer, int x_inner) {                                  \
+        norm(y, rounded, x, residual, weight, bias, is_layer, eps, inner, width, x_outer, x_inner);                    \
     }
 
-NORM(norm_f32_f32, float, float, float)
-NORM(norm_bf16_f32, float, bf16, float)
-NORM(norm_f16_f32, float, f16, float)
-NORM(norm_f32_bf16, float, float, bf16)
-NORM(norm_f32_f16, float, float, f16)
-NORM(norm_bf16_bf16, bf16, bf16, bf16)
-NORM(norm_f16_f16, f16, f16, f16)
+NORM(norm_f32_f32_bf16, float, bf16, float, float)
+NORM(norm_f32_f32_f16, float, f16, float, float)
+NORM(norm_bf16_f32_bf16, float, bf16, bf16, float)
+NORM(norm_f16_f32_f16, float, f16, f16, float)
+NORM(norm_f32_bf16_bf16, float, bf16, float, bf16)
+NORM(norm_f32_f16_f16, float, f16, float, f16)
+NORM(norm_bf16_bf16_bf16, bf16, bf16, bf16, bf16)
+NORM(norm_f16_f16_f16, f16, f16, f16, f16)
 
 KERNEL(unit_f32, float *y, const float *x, int width, int x_stride) {
     y += static_cast<long long>(blockIdx.x) * width;

@@ -3,27 +3,27 @@
 use super::array::Array;
 use super::launch::{Launch, suffix};
 use crate::error::Result;
-use crate::kernels::NormKind;
+use crate::kernels::{NormKind, Normalization};
 use candle_core::DType;
 
 /// See the CPU twin. The result is f32 where `x` or the residual is, else of their type; weights are f32.
-pub fn norm(
-    x: &Array,
-    residual: Option<&Array>,
-    kind: NormKind,
-    weight: &Array,
-    bias: Option<&Array>,
-    eps: f32,
-) -> Result<Array> {
+pub fn norm(x: &Array, residual: Option<&Array>, norm: &Normalization<Array>) -> Result<Array> {
     let rows = x.rows()?;
     let other = residual.map_or(x.dtype(), Array::dtype);
     let dtype = if other == x.dtype() { other } else { DType::F32 };
     let y = Array::new(x.gpu(), dtype, x.dims())?;
-    let launch = Launch::on(x.gpu()).array(&y).array(x).optional(residual).array(weight).optional(bias);
-    let launch = launch.int(i32::from(kind == NormKind::Layer)).float(eps);
+    // Of three types one at least is of 16 bits.
+    let halves = [x.dtype(), other, norm.rounded.unwrap_or(DType::BF16)];
+    let half = halves.into_iter().find(|dtype| *dtype != DType::F32).unwrap_or(DType::BF16);
+    let rounded = norm.rounded.filter(|rounded| dtype == DType::F32 && *rounded == half);
+    let rounded = rounded.map(|rounded| Array::new(x.gpu(), rounded, x.dims())).transpose()?;
+    let launch = Launch::on(x.gpu()).array(&y).optional(rounded.as_ref()).array(x).optional(residual);
+    let launch = launch.array(norm.weight).optional(norm.bias);
+    let launch = launch.int(i32::from(norm.kind == NormKind::Layer)).float(norm.eps);
     let launch = launch.sizes([rows.inner, rows.width, rows.outer_stride, rows.inner_stride]);
-    launch.run(&format!("norm_{}_{}", suffix(x.dtype()), suffix(other)), [rows.outer * rows.inner, 1])?;
-    Ok(y)
+    let kernel = format!("norm_{}_{}_{}", suffix(x.dtype()), suffix(other), suffix(half));
+    launch.run(&kernel, [rows.outer * rows.inner, 1])?;
+    Ok(y.with_rounded(rounded))
 }
 
 /// See the CPU twin; of f32.

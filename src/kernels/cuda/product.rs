@@ -1,6 +1,6 @@
 //! Matrix products, by cuBLASLt. See the CPU twin of the same name.
 
-use super::activation::activate;
+use super::activation::{activate, carried_out};
 use super::array::Array;
 use super::matmul::{self, Element, Matmul, Operand};
 use crate::error::{Error, Result};
@@ -12,7 +12,7 @@ pub fn product(x: &Array, weight: &Array, bias: Option<&Array>, activation: Opti
     let y = Array::new(x.gpu(), weight.dtype(), &[x.dims()[0], weight.dims()[1]])?;
     let bias = bias.map(|bias| bias.to_dtype(weight.dtype())).transpose()?;
     // cuBLASLt's GELU is the approximation by tanh.
-    let fused = match activation {
+    let fused = match activation.map(|activation| carried_out(activation, weight.dtype())) {
         Some(Activation::Relu) => Some(matmul::Activation::Relu),
         Some(Activation::GeluTanh) => Some(matmul::Activation::GeluTanh),
         _ => None,

@@ -2,10 +2,11 @@
 
 use super::Loader;
 use crate::error::Result;
-use crate::kernels::{NormKind, Tensor, norm, sum};
+use crate::kernels::{NormKind, Normalization, Tensor, norm, sum};
 use crate::model::delta::{Delta, NormDelta, Plan};
 use crate::model::sites::Site;
 use crate::model::spec;
+use candle_core::DType;
 
 /// LayerNorm or RMSNorm over the last dimension.
 pub struct Norm {
@@ -16,6 +17,8 @@ pub struct Norm {
     less: Option<Tensor>,
     bias: Option<Tensor>,
     eps: f32,
+    /// See [`Normalization`].
+    rounded: Option<DType>,
     /// None: adapters cannot change it.
     site: Option<Site>,
 }
@@ -30,11 +33,12 @@ impl Norm {
     /// The same that no adapter can change.
     pub fn load_fixed(spec: &spec::Norm, width: usize, loader: &Loader) -> Result<Self> {
         let weight = loader.tensor(&spec.path, "weight", &[width])?;
+        let rounded = Some(loader.format.dtype()).filter(|dtype| *dtype != DType::F32);
         let less = if spec.less_one { Some(loader.place(&weight.ones_like()?)?) } else { None };
         let weight = loader.place(&weight)?;
         let weight = less.as_ref().map_or_else(|| Ok(weight.clone()), |ones| sum(&weight, ones))?;
         let bias = if spec.bias { Some(loader.place(&loader.tensor(&spec.path, "bias", &[width])?)?) } else { None };
-        Ok(Self { kind: spec.kind, weight, less, bias, eps: spec.eps as f32, site: None })
+        Ok(Self { kind: spec.kind, weight, less, bias, eps: spec.eps as f32, rounded, site: None })
     }
 
     /// `norm(x)`, shaped as `x [tokens, ...]`.
@@ -47,9 +51,13 @@ impl Norm {
         self.run(x, Some(residual), plan)
     }
 
+    fn with<'a>(&self, weight: &'a Tensor, bias: Option<&'a Tensor>) -> Normalization<'a, Tensor> {
+        Normalization { kind: self.kind, weight, bias, eps: self.eps, rounded: self.rounded }
+    }
+
     fn run(&self, x: &Tensor, residual: Option<&Tensor>, plan: &Plan) -> Result<Tensor> {
         let Some(site) = self.site.filter(|site| plan.changes(*site)) else {
-            return norm(x, residual, self.kind, &self.weight, self.bias.as_ref(), self.eps);
+            return norm(x, residual, &self.with(&self.weight, self.bias.as_ref()));
         };
         plan.by_range(x.dims()[0], site, |rows, delta| {
             let part = |t: &Tensor| t.narrow(0, rows.start, rows.len());
@@ -61,7 +69,7 @@ impl Norm {
                 }
                 bias = own_bias.as_ref().or(bias);
             }
-            norm(&part(x)?, residual.as_ref(), self.kind, &weight, bias, self.eps)
+            norm(&part(x)?, residual.as_ref(), &self.with(&weight, bias))
         })
     }
 }

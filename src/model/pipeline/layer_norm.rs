@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::folder::Folder;
-use crate::kernels::{Device, NormKind, Tensor, norm};
+use crate::kernels::{Device, NormKind, Normalization, Tensor, norm};
 use crate::model::checkpoint::Checkpoint;
 use serde::Deserialize;
 use std::path::PathBuf;
@@ -47,7 +47,8 @@ impl LayerNorm {
 
     /// `[rows, width]` -> the same shape.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        norm(x, None, NormKind::Layer, &self.weight, Some(&self.bias), EPS)
+        let (kind, weight, bias) = (NormKind::Layer, &self.weight, Some(&self.bias));
+        norm(x, None, &Normalization { kind, weight, bias, eps: EPS, rounded: None })
     }
 }
 

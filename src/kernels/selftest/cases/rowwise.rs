@@ -4,9 +4,10 @@ use super::{BOUND, Case, Shape, case};
 use crate::kernels::sample::normal;
 use crate::kernels::selftest::Side;
 use crate::kernels::twins::{
-    activate, add_difference, add_to_each, look_up, norm, pick, pool, scale_columns, scatter_add, sum, unit,
+    activate, add_difference, add_to_each, look_up, norm, operand, pick, pool, scale_columns, scatter_add, sum, unit,
 };
-use crate::kernels::{Activation, Gate, NormKind, Pooling};
+use crate::kernels::{Activation, Gate, NormKind, Normalization, Pooling};
+use candle_core::DType;
 
 /// Every case.
 pub fn all(shape: &Shape) -> Vec<Case> {
@@ -96,7 +97,13 @@ fn norms(shape: &Shape) -> Vec<Case> {
             let (x, weight, bias) = (side.rounded(&x)?, side.exact(&weight)?, side.exact(&bias)?);
             let residual = if with_residual { Some(side.exact(&residual)?) } else { None };
             let bias = with_residual.then_some(bias);
-            Ok(Box::new(move || norm(&x, residual.as_ref(), kind, &weight, bias.as_ref(), 1e-5)))
+            let rounded = Some(side.dtype).filter(|dtype| *dtype != DType::F32);
+            Ok(Box::new(move || {
+                let norm_of = Normalization { kind, weight: &weight, bias: bias.as_ref(), eps: 1e-5, rounded };
+                let y = norm(&x, residual.as_ref(), &norm_of)?;
+                // What products take.
+                if with_residual { rounded.map_or(Ok(y.clone()), |dtype| operand(&y, dtype)) } else { Ok(y) }
+            }))
         }));
     }
     cases.push(case("unit", BOUND, shape.passes(2), move |side| {
