@@ -31,13 +31,16 @@ import time
 import urllib.error
 import urllib.request
 
+# Each with the peer that computes as it does.
 DTYPES = {"float32": "ort", "bfloat16": "ov-bf16", "int8": "ort-int8"}
+ON_GPU = {"float32": "", "bfloat16": "", "float16": ""}
 SETS = ["short", "passage", "mixed"]
 
 
 class Bench:
     def __init__(self, options):
         self.options = options
+        self.dtypes = DTYPES if options.device in ["auto", "cpu"] else ON_GPU
         self.figures = {}
 
     def note(self, row, column, figure):
@@ -59,7 +62,7 @@ class Bench:
 
     def peers(self, names):
         """What peers print, run one after the other in a process of their own."""
-        if not self.options.peers:
+        if not self.options.peers or not all(names):
             return []
         command = shlex.split(self.options.peers) + names
         lines = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()
@@ -71,7 +74,7 @@ class Bench:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         command = [self.options.binary, "serve", "--port", str(port), "--log-level", "error", "--dtype", dtype]
-        command += ["--model", f"base={self.options.model}", *arguments]
+        command += ["--device", self.options.device, "--model", f"base={self.options.model}", *arguments]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         process.address = f"127.0.0.1:{port}"
         try:
@@ -94,7 +97,7 @@ def table(head, rows):
 
 def speed(bench):
     for _ in range(bench.options.rounds):
-        for dtype, peer in DTYPES.items():
+        for dtype, peer in bench.dtypes.items():
             with bench.server(dtype) as server:
                 for which in SETS:
                     bench.note(dtype, which, bench.load(server, which)["tokens_per_s"])
@@ -106,10 +109,10 @@ def speed(bench):
         for line in bench.peers(["peak"]):
             print(json.dumps(line))
     rows = []
-    for dtype, peer in DTYPES.items():
+    for dtype, peer in bench.dtypes.items():
         ours = [bench.median(dtype, which) for which in SETS]
         rows.append([f"veneer {dtype}", *ours, bench.median(dtype, "p50"), bench.median(dtype, "p99")])
-        if bench.options.peers:
+        if bench.options.peers and peer:
             theirs = [bench.median(peer, which) for which in SETS]
             rows.append([peer, *theirs, "", ""])
             rows.append(["ratio", *(a / b for a, b in zip(ours, theirs)), "", ""])
@@ -119,7 +122,7 @@ def speed(bench):
 def adapters(bench):
     folder = bench.options.adapters or sys.exit("--adapters FOLDER")
     for _ in range(bench.options.rounds):
-        for dtype in DTYPES:
+        for dtype in bench.dtypes:
             with bench.server(dtype, "--adapters", folder) as server:
                 listed = json.load(urllib.request.urlopen(f"http://{server.address}/v1/models"))["data"]
                 names = [model["id"] for model in listed if model["id"] != "base"]
@@ -127,7 +130,7 @@ def adapters(bench):
                     for row, models in [("base", ["base"]), ("adapters", names)]:
                         bench.note((dtype, row), which, bench.load(server, which, models=models)["tokens_per_s"])
     rows = []
-    for dtype in DTYPES:
+    for dtype in bench.dtypes:
         both = [[bench.median((dtype, row), which) for which in SETS] for row in ["base", "adapters"]]
         rows += [[f"{dtype}, base", *both[0]], [f"{dtype}, {len(names)} adapters in turn", *both[1]]]
         rows.append(["ratio", *(b / a for a, b in zip(*both))])
@@ -183,11 +186,12 @@ def main():
     parser.add_argument("tables", nargs="+", choices=["speed", "adapters", "lengths", "memory"])
     parser.add_argument("--binary", default="target/release/veneer")
     parser.add_argument("--model", required=True)
+    parser.add_argument("--device", default="auto", help="as the server takes it; on a GPU no peer is measured")
     parser.add_argument("--loadgen", required=True)
     parser.add_argument("--workload", required=True)
     parser.add_argument("--peers", default="", help="a command")
     parser.add_argument("--adapters", default="", help="a folder of adapters")
-    parser.add_argument("--dtype", default="float32", choices=list(DTYPES), help="of the tables of lengths and memory")
+    parser.add_argument("--dtype", default="float32", choices=list(DTYPES | ON_GPU), help="of the tables of lengths and memory")
     parser.add_argument("--lengths", default="16,32,64,128,256")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=3)

@@ -109,5 +109,10 @@ fn emulate() {
     build.cpp(true).std("c++17").opt_level(2).define("EMULATED", None).warnings(false);
     // By their names the compiler would not know what they are.
     build.flag("-x").flag("c++").files(files("cu")).files(files("cpp"));
+    // What a GPU does not forgive: it faults where a load of several numbers is not aligned.
+    let checks = ["-fsanitize=alignment,bounds,shift,integer-divide-by-zero", "-fsanitize-undefined-trap-on-error"];
+    checks.iter().for_each(|flag| {
+        build.flag_if_supported(flag);
+    });
     build.link_lib_modifier("+whole-archive").compile("emulated_kernels");
 }

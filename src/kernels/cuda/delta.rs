@@ -197,4 +197,38 @@ mod tests {
         let bytes: Vec<u8> = words(address).iter().flat_map(|word| word.to_le_bytes()).collect();
         assert_eq!(bytes, address.to_le_bytes());
     }
+
+    /// Factors of random sites and ranks take their own bytes and a table, and no more, and are found where the table says.
+    #[cfg(feature = "emulated")]
+    #[test]
+    fn factors_lie_in_memory_of_their_exact_size_where_their_table_says() {
+        use crate::kernels::sample::normal;
+        let gpu = Gpu::emulated(64).unwrap();
+        for dtype in [DType::F32, DType::BF16, DType::F16] {
+            for _ in 0..20 {
+                let (sites, inputs) = (1 + below(30), 1 + below(50));
+                let changed: Vec<usize> = (0..sites).filter(|_| below(2) == 0).collect();
+                let factor = |rank: usize| (normal(1.0, (inputs, rank)), normal(1.0, (rank, 1 + below(50))));
+                let pairs: Vec<(Tensor, Tensor)> = changed.iter().map(|_| factor(1 + below(20))).collect();
+                let list: Vec<Factor> = changed.iter().zip(&pairs).map(|(site, (a, b))| (*site, a, b)).collect();
+                let (factors, bytes) = gpu.watch(|| Factors::new(&gpu, sites, dtype, &list)).unwrap();
+                let elements: usize = pairs.iter().map(|(a, b)| a.elem_count() + b.elem_count()).sum();
+                assert_eq!(bytes, elements * dtype.size_in_bytes() + sites * LINE * 4);
+                let table = factors.table.depart().unwrap().wait().unwrap().to_vec1::<u32>().unwrap();
+                let mut lines: Vec<&[u32]> = table.chunks(LINE).collect();
+                for (place, (site, a, b)) in list.iter().enumerate() {
+                    let windows = factors.windows(place).unwrap();
+                    let ranks = [a.dims()[1] as u32, 0];
+                    let line = [words(windows[0].address()), words(windows[1].address()), ranks];
+                    assert_eq!(std::mem::take(&mut lines[*site]), line.as_flattened());
+                    for (window, factor) in windows.iter().zip([a, b]) {
+                        let there = window.depart().unwrap().wait().unwrap().contiguous().unwrap();
+                        let gap = (there - factor.to_dtype(dtype).unwrap()).unwrap().to_dtype(DType::F32).unwrap();
+                        assert_eq!(gap.abs().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap(), 0.0);
+                    }
+                }
+                assert!(lines.concat().iter().all(|number| *number == 0), "a site without an update");
+            }
+        }
+    }
 }
