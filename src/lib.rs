@@ -34,7 +34,8 @@
 //! 2. [`registry::Registry::find`] turns the name into a lease before anything is queued: unknown is 404, never a
 //!    silent base vector. Where the model has routes, the kind of text chooses one: [`registry::Served::route`].
 //! 3. [`text::Text::encode`] tokenizes, long texts on blocking threads, as many as are configured, and stops with its caller.
-//! 4. [`engine::Engine::admit`] takes permits, one a token; a full queue is 429.
+//! 4. [`http::Serving::replica`] is the least busy device, where there are several with the same models, and
+//!    [`engine::Engine::admit`] takes permits of its queue, one a token; a full queue is 429.
 //! 5. The worker takes what waits for the oldest sequence's model, up to `max_batch_tokens`, and sorts it so that each
 //!    adapter is one row range. No timer: while the device computes, the queue fills, and that is the batching.
 //!    On a CPU, where much waits, each thread takes batches of its own, as long as a core's cache holds, so that no
@@ -96,8 +97,8 @@
 //!
 //! # Absent on purpose
 //! - A padded batch, a merged copy of a model, a timer in the batcher, a lock around a model.
-//! - Not built yet: loading adapters while serving; on a GPU replicas on several devices, launches recorded as graphs, and
-//!   updates inside the base's product.
+//! - Not built yet: loading adapters while serving; on a GPU launches recorded as graphs, and updates inside the base's
+//!   product.
 //! - candle's CUDA. Of its operations a forward pass needs a dozen, all trivial; for them a build takes minutes of nvcc, and
 //!   the binary does not start where CUDA's libraries are missing. [`kernels::Tensor`] is candle's on the CPU and an array of
 //!   our own on a GPU, over a driver that is opened at run time and that a test can replace: the feature `emulated` runs

@@ -57,11 +57,11 @@ where
     telemetry::log(&config.server.log_level, config.server.log_format == LogFormat::Json)?;
     let hub = hub(&config, environment)?;
     let app = Arc::new(App::new(config));
-    let (serving, worker) = Serving::load(&app.config, &hub)?;
+    let (serving, workers) = Serving::load(&app.config, &hub)?;
     app.ready(serving);
     runtime(&app.config)?.block_on(job(app))?;
-    // The job's app was the last; its end is the worker's.
-    worker.join().map_err(|_| anyhow::anyhow!("the worker panicked"))
+    // The job's app was the last; its end is the workers'.
+    Ok(workers.join()?)
 }
 
 /// Listens, loads, serves, drains.
@@ -82,7 +82,7 @@ fn serve(config: Config, environment: &BTreeMap<String, String>) -> anyhow::Resu
             let app = app.clone();
             move || Serving::load(&app.config, &hub)
         });
-        let (serving, worker) = tokio::select! {
+        let (serving, workers) = tokio::select! {
             // Told to stop while it loads.
             ended = &mut server => return Ok(ended??),
             loaded = loaded => loaded??,
@@ -91,10 +91,10 @@ fn serve(config: Config, environment: &BTreeMap<String, String>) -> anyhow::Resu
         println!("veneer is ready on http://{address} after {} ms", began.elapsed().as_millis());
         server.await??;
         drop(app);
-        // A connection that was cut off keeps its app, and so the worker, until the process ends.
-        let joined = tokio::task::spawn_blocking(move || worker.join());
+        // A connection that was cut off keeps its app, and so the workers, until the process ends.
+        let joined = tokio::task::spawn_blocking(move || workers.join());
         match tokio::time::timeout(GRACE, joined).await {
-            Ok(joined) => joined?.map_err(|_| anyhow::anyhow!("the worker panicked")),
+            Ok(joined) => Ok(joined??),
             Err(_) => Ok(()),
         }
     });

@@ -14,7 +14,7 @@ use veneer::text::Reading;
 
 /// Says what was loaded, what each adapter changes on its base, and which bits it all is.
 pub async fn check(app: Arc<App>) -> anyhow::Result<()> {
-    for served in app.serving()?.registry.iter() {
+    for served in app.serving()?.registry().iter() {
         println!("{}", served.label());
         let target = &served.main().target;
         match &target.adapter {
@@ -85,7 +85,7 @@ struct Line<'a> {
 pub async fn embed(app: Arc<App>, texts: Vec<String>) -> anyhow::Result<()> {
     let serving = app.serving()?;
     // An adapter, where there is one, comes after its base.
-    let served = serving.registry.iter().last().context("nothing was loaded")?;
+    let served = serving.registry().iter().last().context("nothing was loaded")?;
     let vectors = vectors(&app, served.label(), texts.iter().map(String::as_str)).await?;
     for (index, (text, vector)) in texts.iter().zip(vectors).enumerate() {
         println!("{}", serde_json::to_string(&Line { index, text, embedding: &vector })?);

@@ -121,8 +121,32 @@ async fn a_batch_is_as_large_as_the_free_memory_allows() {
     }
     let tokens = ["emulated:16", "emulated:64"].map(|device| {
         let door = Door::open(&[named("base", "bert/base")], &[], &[("device", device)]);
-        door.app.serving().unwrap().registry.batch_tokens_max().unwrap()
+        door.app.serving().unwrap().registry().batch_tokens_max().unwrap()
     });
     println!("{tokens:?}");
     assert!(tokens[0] > 100 && tokens[1] > 3 * tokens[0], "{tokens:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn several_devices_share_the_requests_and_answer_alike() {
+    if test_device().is_some() || device().is_none() {
+        return;
+    }
+    let golden = read("bert/golden.json");
+    let (body, oracle) = mixed(&golden);
+    let door = door("bert", "emulated:64, emulated:64", &[]);
+    let serving = door.app.serving().unwrap();
+    let busy = serving.replica();
+    let admission = busy.engine.admit(1000).unwrap();
+    for _ in 0..4 {
+        assert!(!std::ptr::eq(serving.replica(), busy), "the least busy is taken");
+    }
+    drop(admission);
+    let turns = [0, 1].map(|_| std::ptr::from_ref(serving.replica()));
+    assert_ne!(turns[0], turns[1], "of equals each in turn");
+    let answers = futures_util::future::join_all((0..6).map(|_| door.ask(body.clone()))).await;
+    for (status, reply) in answers {
+        assert_eq!(status, 200, "{reply}");
+        assert!(gap(&embeddings(&reply), &oracle) <= 1e-5);
+    }
 }

@@ -2,8 +2,8 @@
 
 use super::names::Names;
 use super::offload::Caller;
-use super::{App, Expected, Serving};
-use crate::engine::{self, Sequence};
+use super::{App, Expected, Replica, Serving};
+use crate::engine::{Sequence, received};
 use crate::error::{Error, Result};
 use crate::registry::{Lease, Provenance, Route};
 use crate::telemetry;
@@ -78,8 +78,9 @@ pub async fn embed(app: &App, serving: &Serving, call: Call) -> Result<Answer> {
         let message = format!("'input' has {} elements; at most {inputs_max} are allowed.", call.inputs.len());
         return Err(Error::invalid("input", message));
     }
-    let model = call.names.for_task(&serving.registry, call.names.model(&serving.registry)?)?;
-    let leases = call.names.leases(&serving.registry, &model, call.inputs.len())?;
+    let Replica { registry, engine } = serving.replica();
+    let model = call.names.for_task(registry, call.names.model(registry)?)?;
+    let leases = call.names.leases(registry, &model, call.inputs.len())?;
     let routes: Vec<Arc<Route>> = leases.iter().map(|lease| call.names.route(lease)).collect::<Result<_>>()?;
     check_dimensions(&routes, call.dimensions)?;
     let provenance = provenance(&leases);
@@ -89,11 +90,11 @@ pub async fn embed(app: &App, serving: &Serving, call: Call) -> Result<Answer> {
     telemetry::tokenized(began.elapsed());
 
     let tokens = sequences.iter().map(|sequence| sequence.ids.len()).sum();
-    let admission = serving.engine.admit(sequences.iter().map(Sequence::places).sum())?;
-    let replies = serving.engine.submit(sequences, admission)?;
+    let admission = engine.admit(sequences.iter().map(Sequence::places).sum())?;
+    let replies = engine.submit(sequences, admission)?;
     let mut vectors = Vec::with_capacity(replies.len());
     for reply in replies {
-        vectors.push(finish(engine::received(reply.await)?, call.dimensions, call.normalize));
+        vectors.push(finish(received(reply.await)?, call.dimensions, call.normalize));
     }
     Ok(Answer { vectors, tokens, model: model.label().to_owned(), provenance })
 }

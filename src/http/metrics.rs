@@ -14,8 +14,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 pub async fn metrics(State(app): State<Arc<App>>) -> Response {
     let (mut adapters, mut queued) = (Vec::new(), 0);
     if let Ok(serving) = app.serving() {
-        adapters.extend(serving.registry.iter().filter(|served| served.parent.is_some()));
-        queued = serving.engine.queued_tokens();
+        adapters.extend(serving.registry().iter().filter(|served| served.parent.is_some()));
+        queued = serving.queued_tokens();
     }
     telemetry::gauges(queued, app.running(), adapters.len());
     let mut text = telemetry::metrics().render();

@@ -11,16 +11,15 @@ mod names;
 mod offload;
 mod openai;
 mod output;
+mod serving;
 
 pub use embed::{Call, Input, embed};
 pub use etag::Expected;
 pub use names::{Names, Several, Share};
+pub use serving::{Replica, Serving, Workers};
 
 use crate::config::Config;
-use crate::engine::{Engine, Limits};
 use crate::error::{Error, Result};
-use crate::hub::Hub;
-use crate::registry::Registry;
 use axum::Router;
 use axum::extract::{Request, State};
 use axum::middleware::{Next, from_fn_with_state};
@@ -31,7 +30,6 @@ use offload::Threads;
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::thread::JoinHandle;
 use std::time::Duration;
 use subtle::ConstantTimeEq;
 use tokio::net::TcpListener;
@@ -51,33 +49,6 @@ pub struct App {
     /// A permit for each byte of the bodies that may be held at once.
     body_bytes: Semaphore,
     threads: Threads,
-}
-
-/// What is there once loading is done.
-pub struct Serving {
-    /// Names.
-    pub registry: Registry,
-    /// The queue.
-    pub engine: Engine,
-}
-
-impl Serving {
-    /// Loads the registry, starts the engine, and runs each base once, so that the first request finds it warm. The
-    /// thread ends once the serving is dropped and its queue is empty.
-    pub fn load(config: &Config, hub: &Hub) -> Result<(Self, JoinHandle<()>)> {
-        let registry = Registry::load(config, hub)?;
-        let batch_tokens_max = match config.limits.max_batch_tokens {
-            0 => registry.batch_tokens_max()?,
-            tokens => tokens,
-        };
-        let (engine, worker) = Engine::start(Limits {
-            batch_tokens_max,
-            queued_tokens_max: config.limits.max_queued_tokens,
-            threads: config.server.threads,
-        })?;
-        registry.warm_up(&engine)?;
-        Ok((Self { registry, engine }, worker))
-    }
 }
 
 impl App {
