@@ -24,7 +24,7 @@ RUN mkdir benches && touch src/lib.rs benches/engine.rs && echo 'fn main() {}' >
 COPY config config
 COPY src src
 # Function names stay for backtraces, line tables go: they are most of the file.
-RUN touch src/lib.rs src/main.rs \
+RUN touch src/lib.rs src/main.rs src/kernels/cuda/build.rs \
     && cargo build --release --locked --features "${FEATURES}" \
     && strip --strip-debug target/release/veneer
 

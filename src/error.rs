@@ -77,6 +77,9 @@ pub enum Error {
     /// Us: a batch is too large for what is free of a device's memory; a smaller one may not be.
     #[error("the device has no {0} bytes left")]
     OutOfMemory(usize),
+    /// Us: a device that can do nothing more until the process starts anew.
+    #[error("the device is lost: {0}")]
+    Lost(String),
     /// Us: a bug or a broken device. The text is for the log, never for the caller.
     #[error("{0}")]
     Internal(String),

@@ -31,11 +31,11 @@
 //!
 //! # One request
 //! 1. `http/openai.rs` parses the body into a [`http::Call`]; what is wrong with it is refused here.
-//! 2. [`registry::Registry::find`] turns the name into a lease before anything is queued: unknown is 404, never a
+//! 2. Of several devices with the same models the least busy is taken: [`http::Serving::replica`].
+//!    [`registry::Registry::find`] turns the name into a lease before anything is queued: unknown is 404, never a
 //!    silent base vector. Where the model has routes, the kind of text chooses one: [`registry::Served::route`].
 //! 3. [`text::Text::encode`] tokenizes, long texts on blocking threads, as many as are configured, and stops with its caller.
-//! 4. [`http::Serving::replica`] is the least busy device, where there are several with the same models, and
-//!    [`engine::Engine::admit`] takes permits of its queue, one a token; a full queue is 429.
+//! 4. [`engine::Engine::admit`] takes permits, one a token; a full queue is 429.
 //! 5. The worker takes what waits for the oldest sequence's model, up to `max_batch_tokens`, and sorts it so that each
 //!    adapter is one row range. No timer: while the device computes, the queue fills, and that is the batching.
 //!    On a CPU, where much waits, each thread takes batches of its own, as long as a core's cache holds, so that no
@@ -54,7 +54,8 @@
 //! - **Site = checkpoint path.** Every tensor of an adapter is consumed once and every A has its B, or the load fails
 //!   and names what was left over. The same holds for a base's own tensors.
 //! - **Base traffic pays nothing.** Rows without an adapter are not in a batch's [`model::Plan`].
-//! - **Alone = together** within 1e-6, and a base's vectors are bit-identical whatever adapters ran before.
+//! - **Alone = together** within 1e-6, and a base's vectors are bit-identical whatever adapters ran before. On a GPU
+//!   cuBLASLt may take another algorithm for another number of rows, and in 16 bits round a sum to its neighbour.
 //! - **Equal tags, equal vectors.** A reply's tag is a hash over every file that its loading found, see
 //!   [`folder::Folder::found`]. A loader that reads files by another way than [`folder::Folder`] breaks this.
 //! - **Refuse what is not understood.** Never a 200 with a wrong vector; a vector that is not finite is a 500.

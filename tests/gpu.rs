@@ -61,10 +61,29 @@ async fn a_mixed_batch_is_within_1e5_of_the_oracle_and_in_16_bits_points_the_sam
         }
         println!("{family:16} f32 {error:.1e}, cosines bf16 {:.6}, f16 {:.6}", cosines[0], cosines[1]);
         assert!(error <= 1e-5, "{family}: {error}");
-        // Of checkpoints of random numbers; a trained model's vectors turn far less. Of experts chosen by such numbers
-        // rounding makes others.
-        let is_near = family == "nomic-v2-moe" || cosines[0] >= 0.995 && cosines[1] >= 0.9999;
-        assert!(is_near, "{family}: {cosines:?}");
+        // Of checkpoints of random numbers; a trained model's vectors turn far less. Rounding to bf16 can send a token to
+        // another expert, which is another network.
+        let least = if family == "nomic-v2-moe" { 0.9 } else { 0.995 };
+        assert!(cosines[0] >= least && cosines[1] >= 0.9998, "{family}: {cosines:?}");
+    }
+}
+
+#[tokio::test]
+async fn in_16_bits_a_base_is_the_same_with_adapters_beside_it() {
+    let Some(device) = device() else { return };
+    let text = "the quick brown fox jumps over the lazy dog";
+    for family in FAMILIES {
+        for dtype in ["bfloat16", "float16"] {
+            let door = door(family, &device, &[("dtype", dtype)]);
+            let alone = door.vectors("base", [text]).await;
+            let body =
+                json!({"model": "base", "adapters": [null, "lora-all"], "input": [text, text], "normalize": false});
+            let (status, reply) = door.ask(body).await;
+            assert_eq!(status, 200, "{reply}");
+            let together = embeddings(&reply);
+            assert!(gap(&together[..1], &alone) <= 1e-6, "{family} {dtype}: {}", gap(&together[..1], &alone));
+            assert!(gap(&together[1..], &alone) > 1e-2, "{family} {dtype}: the adapter does nothing");
+        }
     }
 }
 
@@ -78,9 +97,14 @@ async fn every_kind_of_adapter_is_within_1e5_of_the_oracle() {
         assert!(fixture(&format!("peft/{base}")).is_dir() && kinds.len() > 20);
         let keys = [("device", device.as_str()), ("max_batch_tokens", "2048")];
         let door = Door::open(&[named("base", &format!("{base}/base"))], &adapters, &keys);
+        let half =
+            Door::open(&[named("base", &format!("{base}/base"))], &adapters, &[keys[0], keys[1], ("dtype", "float16")]);
         for kind in &kinds {
-            let error = gap(&door.vectors(kind, texts(&golden)).await, &rows(&golden[kind]));
+            let oracle = rows(&golden[kind]);
+            let error = gap(&door.vectors(kind, texts(&golden)).await, &oracle);
             assert!(error <= 1e-5, "{base} {kind}: {error}");
+            let cosine = cosine(&half.vectors(kind, texts(&golden)).await, &oracle);
+            assert!(cosine >= 0.9995, "{base} {kind}: cosine {cosine}");
         }
     }
 }

@@ -11,6 +11,7 @@ use crate::folder::Folder;
 use crate::kernels::Packed;
 use crate::model::{
     Adapter, Checkpoint, DType, Delta, LinearDelta, Model, NormDelta, OwnRows, Site, SiteKind, TableDelta, Weight,
+    no_room,
 };
 use candle_core::Tensor;
 use std::collections::HashMap;
@@ -53,7 +54,8 @@ pub fn load(folder: &Folder, config: &Config, model: &Model) -> Result<Adapter> 
     if bound.deltas.is_empty() {
         return Err(Error::load(checkpoint.path(), "it changes no module that the forward pass runs"));
     }
-    Adapter::new(bound.deltas, is_sum).placed(model.sites(), model.device(), model.format().dtype())
+    let adapter = Adapter::new(bound.deltas, is_sum).placed(model.sites(), model.device(), model.format().dtype());
+    adapter.map_err(|error| no_room(error, folder))
 }
 
 /// A checkpoint's tensors in their places.

@@ -6,19 +6,21 @@
 
 use super::{Job, Limits, Sequence, batch};
 use crate::error::{Error, Result};
-use crate::kernels::{Threads, share_supply};
+use crate::kernels::{Device, Threads, share_supply};
 use crate::model::Vectors;
 use crate::telemetry;
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 use tokio::sync::mpsc;
 
 pub struct Worker {
     waiting: Mutex<Waiting>,
-    limits: Limits,
+    /// Less than configured, once that did not fit into the device's memory.
+    batch_tokens_max: AtomicUsize,
+    is_lost: AtomicBool,
     tokens_per_second: Arc<AtomicU64>,
     threads: Threads,
 }
@@ -67,14 +69,14 @@ impl Worker {
         let threads = Threads::new(count);
         let threads = threads.map_err(|e| Error::Internal(format!("cannot start compute threads: {e}")))?;
         let waiting = Mutex::new(Waiting { queue, jobs: VecDeque::new() });
-        Ok(Self { waiting, limits, tokens_per_second, threads })
+        let (batch_tokens_max, is_lost) = (AtomicUsize::new(limits.batch_tokens_max), AtomicBool::new(false));
+        Ok(Self { waiting, batch_tokens_max, is_lost, tokens_per_second, threads })
     }
 
-    /// Runs until every engine handle is gone and the queue is empty.
+    /// Runs until every engine handle is gone and the queue is empty, or the device is lost.
     pub fn run(self) {
-        // On a GPU one batch is prepared while another is computed.
         let mut flying: Option<Flight> = None;
-        loop {
+        while !self.is_lost.load(Ordering::Relaxed) {
             let mut waiting = self.waiting();
             if flying.is_some() {
                 waiting.look();
@@ -84,20 +86,27 @@ impl Worker {
             let is_cpu = waiting.jobs.front().is_some_and(|job| job.sequence.target.model.device().is_cpu());
             if is_cpu && batch::is_worth_threads(waiting.lengths(), self.threads.count()) {
                 drop(waiting);
-                self.land(flying.take());
-                let part = |idle| self.part(idle);
                 let serve = |jobs| self.land(self.begin(jobs, self.threads.count()));
-                self.threads.run(|| share_supply(part, serve));
-            } else {
-                let jobs = batch::take(&mut waiting.jobs, self.limits.batch_tokens_max, |job| &job.sequence);
-                drop(waiting);
-                let next = self.begin(jobs, 1);
-                self.land(std::mem::replace(&mut flying, next));
-                if is_cpu {
-                    self.land(flying.take());
-                }
+                self.threads.run(|| share_supply(|idle| self.part(idle), serve));
+                continue;
             }
+            let jobs = batch::take(&mut waiting.jobs, self.tokens_max(), |job| &job.sequence);
+            drop(waiting);
+            let next = self.begin(jobs, 1);
+            if is_cpu {
+                self.land(next);
+                continue;
+            }
+            // On a GPU one batch is prepared while another is computed, which the next has to wait for.
+            let before = std::mem::replace(&mut flying, next);
+            self.land(before);
+            flying.iter_mut().for_each(|flight| flight.computing = Instant::now().max(flight.computing));
         }
+        self.land(flying);
+    }
+
+    fn tokens_max(&self) -> usize {
+        self.batch_tokens_max.load(Ordering::Relaxed)
     }
 
     fn waiting(&self) -> MutexGuard<'_, Waiting> {
@@ -109,7 +118,7 @@ impl Worker {
     fn part(&self, idle: usize) -> Option<Vec<Job>> {
         let mut waiting = self.waiting();
         waiting.look();
-        let room = batch::part(waiting.lengths().sum(), idle).min(self.limits.batch_tokens_max);
+        let room = batch::part(waiting.lengths().sum(), idle).min(self.tokens_max());
         let jobs = batch::take(&mut waiting.jobs, room, |job| &job.sequence);
         (!jobs.is_empty()).then_some(jobs)
     }
@@ -120,23 +129,32 @@ impl Worker {
         let model = jobs.first()?.sequence.target.model.clone();
         batch::order(&mut jobs, |job| &job.sequence);
         let batch = batch::pack(jobs.iter().map(|job| &job.sequence));
-        // Beside others this thread leads nobody.
-        let vectors = whole(|| self.threads.run(|| model.begin(&batch)));
-        Some(Flight { jobs, tokens: batch.ids.len(), segments: batch.segments.len(), vectors, began, beside })
+        let vectors = match model.device() {
+            // Beside others this thread leads nobody.
+            Device::Cpu => whole(|| self.threads.run(|| model.begin(&batch))),
+            Device::Gpu(_) => whole(|| model.begin(&batch)),
+        };
+        let (tokens, segments) = (batch.ids.len(), batch.segments.len());
+        Some(Flight { jobs, tokens, segments, vectors, began, computing: began, beside })
     }
 
     /// Waits for a batch and answers its jobs. One that does not fit into a device's memory is begun again in halves.
     fn land(&self, flight: Option<Flight>) {
-        let Some(Flight { mut jobs, tokens, segments, vectors, began, beside }) = flight else { return };
+        let Some(Flight { mut jobs, tokens, segments, vectors, began, computing, beside }) = flight else { return };
         let result = vectors.and_then(|vectors| whole(|| vectors.wait()));
+        if matches!(result, Err(Error::Lost(_))) {
+            self.is_lost.store(true, Ordering::Relaxed);
+        }
         if matches!(result, Err(Error::OutOfMemory(_))) && jobs.len() > 1 {
+            // The next one need not try.
+            self.batch_tokens_max.store((tokens / 2).max(1), Ordering::Relaxed);
             telemetry::halved();
             tracing::warn!(tokens, "a batch is too large for the device's memory; it is halved");
             let rest = jobs.split_off(jobs.len() / 2);
             self.land(self.begin(jobs, beside));
             return self.land(self.begin(rest, beside));
         }
-        let computed = began.elapsed();
+        let computed = computing.elapsed();
         let rate = (tokens * beside) as f64 / computed.as_secs_f64().max(1e-6);
         self.tokens_per_second.store(rate as u64, Ordering::Relaxed);
         telemetry::batch(tokens, jobs.len(), segments, computed);
@@ -168,6 +186,8 @@ struct Flight {
     segments: usize,
     vectors: Result<Vectors>,
     began: Instant,
+    /// Since when the device has nothing else to do.
+    computing: Instant,
     beside: usize,
 }
 

@@ -32,9 +32,12 @@ pub fn openai_error(error: &Error) -> Response {
         Error::Busy { .. } => (StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", Some("rate_limit_exceeded"), None),
         Error::Unavailable(_) => (StatusCode::SERVICE_UNAVAILABLE, "server_error", Some("unavailable"), None),
         Error::Deadline(_) => (StatusCode::GATEWAY_TIMEOUT, "server_error", Some("timeout"), None),
-        Error::Config(_) | Error::Load { .. } | Error::Hub { .. } | Error::OutOfMemory(_) | Error::Internal(_) => {
-            (StatusCode::INTERNAL_SERVER_ERROR, "server_error", Some("internal_error"), None)
-        }
+        Error::Config(_)
+        | Error::Load { .. }
+        | Error::Hub { .. }
+        | Error::OutOfMemory(_)
+        | Error::Lost(_)
+        | Error::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, "server_error", Some("internal_error"), None),
     };
     let message = match status {
         StatusCode::INTERNAL_SERVER_ERROR => {

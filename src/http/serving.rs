@@ -44,9 +44,9 @@ impl Serving {
     /// Loads all on every device that the configuration names, one after the other.
     pub fn load(config: &Config, hub: &Hub) -> Result<(Self, Workers)> {
         let (mut replicas, mut workers) = (Vec::new(), Vec::new());
-        for device in config.server.device.split(',') {
+        for device in devices(&config.server.device)? {
             let mut config = config.clone();
-            config.server.device = device.trim().to_owned();
+            config.server.device = device.to_owned();
             let (replica, worker) = Replica::load(&config, hub)?;
             replicas.push(replica);
             workers.push(worker);
@@ -58,7 +58,8 @@ impl Serving {
     pub fn replica(&self) -> &Replica {
         let (count, first) = (self.replicas.len(), self.next.fetch_add(1, Ordering::Relaxed));
         let in_turn = (0..count).map(|i| &self.replicas[first.wrapping_add(i) % count]);
-        in_turn.min_by_key(|replica| replica.engine.queued_tokens()).expect("there is a device")
+        let busy = |replica: &&Replica| (!replica.engine.is_alive(), replica.engine.queued_tokens());
+        in_turn.min_by_key(busy).expect("there is a device")
     }
 
     /// The names, which are the same on all.
@@ -77,6 +78,21 @@ impl Serving {
     }
 }
 
+/// The devices of a list. Several are GPUs, of which none comes twice: on a CPU other bits would answer under one tag.
+fn devices(list: &str) -> Result<Vec<&str>> {
+    let devices: Vec<&str> = list.split(',').map(str::trim).collect();
+    let is_alone = |device: &&str| ["auto", "cpu"].contains(device);
+    let is_again = |place: usize| devices[place].starts_with("cuda") && devices[..place].contains(&devices[place]);
+    match devices.as_slice() {
+        [_] => Ok(devices),
+        several if several.iter().any(is_alone) => {
+            Err(Error::Config(format!("device '{list}': several must be GPUs, each by its number")))
+        }
+        several if (0..several.len()).any(is_again) => Err(Error::Config(format!("device '{list}': one comes twice"))),
+        _ => Ok(devices),
+    }
+}
+
 impl Replica {
     /// Loads the registry, starts the engine, and runs each base once, so that the first request finds it warm.
     fn load(config: &Config, hub: &Hub) -> Result<(Self, JoinHandle<()>)> {
@@ -92,5 +108,19 @@ impl Replica {
         })?;
         registry.warm_up(&engine)?;
         Ok((Self { registry, engine }, worker))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::devices;
+
+    #[test]
+    fn several_devices_are_gpus_of_which_none_comes_twice() {
+        assert_eq!(devices("cuda:0, cuda:1").unwrap(), ["cuda:0", "cuda:1"]);
+        assert_eq!(devices("auto").unwrap(), ["auto"]);
+        for wrong in ["cpu,cuda:0", "cuda:0,auto", "cuda:1,cuda:0,cuda:1"] {
+            assert!(devices(wrong).is_err(), "{wrong}");
+        }
     }
 }

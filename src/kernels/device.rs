@@ -55,6 +55,10 @@ impl Device {
     /// A tensor's place there, in one type or as it is.
     pub fn place(&self, tensor: &candle_core::Tensor, dtype: Option<DType>) -> Result<Tensor> {
         let tensor = match dtype {
+            // In another type candle would make rows of a transpose.
+            Some(dtype) if !self.is_cpu() && tensor.rank() == 2 && !tensor.is_contiguous() => {
+                tensor.t()?.to_dtype(dtype)?.t()?
+            }
             Some(dtype) if !self.is_cpu() => tensor.to_dtype(dtype)?,
             _ => tensor.clone(),
         };

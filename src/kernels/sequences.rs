@@ -3,7 +3,8 @@
 
 use super::cuda::{Array, Spread};
 use super::device::Device;
-use crate::error::{Error, Result};
+use super::twins::elsewhere;
+use crate::error::Result;
 use std::ops::Deref;
 
 /// First token of every sequence, and the total.
@@ -71,8 +72,4 @@ impl Deref for Places {
     fn deref(&self) -> &[u32] {
         &self.places
     }
-}
-
-fn elsewhere() -> Error {
-    Error::Internal("numbers lie on another device than what is computed".into())
 }

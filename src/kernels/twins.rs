@@ -181,7 +181,7 @@ pub fn add_difference(y: &Tensor, after: &Tensor, before: &Tensor, weight: f32) 
 pub fn sum(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     Ok(match a {
         Tensor::Cpu(a) => columns::sum(a, b.cpu()?)?.into(),
-        Tensor::Gpu(a) => Tensor::Gpu(cuda::sum(a, b.array()?, 1.0)?),
+        Tensor::Gpu(a) => Tensor::Gpu(cuda::sum(a, b.array()?)?),
     })
 }
 

@@ -13,7 +13,7 @@ pub enum Updates {
     /// One by one.
     Each(Vec<Update>),
     /// All at once.
-    Grouped(cuda::Grouped),
+    Grouped(Box<cuda::Grouped>),
 }
 
 impl Updates {
@@ -61,6 +61,11 @@ impl Factors {
         Ok(Some(Self(cuda::Factors::new(gpu, sites, dtype, factors)?)))
     }
 
+    /// Whether there is an update of a site.
+    pub fn changes(&self, site: usize) -> bool {
+        self.0.changes(site)
+    }
+
     /// The factors of one of the sites, in the order in which they came, as `a [in, rank]` and `b [rank, out]`.
     pub fn windows(&self, place: usize) -> Result<[Tensor; 2]> {
         Ok(self.0.windows(place)?.map(Tensor::Gpu))
@@ -96,6 +101,6 @@ impl Touched {
             (Some(touched), Some(spans), Tensor::Gpu(x)) => touched.shrink(spans, x)?,
             _ => None,
         };
-        Ok(grouped.map_or_else(Updates::none, Updates::Grouped))
+        Ok(grouped.map_or_else(Updates::none, |grouped| Updates::Grouped(grouped.into())))
     }
 }

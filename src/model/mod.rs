@@ -85,7 +85,8 @@ impl Model {
         };
         modules.pipeline.check(&spec)?;
         let loader = layers::Loader::new(&checkpoint, device, format, spec.tokens_max);
-        let model = Self::assemble(spec, loader, modules.folder.clone(), progress)?;
+        let model = Self::assemble(spec, loader, modules.folder.clone(), progress);
+        let model = model.map_err(|error| no_room(error, &modules.folder))?;
         model.spec.idle.iter().for_each(|module| checkpoint.leave(module));
         checkpoint.leave_computed();
         checkpoint.finish()?;
@@ -220,6 +221,17 @@ impl Vectors {
             return Err(Error::Internal("segments do not cover the batch".into()));
         }
         Ok(vectors)
+    }
+}
+
+/// The same, said of what is loaded where a device has no memory for it.
+pub fn no_room(error: Error, folder: &Folder) -> Error {
+    match error {
+        Error::OutOfMemory(_) => {
+            let reason = format!("{error} for it; take a smaller dtype, fewer adapters, or another device");
+            Error::load(folder.path(), reason)
+        }
+        other => other,
     }
 }
 

@@ -18,7 +18,7 @@ use crate::config::Config;
 use crate::engine::{self, Engine, Sequence, Target};
 use crate::error::{Error, Result};
 use crate::hub::Hub;
-use crate::model::{Adapter, Model, Routes};
+use crate::model::{Adapter, Routes};
 use crate::text::{Reading, Text, Truncation, names_of};
 use readings::Parts;
 use std::collections::HashMap;
@@ -135,17 +135,19 @@ impl Registry {
         self.served.iter()
     }
 
-    /// Tokens of the largest batch that suits all models.
+    /// Tokens of the largest batch that suits all models, whatever follows them.
     pub fn batch_tokens_max(&self) -> Result<usize> {
-        let routes = self.served.iter().flat_map(|served| served.routes.iter());
-        let mut models: Vec<&Arc<Model>> = Vec::new();
-        for route in routes {
-            let model = &route.target.model;
-            if !models.iter().any(|known| Arc::ptr_eq(known, model)) {
-                models.push(model);
+        let mut tried: Vec<&Target> = Vec::new();
+        for Route { target, .. } in self.served.iter().flat_map(|served| served.routes.iter()).map(Arc::as_ref) {
+            let is_tried = |other: &&Target| {
+                Arc::ptr_eq(&other.model, &target.model) && Arc::ptr_eq(&other.pipeline, &target.pipeline)
+            };
+            if !tried.iter().any(is_tried) {
+                tried.push(target);
             }
         }
-        models.into_iter().try_fold(usize::MAX, |least, model| Ok(least.min(model.batch_tokens_max()?)))
+        let mut tokens = tried.into_iter().map(|target| target.model.batch_tokens_max(&target.pipeline));
+        tokens.try_fold(usize::MAX, |least, tokens| Ok(least.min(tokens?)))
     }
 
     /// Runs every base once, so that a model that cannot is found before the first request.

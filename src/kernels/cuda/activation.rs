@@ -4,7 +4,6 @@ use super::array::Array;
 use super::launch::{Launch, suffix};
 use crate::error::Result;
 use crate::kernels::{Activation, Gate};
-use candle_core::DType;
 
 /// Columns of a block.
 const COLUMNS: usize = 1024;
@@ -17,20 +16,11 @@ pub fn activate(x: &Array, activation: Activation, gate: Gate) -> Result<Array> 
         Gate::First => (1, columns / 2),
         Gate::Second => (2, columns / 2),
     };
-    let (code, p, q) = code(carried_out(activation, x.dtype()));
+    let (code, p, q) = code(activation);
     let y = Array::new(x.gpu(), x.dtype(), &[rows, width])?;
     let launch = Launch::on(x.gpu()).array(&y).array(x).int(code).float(p).float(q).int(gate).sizes([width, stride]);
     launch.run(&format!("activate_{}", suffix(x.dtype())), [rows, width.div_ceil(COLUMNS)])?;
     Ok(y)
-}
-
-/// What stands for an activation of rows of a type. Beside numbers of bf16 GELU's approximation by tanh, which products have
-/// for nothing, is as good: the cosines of all-MiniLM-L6-v2's vectors to the oracle's are the same.
-pub(super) fn carried_out(activation: Activation, dtype: DType) -> Activation {
-    match activation {
-        Activation::Gelu if dtype == DType::BF16 => Activation::GeluTanh,
-        other => other,
-    }
 }
 
 /// What activation.cu calls it, and its parameters.

@@ -1,4 +1,5 @@
 //! Numbers in a device's memory, and windows of them.
+#![expect(unsafe_code, reason = "numbers are bytes to a device")]
 
 use super::columns;
 use super::gpu::{Arrival, Gpu, Memory};
@@ -46,10 +47,10 @@ impl Array {
         let array = Self::new(gpu, tensor.dtype(), tensor.dims())?;
         let flat = tensor.flatten_all()?;
         match tensor.dtype() {
-            DType::F32 => array.fill(&flat.to_vec1::<f32>()?, f32::to_le_bytes)?,
-            DType::BF16 => array.fill(&flat.to_vec1::<half::bf16>()?, half::bf16::to_le_bytes)?,
-            DType::F16 => array.fill(&flat.to_vec1::<half::f16>()?, half::f16::to_le_bytes)?,
-            DType::U32 => array.fill(&flat.to_vec1::<u32>()?, u32::to_le_bytes)?,
+            DType::F32 => array.fill(&flat.to_vec1::<f32>()?)?,
+            DType::BF16 => array.fill(&flat.to_vec1::<half::bf16>()?)?,
+            DType::F16 => array.fill(&flat.to_vec1::<half::f16>()?)?,
+            DType::U32 => array.fill(&flat.to_vec1::<u32>()?)?,
             other => return Err(Error::Internal(format!("numbers of {other:?} are not for a GPU"))),
         }
         Ok(array)
@@ -58,13 +59,14 @@ impl Array {
     /// Numbers as they are.
     pub fn of_numbers(gpu: &Gpu, numbers: &[u32]) -> Result<Self> {
         let array = Self::new(gpu, DType::U32, &[numbers.len()])?;
-        array.fill(numbers, u32::to_le_bytes)?;
+        array.fill(numbers)?;
         Ok(array)
     }
 
-    fn fill<T: Copy, const N: usize>(&self, elements: &[T], bytes: impl Fn(T) -> [u8; N]) -> Result<()> {
-        let bytes: Vec<u8> = elements.iter().flat_map(|element| bytes(*element)).collect();
-        self.gpu().upload(self.address(), &bytes)
+    fn fill<T: WithDType>(&self, elements: &[T]) -> Result<()> {
+        // SAFETY: numbers are bytes without gaps.
+        let bytes = unsafe { std::slice::from_raw_parts(elements.as_ptr().cast::<u8>(), size_of_val(elements)) };
+        self.gpu().upload(self.address(), bytes)
     }
 
     /// Its way to the host, which begins once it is computed and needs nobody to wait.
@@ -145,6 +147,14 @@ impl Array {
         array.dims.swap(rank - 2, rank - 1);
         array.strides.swap(rank - 2, rank - 1);
         Ok(array)
+    }
+
+    /// The same, whose elements must lie side by side and be as many.
+    pub(super) fn dense(&self, elements: usize) -> Result<&Self> {
+        match self.is_dense() && self.elements() == elements {
+            true => Ok(self),
+            false => Err(Error::Internal(format!("{self:?} with strides {:?} is not {elements} dense", self.strides))),
+        }
     }
 
     /// Its rows, which must be dense each.

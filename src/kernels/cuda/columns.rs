@@ -32,9 +32,11 @@ pub(super) fn copy_rows(y: &Array, x: &Array, copied: Copied) -> Result<()> {
         return Err(Error::Internal(format!("rows of {x:?} are none of {y:?}")));
     }
     let Rows { outer, inner, width, outer_stride, inner_stride } = to;
+    let onto = copied.onto.map(|onto| onto.dense(y.elements())).transpose()?;
+    let addend = copied.addend.map(|addend| addend.dense(inner * width)).transpose()?;
     let kernel = format!("copy_{}_{}", suffix(x.dtype()), suffix(y.dtype()));
-    let launch = Launch::on(y.gpu()).array(y).array(x).optional(copied.ids).optional(copied.onto);
-    let launch = launch.optional(copied.addend).sizes([inner, width, from.outer_stride, from.inner_stride]);
+    let launch = Launch::on(y.gpu()).array(y).array(x).optional(copied.ids).optional(onto);
+    let launch = launch.optional(addend).sizes([inner, width, from.outer_stride, from.inner_stride]);
     launch.sizes([outer_stride, inner_stride]).run(&kernel, [outer * inner, 1])
 }
 
@@ -45,15 +47,15 @@ pub fn add_to_each(x: &Array, addend: &Array) -> Result<Array> {
     Ok(y)
 }
 
-/// `a + scale * b` of one shape, dense; f32 where one of them is.
-pub fn sum(a: &Array, b: &Array, scale: f32) -> Result<Array> {
+/// `a + b` of one shape, dense; f32 where one of them is.
+pub fn sum(a: &Array, b: &Array) -> Result<Array> {
     if a.dims() != b.dims() || !a.is_dense() || !b.is_dense() {
         return Err(Error::Internal(format!("a sum of {a:?} and {b:?}")));
     }
     let dtype = if a.dtype() == b.dtype() { a.dtype() } else { DType::F32 };
     let y = Array::new(a.gpu(), dtype, a.dims())?;
     let kernel = format!("sum_{}_{}", suffix(a.dtype()), suffix(b.dtype()));
-    let launch = Launch::on(a.gpu()).array(&y).array(a).array(b).float(scale).long(a.elements());
+    let launch = Launch::on(a.gpu()).array(&y).array(a).array(b).float(1.0).long(a.elements());
     launch.run(&kernel, [a.elements().div_ceil(ELEMENTS), 1])?;
     Ok(y)
 }
@@ -78,13 +80,15 @@ pub fn scale_columns(y: &Array, factor: &Array, shift: &Array) -> Result<()> {
 /// See the CPU twin; all three are of one type.
 pub fn add_difference(y: &Array, after: &Array, before: &Array, weight: f32) -> Result<()> {
     let [rows, columns, stride] = y.matrix()?;
+    let (after, before) = (after.dense(rows * columns)?, before.dense(rows * columns)?);
     let launch = Launch::on(y.gpu()).array(y).array(after).array(before).float(weight).sizes([columns, stride]);
     launch.run(&format!("add_difference_{}", suffix(y.dtype())), [rows, 1])
 }
 
 /// `y[rows[i], :] += shares[i] * x[i, :]`; no row comes twice, `y` is f32.
 pub fn scatter_add(y: &Array, x: &Array, rows: &[u32], shares: &Array) -> Result<()> {
-    let [_, width, _] = y.matrix()?;
+    let width = y.dense(y.elements())?.dims()[1];
+    let x = x.dense(rows.len() * width)?;
     let places = Array::of_numbers(y.gpu(), rows)?;
     let launch = Launch::on(y.gpu()).array(y).array(x).array(&places).array(shares).sizes([width]);
     launch.run(&format!("scatter_add_{}", suffix(x.dtype())), [rows.len(), 1])

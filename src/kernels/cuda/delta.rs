@@ -58,6 +58,11 @@ impl Factors {
         Ok(Self { table: Array::of_numbers(gpu, &table)?, numbers, places, ranks })
     }
 
+    /// Whether there is an update of a site.
+    pub fn changes(&self, site: usize) -> bool {
+        self.ranks[site] > 0
+    }
+
     /// The factors of one of the sites, in the order in which they came, as `a [in, rank]` and `b [rank, out]`.
     pub fn windows(&self, place: usize) -> Result<[Array; 2]> {
         let [start, inputs, rank, outputs] = self.places[place];
@@ -92,6 +97,8 @@ impl Spans {
 pub struct Touched {
     /// Four numbers a tile: the address of a table, the first row, and how many.
     tiles: Array,
+    /// Of all factors.
+    dtype: DType,
     /// Ranks of every adapter that is there.
     ranks: Vec<Vec<usize>>,
 }
@@ -103,7 +110,8 @@ impl Touched {
         let Some((_, first)) = segments.first() else { return Ok(None) };
         let tiles = tiles(segments.iter().map(|(rows, factors)| (rows.clone(), factors.table.address())));
         let ranks = segments.iter().map(|(_, factors)| factors.ranks.clone()).collect();
-        Ok(Some(Self { tiles: Array::of_numbers(first.table.gpu(), &tiles)?, ranks }))
+        let dtype = first.numbers.dtype();
+        Ok(Some(Self { tiles: Array::of_numbers(first.table.gpu(), &tiles)?, dtype, ranks }))
     }
 
     /// The most that ranks of some sites add up to in one adapter.
@@ -119,6 +127,9 @@ impl Touched {
         let width = self.width(&spans.sites).next_multiple_of(8);
         if width == 0 {
             return Ok(None);
+        }
+        if x.dtype() != self.dtype {
+            return Err(Error::Internal(format!("factors of {:?} for {x:?}", self.dtype)));
         }
         let [tokens, inputs, stride] = x.matrix()?;
         let left = Array::new(x.gpu(), x.dtype(), &[tokens, width])?;

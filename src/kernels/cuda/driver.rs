@@ -31,6 +31,9 @@ pub enum Failure {
     /// There is not so much memory; less may do.
     #[error("out of GPU memory")]
     OutOfMemory,
+    /// Nothing can be done with the device any more.
+    #[error("{0}")]
+    Lost(String),
     /// Anything else.
     #[error("{0}")]
     Other(String),
@@ -142,6 +145,9 @@ impl Backend for Driver {
     }
 }
 
+/// Host memory of more bytes is not kept: a batch's vectors take less, weights that are read back more.
+const KEPT_BYTES_MAX: usize = 64 << 20;
+
 /// Bytes that the device copies by itself.
 struct Arriving {
     download: Download,
@@ -153,7 +159,9 @@ impl Arrival for Arriving {
     fn wait(self: Box<Self>) -> Result<Vec<u8>> {
         let pinned = self.download.wait()?;
         let bytes = pinned.as_bytes()[..self.bytes].to_vec();
-        self.free.lock().unwrap_or_else(PoisonError::into_inner).push(pinned);
+        if pinned.bytes() <= KEPT_BYTES_MAX {
+            self.free.lock().unwrap_or_else(PoisonError::into_inner).push(pinned);
+        }
         Ok(bytes)
     }
 }
@@ -161,7 +169,9 @@ impl Arrival for Arriving {
 impl From<Failure> for Error {
     fn from(failure: Failure) -> Self {
         match failure {
-            Failure::OutOfMemory => Self::OutOfMemory(0),
+            // Of the host's memory, or a library's.
+            Failure::OutOfMemory => Self::Internal(failure.to_string()),
+            Failure::Lost(text) => Self::Lost(text),
             Failure::Other(text) => Self::Internal(text),
         }
     }
@@ -179,6 +189,7 @@ impl Failure {
     fn of(self, what: &str) -> Self {
         match self {
             Self::OutOfMemory => Self::OutOfMemory,
+            Self::Lost(text) => Self::Lost(format!("{what}: {text}")),
             Self::Other(text) => Self::Other(format!("{what}: {text}")),
         }
     }
@@ -188,12 +199,32 @@ impl From<DriverError> for Failure {
     fn from(error: DriverError) -> Self {
         match error.0 {
             CUresult::CUDA_ERROR_OUT_OF_MEMORY => Self::OutOfMemory,
-            code => match error.error_string() {
-                Ok(text) => Self::Other(format!("{} ({code:?})", text.to_string_lossy())),
-                Err(_) => Self::Other(format!("{code:?}")),
-            },
+            code => {
+                let text = error.error_string().map(|text| text.to_string_lossy().into_owned()).unwrap_or_default();
+                let text = format!("{text} ({code:?})");
+                if is_final(code) { Self::Lost(text) } else { Self::Other(text) }
+            }
         }
     }
+}
+
+/// Whether every later call gives the same error.
+fn is_final(code: CUresult) -> bool {
+    use CUresult::*;
+    matches!(
+        code,
+        CUDA_ERROR_ILLEGAL_ADDRESS
+            | CUDA_ERROR_MISALIGNED_ADDRESS
+            | CUDA_ERROR_INVALID_ADDRESS_SPACE
+            | CUDA_ERROR_INVALID_PC
+            | CUDA_ERROR_ILLEGAL_INSTRUCTION
+            | CUDA_ERROR_HARDWARE_STACK_ERROR
+            | CUDA_ERROR_LAUNCH_FAILED
+            | CUDA_ERROR_LAUNCH_TIMEOUT
+            | CUDA_ERROR_ASSERT
+            | CUDA_ERROR_ECC_UNCORRECTABLE
+            | CUDA_ERROR_CONTEXT_IS_DESTROYED
+    )
 }
 
 impl From<CublasError> for Failure {

@@ -146,6 +146,9 @@ impl Number for f16 {
 
 fn multiply<T: Number, Y: Number>(matmul: &Matmul) {
     let Matmul { x, w, y, .. } = matmul;
+    // What cuBLASLt insists on.
+    let width = if matmul.is_transposed { matmul.inputs } else { matmul.outputs };
+    assert!(x.stride >= matmul.inputs && w.stride >= width && y.stride >= matmul.outputs, "strides of {matmul:?}");
     let (row_stride, column_stride) = if matmul.is_transposed { (1, w.stride) } else { (w.stride, 1) };
     let read = |address: u64, place: usize| {
         // SAFETY: the matrices have these places.
@@ -169,13 +172,17 @@ fn multiply<T: Number, Y: Number>(matmul: &Matmul) {
 }
 
 fn active(x: f32, activation: Option<Activation>) -> f32 {
-    let mut x = [x];
     match activation {
-        None => {}
-        Some(Activation::Relu) => crate::kernels::Activation::Relu.change(&mut x),
-        Some(Activation::GeluTanh) => crate::kernels::Activation::GeluTanh.change(&mut x),
+        None => x,
+        // Not `max`, which makes 0 of NaN.
+        Some(Activation::Relu) => {
+            if x < 0.0 {
+                0.0
+            } else {
+                x
+            }
+        }
     }
-    x[0]
 }
 
 /// Bytes that are there.

@@ -101,11 +101,6 @@ impl Gpu {
         Self { backend: Arc::new(backend), usage: Arc::default() }
     }
 
-    /// Whether both are one device.
-    pub fn is(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.backend, &other.backend)
-    }
-
     /// Which device it is, for logs.
     pub fn name(&self) -> &str {
         self.backend.name()

@@ -57,8 +57,6 @@ pub enum Element {
 pub enum Activation {
     /// `max(x, 0)`.
     Relu,
-    /// GELU by its approximation with tanh.
-    GeluTanh,
 }
 
 impl Element {

@@ -9,6 +9,8 @@ use candle_core::DType;
 /// See the CPU twin. The result is f32 where `x` or the residual is, else of their type; weights are f32.
 pub fn norm(x: &Array, residual: Option<&Array>, norm: &Normalization<Array>) -> Result<Array> {
     let rows = x.rows()?;
+    let elements = x.elements();
+    let residual = residual.map(|residual| residual.dense(elements)).transpose()?;
     let other = residual.map_or(x.dtype(), Array::dtype);
     let dtype = if other == x.dtype() { other } else { DType::F32 };
     let y = Array::new(x.gpu(), dtype, x.dims())?;

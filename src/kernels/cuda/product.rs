@@ -1,6 +1,6 @@
 //! Matrix products, by cuBLASLt. See the CPU twin of the same name.
 
-use super::activation::{activate, carried_out};
+use super::activation::activate;
 use super::array::Array;
 use super::matmul::{self, Element, Matmul, Operand};
 use crate::error::{Error, Result};
@@ -11,12 +11,9 @@ use candle_core::DType;
 pub fn product(x: &Array, weight: &Array, bias: Option<&Array>, activation: Option<Activation>) -> Result<Array> {
     let y = Array::new(x.gpu(), weight.dtype(), &[x.dims()[0], weight.dims()[1]])?;
     let bias = bias.map(|bias| bias.to_dtype(weight.dtype())).transpose()?;
-    // cuBLASLt's GELU is the approximation by tanh.
-    let fused = match activation.map(|activation| carried_out(activation, weight.dtype())) {
-        Some(Activation::Relu) => Some(matmul::Activation::Relu),
-        Some(Activation::GeluTanh) => Some(matmul::Activation::GeluTanh),
-        _ => None,
-    };
+    // Before any other a sum is rounded as it is where an update is added to it, so that a row of the base does not depend
+    // on whether another row has an adapter.
+    let fused = activation.filter(|activation| *activation == Activation::Relu).map(|_| matmul::Activation::Relu);
     multiply(&y, x, weight, Followed { bias: bias.as_ref(), accumulate: false, activation: fused })?;
     match activation.filter(|_| fused.is_none()) {
         Some(activation) => activate(&y, activation, Gate::Absent),
@@ -49,8 +46,9 @@ fn multiply(y: &Array, x: &Array, weight: &Array, followed: Followed) -> Result<
         (&[w_inputs, w_outputs], _) if (w_inputs, w_outputs, y_rows) != (inputs, outputs, rows) => {
             return Err(Error::Internal(format!("{x:?} times {weight:?} is no {y:?}")));
         }
-        (_, &[1, stride]) => (stride, true),
-        (_, &[stride, 1]) => (stride, false),
+        // A single row's stride is anything.
+        (_, &[1, stride]) => (stride.max(inputs), true),
+        (_, &[stride, 1]) => (stride.max(outputs), false),
         _ => return Err(Error::Internal(format!("{weight:?} is no matrix"))),
     };
     if rows == 0 {

@@ -164,6 +164,11 @@ impl Packed {
         }
     }
 
+    /// What its numbers are, where it is not packed.
+    pub fn dtype(&self) -> Option<DType> {
+        self.as_tensor().map(Tensor::dtype)
+    }
+
     /// The tensor that it is, where it is not packed.
     pub fn as_tensor(&self) -> Option<&Tensor> {
         match &self.form {

@@ -127,7 +127,10 @@ impl Adapter {
         if device.is_cpu() {
             return self.joined(sites);
         }
-        let updates = self.deltas.iter().filter_map(|(site, delta)| Some((*site, delta.as_update()?)));
+        // Kernels read factors of one type; a weight of another, such as a router's, has its updates beside it.
+        let of_site = |site: Site| sites.weight(site).and_then(|weight| weight.weight.dtype()).unwrap_or(dtype);
+        let updates = self.deltas.iter().filter(|(site, _)| of_site(**site) == dtype);
+        let updates = updates.filter_map(|(site, delta)| Some((*site, delta.as_update()?)));
         let (updated, updates): (Vec<Site>, Vec<&LowRank>) = updates.unzip();
         let factors =
             updated.iter().zip(&updates).map(|(site, LowRank { a, b })| Ok((site.number(), a.cpu()?, b.cpu()?)));
@@ -140,7 +143,7 @@ impl Adapter {
                     let [a, b] = factors.windows(place)?;
                     Delta::Linear(LinearDelta::low_rank(LowRank { a, b }))
                 }
-                _ => delta.placed(device, dtype)?,
+                _ => delta.placed(device, of_site(*site))?,
             };
             deltas.insert(*site, delta);
         }
@@ -170,6 +173,14 @@ impl Adapter {
             }
         }
         Ok(self)
+    }
+
+    /// Whether what it does at a linear site is an update that is added to the base's product, see [`Plan::updates`].
+    pub(super) fn adds(&self, site: Site) -> bool {
+        match &self.factors {
+            Some(factors) => factors.changes(site.number()),
+            None => self.delta(site).is_some_and(|delta| delta.as_update().is_some()),
+        }
     }
 
     /// All its updates, where a GPU reads them.

@@ -79,7 +79,7 @@ impl Plan {
     }
 
     fn changing_otherwise(&self, site: Site) -> impl Iterator<Item = &(Range<usize>, Arc<Adapter>)> {
-        let is_other = move |adapter: &Adapter| adapter.delta(site).is_some_and(|delta| delta.as_update().is_none());
+        let is_other = move |adapter: &Adapter| adapter.delta(site).is_some() && !adapter.adds(site);
         self.touched.iter().filter(move |(_, adapter)| is_other(adapter))
     }
 

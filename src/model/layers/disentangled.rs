@@ -75,10 +75,13 @@ impl Disentangled {
         for (rows, adapter) in plan.ranges(q.dims()[0], changes) {
             let of = |p: &Option<Projected>| p.as_ref().map(|p| p.of(&self.vectors, qkv, adapter)).transpose();
             let (keys, queries) = (of(&self.keys)?, of(&self.queries)?);
+            let is_whole = rows.len() == q.dims()[0];
             let inside = offsets.iter().filter(|offset| (rows.start..=rows.end).contains(offset));
-            let offsets = Sequences::new(inside.map(|offset| offset - rows.start).collect(), &q.device())?;
+            let own = || Sequences::new(inside.map(|offset| offset - rows.start).collect(), &q.device());
+            let own = if is_whole { None } else { Some(own()?) };
+            let offsets = own.as_ref().unwrap_or(offsets);
             let (keys, queries) = (keys.as_ref(), queries.as_ref());
-            let op = kernels::Disentangled { offsets: &offsets, scale, keys, queries, places: &self.places };
+            let op = kernels::Disentangled { offsets, scale, keys, queries, places: &self.places };
             let part = |t: &Tensor| t.narrow(0, rows.start, rows.len());
             parts.push(disentangled(&part(q)?, &part(k)?, &part(v)?, &op)?);
         }
