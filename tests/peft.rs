@@ -6,7 +6,7 @@ mod support;
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
 use support::tensors::change_tensors;
-use support::{Door, config, copy_of, embeddings, fixture, gap, kinds, named, read, refusal, rows, texts};
+use support::{Door, config, copy_of, embeddings, fixture, gap, kinds, named, read, refusal, rows, test_device, texts};
 
 /// Bases with adapters in tests/fixtures/peft.
 const BASES: [&str; 8] = ["bert", "qwen2", "gemma3", "t5", "gte", "modernbert", "deberta-v2", "deberta-v2-unshared"];
@@ -230,7 +230,8 @@ async fn every_kind_lies_over_a_base_in_half_precision() {
         for kind in kinds {
             let found = support::cosine(&door.vectors(&kind, &texts).await, &rows(&golden[&kind]));
             println!("{base:8} {kind:20} float16, least cosine {found:.6}");
-            assert!(found >= 0.9999, "{base} {kind}: {found}");
+            // A GPU rounds what is between two products too.
+            assert!(found >= if test_device().is_some() { 0.9995 } else { 0.9999 }, "{base} {kind}: {found}");
         }
     }
 }
