@@ -37,10 +37,11 @@ FROM run-${DEVICE}
 LABEL org.opencontainers.image.title="veneer" \
     org.opencontainers.image.description="Sentence embeddings with any number of PEFT adapters, chosen per request" \
     org.opencontainers.image.licenses="Apache-2.0"
-# Models and the Hub's cache; nothing is written anywhere else. TLS roots are compiled in.
+# Models, the Hub's cache and the driver's; nothing is written anywhere else. TLS roots are compiled in.
 RUN install -d -o 10001 -g 10001 /data
 COPY --from=build /build/target/release/veneer /usr/local/bin/veneer
-ENV HF_HOME=/data/huggingface VENEER_SERVER__HOST=0.0.0.0
+# The driver compiles for GPUs newer than Hopper once, and keeps it there.
+ENV HF_HOME=/data/huggingface CUDA_CACHE_PATH=/data/cuda VENEER_SERVER__HOST=0.0.0.0
 WORKDIR /data
 VOLUME /data
 USER 10001:10001

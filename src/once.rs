@@ -44,8 +44,12 @@ pub fn selftest(device: &str) -> anyhow::Result<()> {
     let device = Device::named(device)?;
     println!("{device}: largest difference to the CPU's, what it may be, time, share of the ceiling");
     // Where they are emulated, large arguments would take minutes.
-    let size = if device.is_emulated() { Size::Small } else { Size::Large };
-    let findings = kernels::selftest(&device, size, |finding| println!("{finding}"))?;
+    let sizes = if device.is_emulated() { &[Size::Small][..] } else { &[Size::Small, Size::Large] };
+    let mut findings = Vec::new();
+    for size in sizes {
+        println!("{size:?} arguments");
+        findings.extend(kernels::selftest(&device, *size, |finding| println!("{finding}"))?);
+    }
     let wrong = findings.iter().filter(|finding| !finding.is_good()).count();
     println!("{} of {} operations are as they should be", findings.len() - wrong, findings.len());
     ensure!(wrong == 0, "{wrong} operations are wrong");

@@ -107,6 +107,8 @@ __device__ inline void soften(float (&scores)[N][4], float (&y)[M][4], Row &row,
 /// Plain scores of 16 queries, in registers, with keys that lie row by row.
 template <typename T, int D, int KEYS>
 __device__ inline void multiply_keys(float (&scores)[KEYS / 8][4], const unsigned (&q)[D / 16][4], const T *keys) {
+    // Copies and scores let lanes go their own ways.
+    warp_barrier();
     int lane = threadIdx.x % WARP;
     const T *own = keys + (lane / 16 * 8 + lane % 8) * PADDED<T, D> + lane / 8 % 2 * 8;
     UNROLL for (int n = 0; n < KEYS / 16; n++) {
@@ -123,6 +125,7 @@ __device__ inline void multiply_keys(float (&scores)[KEYS / 8][4], const unsigne
 /// y += the values by weights.
 template <typename T, int D, int KEYS>
 __device__ inline void multiply_values(float (&y)[D / 8][4], const float (&weights)[KEYS / 8][4], const T *values) {
+    warp_barrier();
     int lane = threadIdx.x % WARP;
     const T *own = values + lane % 16 * PADDED<T, D> + lane / 16 * 8;
     UNROLL for (int n = 0; n < KEYS / 16; n++) {
@@ -216,6 +219,7 @@ template <typename T, int D> __device__ inline void attend(const Task<T> &task) 
         barrier();
         if (key + KEYS < end) load(keys, task.k, key + KEYS);
         score_all<T, KEYS>(scores, task, queries, key);
+        warp_barrier();
         soften(scores, y, rows[0], 0);
         soften(scores, y, rows[1], 1);
         multiply_values<T, D, KEYS>(y, scores, values);

@@ -41,6 +41,8 @@ template <typename T> struct Product {
         constexpr int STRIDE = PADDED<T, DEPTH<T>>;
         int lane = threadIdx.x % WARP, first = threadIdx.x / WARP * 16;
         if (first >= rows) return;
+        // Copies let lanes go their own ways.
+        warp_barrier();
         left += (first + lane % 16) * STRIDE + lane / 16 * 8;
         right += (lane / 16 * 8 + lane % 8) * STRIDE + lane / 8 % 2 * 8;
         UNROLL for (int d = 0; d < DEPTH<T>; d += 16) {

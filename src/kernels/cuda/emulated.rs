@@ -4,7 +4,7 @@
 
 use super::gpu::{Arrival, Backend};
 use super::launch::Argument;
-use super::matmul::{Activation, Element, Matmul};
+use super::matmul::{Element, Matmul};
 use crate::error::{Error, Result};
 use half::{bf16, f16};
 use std::collections::HashMap;
@@ -166,21 +166,9 @@ fn multiply<T: Number, Y: Number>(matmul: &Matmul) {
             let before = if matmul.accumulate { place.wide() } else { 0.0 };
             // SAFETY: a bias has a number an output.
             let bias = matmul.bias.map_or(0.0, |bias| unsafe { (bias as *const Y).add(output).read() }.wide());
-            *place = Y::of(active(before + sum + bias, matmul.activation));
-        }
-    }
-}
-
-fn active(x: f32, activation: Option<Activation>) -> f32 {
-    match activation {
-        None => x,
-        // Not `max`, which makes 0 of NaN.
-        Some(Activation::Relu) => {
-            if x < 0.0 {
-                0.0
-            } else {
-                x
-            }
+            let sum = before + sum + bias;
+            // Not `max`, which makes 0 of NaN.
+            *place = Y::of(if matmul.is_rectified && sum < 0.0 { 0.0 } else { sum });
         }
     }
 }

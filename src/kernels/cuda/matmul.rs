@@ -28,8 +28,8 @@ pub struct Matmul {
     pub bias: Option<u64>,
     /// Whether the product is added to what `y` is.
     pub accumulate: bool,
-    /// `f`.
-    pub activation: Option<Activation>,
+    /// Whether what is below 0 becomes 0 in the end.
+    pub is_rectified: bool,
 }
 
 /// Rows of a matrix, in which elements follow each other.
@@ -50,13 +50,6 @@ pub enum Element {
     Bf16,
     /// 16 bits.
     F16,
-}
-
-/// What cuBLASLt applies to a sum before it is rounded.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Activation {
-    /// `max(x, 0)`.
-    Relu,
 }
 
 impl Element {

@@ -2,7 +2,7 @@
 
 use super::activation::activate;
 use super::array::Array;
-use super::matmul::{self, Element, Matmul, Operand};
+use super::matmul::{Element, Matmul, Operand};
 use crate::error::{Error, Result};
 use crate::kernels::{Activation, Gate};
 use candle_core::DType;
@@ -11,11 +11,11 @@ use candle_core::DType;
 pub fn product(x: &Array, weight: &Array, bias: Option<&Array>, activation: Option<Activation>) -> Result<Array> {
     let y = Array::new(x.gpu(), weight.dtype(), &[x.dims()[0], weight.dims()[1]])?;
     let bias = bias.map(|bias| bias.to_dtype(weight.dtype())).transpose()?;
-    // Before any other a sum is rounded as it is where an update is added to it, so that a row of the base does not depend
-    // on whether another row has an adapter.
-    let fused = activation.filter(|activation| *activation == Activation::Relu).map(|_| matmul::Activation::Relu);
-    multiply(&y, x, weight, Followed { bias: bias.as_ref(), accumulate: false, activation: fused })?;
-    match activation.filter(|_| fused.is_none()) {
+    // Before any other activation a sum is rounded, as it is where an update is added to it: a row of the base must not
+    // depend on whether another row has an adapter.
+    let is_rectified = activation == Some(Activation::Relu);
+    multiply(&y, x, weight, Followed { bias: bias.as_ref(), accumulate: false, is_rectified })?;
+    match activation.filter(|_| !is_rectified) {
         Some(activation) => activate(&y, activation, Gate::Absent),
         None => Ok(y),
     }
@@ -26,7 +26,7 @@ pub fn product(x: &Array, weight: &Array, bias: Option<&Array>, activation: Opti
 struct Followed<'a> {
     bias: Option<&'a Array>,
     accumulate: bool,
-    activation: Option<matmul::Activation>,
+    is_rectified: bool,
 }
 
 /// See the CPU twin; `y` may be a window.
@@ -70,6 +70,6 @@ fn multiply(y: &Array, x: &Array, weight: &Array, followed: Followed) -> Result<
         y: operand(y, y_stride),
         bias: followed.bias.map(Array::address),
         accumulate: followed.accumulate,
-        activation: followed.activation,
+        is_rectified: followed.is_rectified,
     })
 }

@@ -48,14 +48,16 @@ __device__ inline unsigned shared_address(const void *x) { return static_cast<un
 __device__ inline void load_matrices(unsigned (&y)[4], const void *row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(y[0]), "=r"(y[1]), "=r"(y[2]), "=r"(y[3])
-                 : "r"(shared_address(row)));
+                 : "r"(shared_address(row))
+                 : "memory");
 }
 
 /// The same, of each matrix's transpose.
 __device__ inline void load_transposed(unsigned (&y)[4], const void *row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(y[0]), "=r"(y[1]), "=r"(y[2]), "=r"(y[3])
-                 : "r"(shared_address(row)));
+                 : "r"(shared_address(row))
+                 : "memory");
 }
 
 /// Copies the first `bytes` of 16 into a block's memory, and zeros for the others. Both addresses are multiples of 16.

@@ -1,6 +1,6 @@
 //! What an algorithm for a product depends on.
 
-use crate::kernels::cuda::matmul::{Activation, Element, Matmul};
+use crate::kernels::cuda::matmul::{Element, Matmul};
 
 impl Matmul {
     /// The one that stands for all of about as many rows: a power of two up to 1024, and a multiple of 1024 above.
@@ -18,7 +18,7 @@ pub struct Key {
     elements: [Element; 2],
     is_transposed: bool,
     accumulate: bool,
-    activation: Option<Activation>,
+    is_rectified: bool,
     strides: [usize; 3],
     alignments: [u32; 3],
     bias_alignment: Option<u32>,
@@ -35,7 +35,7 @@ impl Key {
             elements: [matmul.element, matmul.element_out],
             is_transposed: matmul.is_transposed,
             accumulate: matmul.accumulate,
-            activation: matmul.activation,
+            is_rectified: matmul.is_rectified,
             strides: operands.map(|operand| operand.stride),
             alignments: operands.map(|operand| alignment(operand.address)),
             bias_alignment: matmul.bias.map(alignment),
@@ -69,7 +69,7 @@ mod tests {
         y: Operand { address: 0x3000, stride: 1536 },
         bias: Some(0x4000),
         accumulate: false,
-        activation: None,
+        is_rectified: false,
     };
 
     #[test]
@@ -100,7 +100,7 @@ mod tests {
             Matmul { element_out: Element::F32, ..MATMUL },
             Matmul { is_transposed: false, ..MATMUL },
             Matmul { accumulate: true, ..MATMUL },
-            Matmul { activation: Some(Activation::Relu), ..MATMUL },
+            Matmul { is_rectified: true, ..MATMUL },
             Matmul { bias: None, ..MATMUL },
             Matmul { bias: Some(0x4004), ..MATMUL },
             Matmul { x: Operand { address: 0x1010, ..MATMUL.x }, ..MATMUL },

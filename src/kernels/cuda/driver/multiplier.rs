@@ -6,7 +6,7 @@ use super::Failure;
 use super::device::{Device, Owned};
 use super::matmul::{Key, alignment};
 use super::stream::Stream;
-use crate::kernels::cuda::matmul::{Activation, Element, Matmul, Operand};
+use crate::kernels::cuda::matmul::{Element, Matmul, Operand};
 use cudarc::cublaslt::result::{self, CublasError};
 use cudarc::cublaslt::sys::{self, cublasStatus_t as Status};
 use cudarc::driver::result as driver;
@@ -187,13 +187,11 @@ fn operation(
 
 fn epilogue(matmul: &Matmul) -> sys::cublasLtEpilogue_t {
     use sys::cublasLtEpilogue_t as Epilogue;
-    match (matmul.activation, matmul.bias.is_some()) {
-        (None, false) => Epilogue::CUBLASLT_EPILOGUE_DEFAULT,
-        (None, true) => Epilogue::CUBLASLT_EPILOGUE_BIAS,
-        (Some(Activation::Relu), false) => Epilogue::CUBLASLT_EPILOGUE_RELU,
-        (Some(Activation::Relu), true) => Epilogue::CUBLASLT_EPILOGUE_RELU_BIAS,
-        (Some(Activation::GeluTanh), false) => Epilogue::CUBLASLT_EPILOGUE_GELU,
-        (Some(Activation::GeluTanh), true) => Epilogue::CUBLASLT_EPILOGUE_GELU_BIAS,
+    match (matmul.is_rectified, matmul.bias.is_some()) {
+        (false, false) => Epilogue::CUBLASLT_EPILOGUE_DEFAULT,
+        (false, true) => Epilogue::CUBLASLT_EPILOGUE_BIAS,
+        (true, false) => Epilogue::CUBLASLT_EPILOGUE_RELU,
+        (true, true) => Epilogue::CUBLASLT_EPILOGUE_RELU_BIAS,
     }
 }
 

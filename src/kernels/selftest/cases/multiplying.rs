@@ -136,9 +136,31 @@ fn attentions(shape: &Shape) -> Vec<Case> {
             }))
         }));
     }
+    cases.extend(HEAD_WIDTHS.map(|width| heads_of(shape, width)));
     cases.push(rotation(shape, &stacked));
     cases.push(relative(shape, stacked, work));
     cases
+}
+
+/// Widths of heads for which there are different kernels, and others that fill none of them.
+const HEAD_WIDTHS: [usize; 8] = [16, 33, 64, 80, 128, 160, 192, 256];
+
+/// Attention of four heads of a width over two of keys and values.
+fn heads_of(shape: &Shape, width: usize) -> Case {
+    let (offsets, tokens) = (shape.offsets.clone(), shape.tokens());
+    let stacked = normal(1.0, (tokens, 8, width));
+    let pairs: usize = offsets.windows(2).map(|span| (span[1] - span[0]).pow(2)).sum();
+    let work = Work { operations: 16.0 * (pairs * width) as f64, numbers: (12 * tokens * width) as f64 };
+    case(format!("attention, heads of {width}"), BOUND, work, move |side| {
+        let stacked = side.rounded(&stacked)?;
+        let offsets = Sequences::new(offsets.clone(), &side.device)?;
+        Ok(Box::new(move || {
+            let [q, k, v] = [(0, 4), (4, 2), (6, 2)].map(|(first, count)| stacked.narrow(1, first, count));
+            let (scale, window) = (0.1, Some(40));
+            let op = Attention { offsets: &offsets, scale, causal: true, window, bias: None, is_half: false };
+            attention(&q?, &k?, &v?, &op)
+        }))
+    })
 }
 
 fn rotation(shape: &Shape, stacked: &Host) -> Case {
