@@ -2,8 +2,8 @@
 
 mod support;
 
-use serde_json::{Value, json};
-use support::{ADAPTERS, Door, FAMILIES, embeddings, fixture, gap, named, read, rows, texts};
+use serde_json::Value;
+use support::{ADAPTERS, Door, FAMILIES, embeddings, fixture, gap, mixed, named, read, rows, texts};
 
 /// One line a family: the largest difference to the oracle for the base and for each adapter, how far the adapters move
 /// vectors at least, and the largest difference between a text alone and in a mixed batch.
@@ -36,14 +36,11 @@ async fn every_family_and_adapter_is_within_1e5_of_the_oracle_alone_and_packed()
 /// base, interleaved.
 async fn packed(door: &Door, golden: &Value) -> f32 {
     let texts = texts(golden);
-    let names = [None, Some("lora-attention"), Some("lora-all"), Some("rslora-patterns")];
-    let inputs: Vec<&String> = texts.iter().flat_map(|text| [text; 4]).collect();
-    let adapters: Vec<_> = texts.iter().flat_map(|_| names).collect();
-    let body = json!({"model": "base", "adapters": adapters, "input": inputs, "normalize": false, "truncate": true});
+    let (body, pairs) = mixed(&texts);
     let (status, reply) = door.ask(body).await;
     assert_eq!(status, 200, "{reply}");
     let mut largest = 0f32;
-    for (row, (text, name)) in embeddings(&reply).into_iter().zip(inputs.iter().zip(&adapters)) {
+    for (row, (text, name)) in embeddings(&reply).into_iter().zip(pairs) {
         let alone = door.vectors(name.unwrap_or("base"), [text]).await;
         largest = largest.max(gap(&[row], &alone));
     }

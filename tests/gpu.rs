@@ -6,7 +6,7 @@ mod support;
 use axum::body::{Body, to_bytes};
 use axum::http::Request;
 use serde_json::{Value, json};
-use support::{ADAPTERS, Door, cosine, embeddings, gap, named, read, rows, test_device, texts};
+use support::{ADAPTERS, Door, cosine, embeddings, gap, mixed, named, read, rows, test_device, texts};
 use veneer::kernels::Device;
 
 /// The device, or none with a word why.
@@ -33,14 +33,13 @@ fn door(family: &str, device: &str, keys: &[(&str, &str)]) -> Door {
     Door::open(&[named("base", &format!("{family}/base"))], &adapters, &keys)
 }
 
-/// Every text under the base and every adapter, interleaved, in one request.
-fn mixed(golden: &Value) -> (Value, Vec<Vec<f32>>) {
-    let (texts, names) = (texts(golden), [None, Some(ADAPTERS[0]), Some(ADAPTERS[1]), Some(ADAPTERS[2])]);
-    let inputs: Vec<&String> = texts.iter().flat_map(|text| [text; 4]).collect();
-    let adapters: Vec<_> = texts.iter().flat_map(|_| names).collect();
-    let oracle = names.map(|name| rows(&golden[name.unwrap_or("base")]));
-    let oracle = (0..texts.len()).flat_map(|text| oracle.iter().map(move |rows| rows[text].clone())).collect();
-    let body = json!({"model": "base", "adapters": adapters, "input": inputs, "normalize": false, "truncate": true});
+/// Every text under the base and every adapter in one request, and what the oracle answers.
+fn asked(golden: &Value) -> (Value, Vec<Vec<f32>>) {
+    let texts = texts(golden);
+    let (body, pairs) = mixed(&texts);
+    let place = |text: &String| texts.iter().position(|other| other == text).unwrap();
+    let oracle = |(text, name): &(&String, Option<&str>)| rows(&golden[name.unwrap_or("base")])[place(text)].clone();
+    let oracle = pairs.iter().map(oracle).collect();
     (body, oracle)
 }
 
@@ -49,7 +48,7 @@ async fn a_mixed_batch_is_within_1e5_of_the_oracle_and_in_16_bits_points_the_sam
     let Some(device) = device() else { return };
     for family in FAMILIES {
         let golden = read(&format!("{family}/golden.json"));
-        let (body, oracle) = mixed(&golden);
+        let (body, oracle) = asked(&golden);
         let (status, reply) = door(family, &device, &[]).ask(body.clone()).await;
         assert_eq!(status, 200, "{reply}");
         let error = gap(&embeddings(&reply), &oracle);
@@ -135,7 +134,7 @@ async fn several_devices_share_the_requests_and_answer_alike() {
         return;
     }
     let golden = read("bert/golden.json");
-    let (body, oracle) = mixed(&golden);
+    let (body, oracle) = asked(&golden);
     let door = door("bert", "emulated:64, emulated:64", &[]);
     let serving = door.app.serving().unwrap();
     let busy = serving.replica();

@@ -50,7 +50,7 @@ pub enum Activation {
 }
 
 impl Activation {
-    /// One of every kind.
+    /// One of every kind, in the order in which activation.cu counts them.
     pub(super) const SOME: [Self; 19] = [
         Self::Gelu,
         Self::GeluTanh,

@@ -54,17 +54,18 @@ impl Device {
 
     /// A tensor's place there, in one type or as it is.
     pub fn place(&self, tensor: &candle_core::Tensor, dtype: Option<DType>) -> Result<Tensor> {
-        let tensor = match dtype {
-            // In another type candle would make rows of a transpose.
-            Some(dtype) if !self.is_cpu() && tensor.rank() == 2 && !tensor.is_contiguous() => {
-                tensor.t()?.to_dtype(dtype)?.t()?
-            }
-            Some(dtype) if !self.is_cpu() => tensor.to_dtype(dtype)?,
-            _ => tensor.clone(),
-        };
         match self {
-            Self::Cpu => Ok(Tensor::Cpu(tensor)),
-            Self::Gpu(gpu) => Ok(Tensor::Gpu(Array::of(gpu, &tensor)?)),
+            Self::Cpu => Ok(Tensor::Cpu(tensor.clone())),
+            Self::Gpu(gpu) => Ok(Tensor::Gpu(Array::of(gpu, &tensor.to_dtype(dtype.unwrap_or(tensor.dtype()))?)?)),
+        }
+    }
+
+    /// A weight's place there, `[in, out]`; on a GPU in `dtype`, and the inputs of an output side by side, as products read
+    /// it fastest.
+    pub fn place_weight(&self, weight: &candle_core::Tensor, dtype: DType) -> Result<Tensor> {
+        match self {
+            Self::Cpu => Ok(Tensor::Cpu(weight.clone())),
+            Self::Gpu(gpu) => Ok(Tensor::Gpu(Array::of(gpu, &weight.t()?.to_dtype(dtype)?)?.transposed()?)),
         }
     }
 }

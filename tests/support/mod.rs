@@ -153,6 +153,15 @@ pub fn cosine(a: &[Vec<f32>], b: &[Vec<f32>]) -> f64 {
     a.iter().zip(b).map(of_rows).fold(f64::INFINITY, f64::min)
 }
 
+/// A request of every text under the base and every adapter, interleaved, and which text and name each input is.
+pub fn mixed(texts: &[String]) -> (Value, Vec<(&String, Option<&'static str>)>) {
+    let names = || [None].into_iter().chain(ADAPTERS.map(Some));
+    let pairs: Vec<_> = texts.iter().flat_map(|text| names().map(move |name| (text, name))).collect();
+    let (inputs, adapters): (Vec<_>, Vec<_>) = pairs.iter().copied().unzip();
+    let body = json!({"model": "base", "adapters": adapters, "input": inputs, "normalize": false, "truncate": true});
+    (body, pairs)
+}
+
 /// The device that tests are asked to run on.
 pub fn test_device() -> Option<String> {
     std::env::var("TEST_DEVICE").ok()

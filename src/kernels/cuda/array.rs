@@ -39,11 +39,8 @@ impl Array {
         Ok(Self { memory, dtype, start: 0, dims: dims.to_vec(), strides: dense_strides(dims), rounded: None })
     }
 
-    /// A copy of a host's tensor. A matrix that is another's transpose stays one.
+    /// A dense copy of a host's tensor.
     pub fn of(gpu: &Gpu, tensor: &Tensor) -> Result<Self> {
-        if tensor.rank() == 2 && !tensor.is_contiguous() && tensor.t()?.is_contiguous() {
-            return Self::of(gpu, &tensor.t()?)?.transposed();
-        }
         let array = Self::new(gpu, tensor.dtype(), tensor.dims())?;
         let flat = tensor.flatten_all()?;
         match tensor.dtype() {

@@ -11,6 +11,7 @@ use crate::error::{Error, Result};
 use crate::kernels::Factor;
 use candle_core::{DType, Tensor};
 use std::ops::Range;
+use std::sync::Arc;
 
 /// Rows of a tile, at most.
 const TILE: usize = 64;
@@ -31,7 +32,7 @@ pub struct Factors {
     /// First number of every site's factors, and their inputs, rank and outputs, in the order in which they came.
     places: Vec<[usize; 4]>,
     /// By site; 0 where there is no update.
-    ranks: Vec<usize>,
+    ranks: Arc<[usize]>,
 }
 
 impl Factors {
@@ -55,7 +56,7 @@ impl Factors {
             places.push([start, inputs, rank, outputs]);
             start += (inputs + outputs) * rank;
         }
-        Ok(Self { table: Array::of_numbers(gpu, &table)?, numbers, places, ranks })
+        Ok(Self { table: Array::of_numbers(gpu, &table)?, numbers, places, ranks: ranks.into() })
     }
 
     /// Whether there is an update of a site.
@@ -100,7 +101,7 @@ pub struct Touched {
     /// Of all factors.
     dtype: DType,
     /// Ranks of every adapter that is there.
-    ranks: Vec<Vec<usize>>,
+    ranks: Vec<Arc<[usize]>>,
 }
 
 impl Touched {
@@ -116,7 +117,7 @@ impl Touched {
 
     /// The most that ranks of some sites add up to in one adapter.
     fn width(&self, sites: &[usize]) -> usize {
-        let width = |ranks: &Vec<usize>| sites.iter().map(|site| ranks[*site]).sum();
+        let width = |ranks: &Arc<[usize]>| sites.iter().map(|site| ranks[*site]).sum();
         self.ranks.iter().map(width).max().unwrap_or_default()
     }
 

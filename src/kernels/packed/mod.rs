@@ -103,8 +103,7 @@ impl Packed {
     pub fn on(device: &Device, weight: &candle_core::Tensor, format: Format, memory: &mut Memory) -> Result<Self> {
         match device {
             Device::Cpu => Self::new(weight, format, memory),
-            // As products read it fastest: the inputs of an output side by side.
-            Device::Gpu(_) => Ok(Self::plain(device.place(&weight.t()?.contiguous()?.t()?, Some(format.dtype()))?)),
+            Device::Gpu(_) => Ok(Self::plain(device.place_weight(weight, format.dtype())?)),
         }
     }
 
@@ -112,7 +111,7 @@ impl Packed {
     pub fn placed(&self, device: &Device, dtype: DType) -> Result<Self> {
         match (device, &self.form) {
             (Device::Cpu, _) | (_, Form::Plain(Tensor::Gpu(_))) => Ok(self.clone()),
-            _ => Ok(Self::plain(device.place(&self.tensor()?.t()?.contiguous()?.t()?, Some(dtype))?)),
+            _ => Ok(Self::plain(device.place_weight(&self.tensor()?, dtype)?)),
         }
     }
 

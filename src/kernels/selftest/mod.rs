@@ -3,11 +3,12 @@
 
 mod cases;
 
+use super::cuda::Gpu;
 use super::device::Device;
 use super::tensor::Tensor;
 use crate::error::{Error, Result};
 use candle_core::{DType, Tensor as Host};
-use cases::{Case, Work};
+use cases::{Run, Work};
 use std::time::Instant;
 
 /// How large the arguments are.
@@ -72,7 +73,7 @@ impl Side {
     fn weight(&self, tensor: &Host) -> Result<Tensor> {
         match self.device {
             Device::Cpu => self.rounded(tensor),
-            Device::Gpu(_) => self.rounded(&tensor.t()?.contiguous()?.t()?),
+            Device::Gpu(_) => self.device.place_weight(tensor, self.dtype),
         }
     }
 
@@ -95,10 +96,9 @@ pub fn selftest(device: &Device, size: Size, mut tell: impl FnMut(&Finding)) -> 
     for dtype in [DType::F32, DType::BF16, DType::F16] {
         let on = |device: &Device| Side { device: device.clone(), dtype };
         for case in cases::all(size) {
-            let (cpu, side) = ((case.prepare)(&on(&Device::Cpu))?()?, on(device));
-            let ours = (case.prepare)(&side)?()?;
-            let difference = difference(&ours.to_host()?, &cpu.to_host()?)?;
-            let microseconds = if gpu.is_emulated() { None } else { Some(median(&case, &side, device)?) };
+            let (cpu, run) = ((case.prepare)(&on(&Device::Cpu))?()?, (case.prepare)(&on(device))?);
+            let difference = difference(&run()?.to_host()?, &cpu.to_host()?)?;
+            let microseconds = if gpu.is_emulated() { None } else { Some(median(gpu, &run)?) };
             let share = microseconds.map(|time| peak.share(dtype, &case.work, time));
             let bound = case.bound * coarseness(dtype);
             let name = format!("{} {dtype:?}", case.name);
@@ -145,15 +145,14 @@ const BURSTS: usize = 11;
 /// Runs of a burst: asked for one after the other, they leave the device nothing to wait for.
 const RUNS: usize = 20;
 
-fn median(case: &Case, side: &Side, device: &Device) -> Result<f64> {
-    let Device::Gpu(gpu) = device else { return Ok(0.0) };
-    let prepared = (case.prepare)(side)?;
+/// Microseconds of one run.
+fn median(gpu: &Gpu, run: &Run) -> Result<f64> {
     let mut times = Vec::with_capacity(BURSTS);
     for _ in 0..BURSTS {
         gpu.synchronize()?;
         let began = Instant::now();
         for _ in 0..RUNS {
-            prepared()?;
+            run()?;
         }
         gpu.synchronize()?;
         times.push(began.elapsed().as_secs_f64() * 1e6 / RUNS as f64);

@@ -53,12 +53,9 @@ impl LowRank {
         Self { a: a.into(), b: b.into() }
     }
 
-    /// The same on a device, in `dtype` there, as products read them fastest.
+    /// The same on a device, in `dtype` there.
     pub(super) fn placed(&self, device: &Device, dtype: DType) -> Result<Self> {
-        let place = |t: &Tensor| match device {
-            Device::Cpu => Ok(t.clone()),
-            Device::Gpu(_) => device.place(&t.cpu()?.t()?.contiguous()?.t()?, Some(dtype)),
-        };
+        let place = |t: &Tensor| device.place_weight(t.cpu()?, dtype);
         Ok(Self { a: place(&self.a)?, b: place(&self.b)? })
     }
 }

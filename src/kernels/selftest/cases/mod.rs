@@ -11,7 +11,8 @@ use candle_core::Tensor as Host;
 
 /// Makes a run of its arguments' place.
 type Prepare = Box<dyn Fn(&Side) -> Result<Run>>;
-type Run = Box<dyn Fn() -> Result<Tensor>>;
+/// One run.
+pub type Run = Box<dyn Fn() -> Result<Tensor>>;
 
 /// One operation with its arguments.
 pub struct Case {
