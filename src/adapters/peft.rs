@@ -54,7 +54,7 @@ pub fn load(folder: &Folder, config: &Config, model: &Model) -> Result<Adapter> 
     if bound.deltas.is_empty() {
         return Err(Error::load(checkpoint.path(), "it changes no module that the forward pass runs"));
     }
-    let adapter = Adapter::new(bound.deltas, is_sum).placed(model.sites(), model.device(), model.format().dtype());
+    let adapter = Adapter::new(bound.deltas, is_sum).prepared(model.sites(), model.device(), model.format().dtype());
     adapter.map_err(|error| no_room(error, folder))
 }
 

@@ -128,12 +128,16 @@ impl Worker {
         let began = Instant::now();
         let model = jobs.first()?.sequence.target.model.clone();
         batch::order(&mut jobs, |job| &job.sequence);
-        let batch = batch::pack(jobs.iter().map(|job| &job.sequence));
-        let vectors = match model.device() {
+        let mut batch = batch::pack(jobs.iter().map(|job| &job.sequence));
+        let laid = batch.segments.iter_mut().try_for_each(|segment| {
+            segment.adapter = segment.adapter.as_ref().map(|adapter| model.lay(adapter)).transpose()?;
+            Ok(())
+        });
+        let vectors = laid.and_then(|()| match model.device() {
             // Beside others this thread leads nobody.
             Device::Cpu => whole(|| self.threads.run(|| model.begin(&batch))),
             Device::Gpu(_) => whole(|| model.begin(&batch)),
-        };
+        });
         let (tokens, segments) = (batch.ids.len(), batch.segments.len());
         Some(Flight { jobs, tokens, segments, vectors, began, computing: began, beside })
     }

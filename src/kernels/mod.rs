@@ -30,6 +30,7 @@ mod view;
 
 pub use activation::{Activation, Gate};
 pub use attention::Attention;
+pub use cuda::{Factor, HostFactors};
 pub use device::Device;
 pub use disentangled::Disentangled;
 pub use finite::all_finite;
@@ -45,4 +46,4 @@ pub use twins::{
     activate, add_difference, add_product, add_to_each, assign, attention, disentangled, look_up, norm, operand, pick,
     pool, product, rotate, scale_columns, scatter_add, set_product, sum, unit,
 };
-pub use updates::{Factor, Factors, Spans, Touched, Updates};
+pub use updates::{Factors, Spans, Touched, Updates};

@@ -1,11 +1,10 @@
 //! What adapters add to a product: row range by row range on the CPU, for all of a batch at once on a GPU.
 
-use super::cuda;
+use super::cuda::{self, HostFactors};
 use super::device::Device;
 use super::packed::Update;
 use super::tensor::Tensor;
 use crate::error::Result;
-use candle_core::DType;
 use std::ops::Range;
 
 /// What is added to a product before what follows it.
@@ -51,14 +50,11 @@ impl Updates {
 #[derive(Clone, Debug)]
 pub struct Factors(cuda::Factors);
 
-/// One site's factors: its number, `a [in, rank]` and `b [rank, out]`.
-pub type Factor<'a> = (usize, &'a candle_core::Tensor, &'a candle_core::Tensor);
-
 impl Factors {
-    /// In `dtype`, of a model of so many sites; none on the CPU, which adds updates one by one.
-    pub fn new(device: &Device, sites: usize, dtype: DType, factors: &[Factor]) -> Result<Option<Self>> {
+    /// Brings them there; none to the CPU, which adds updates one by one.
+    pub fn new(device: &Device, host: &HostFactors) -> Result<Option<Self>> {
         let Device::Gpu(gpu) = device else { return Ok(None) };
-        Ok(Some(Self(cuda::Factors::new(gpu, sites, dtype, factors)?)))
+        Ok(Some(Self(cuda::Factors::new(gpu, host)?)))
     }
 
     /// Whether there is an update of a site.

@@ -168,6 +168,22 @@ impl Model {
         self.bytes
     }
 
+    /// An adapter of this model where the model lies, brought there beside whatever is computed.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`] where a GPU has no room for it.
+    pub fn lay(&self, adapter: &Arc<Adapter>) -> Result<Arc<Adapter>> {
+        let Device::Gpu(gpu) = &self.device else { return Ok(adapter.clone()) };
+        if !adapter.parts().is_empty() {
+            let lay = |(part, weight): &(Arc<Adapter>, f32)| Ok((self.lay(part)?, *weight));
+            return Ok(Arc::new(Adapter::blend(&adapter.parts().iter().map(lay).collect::<Result<Vec<_>>>()?)));
+        }
+        let beside = gpu.beside();
+        let laid = adapter.placed(&self.sites, &Device::Gpu(beside.clone()), self.format.dtype());
+        beside.synchronize()?;
+        Ok(Arc::new(laid?))
+    }
+
     /// One vector a sequence, in the batch's order: one pass of the transformer, the pipelines by segment, one copy
     /// to the host.
     pub fn embed(&self, batch: &Batch) -> Result<Vec<Vec<f32>>> {

@@ -173,6 +173,11 @@ impl Sites {
         self.weights.get(&site)
     }
 
+    /// Of which type its weight's numbers are, where they are plain; else the other one.
+    pub(super) fn dtype(&self, site: Site, other: DType) -> DType {
+        self.weight(site).and_then(|weight| weight.weight.dtype()).unwrap_or(other)
+    }
+
     /// Whether two sites have rows in common, under different names.
     pub fn overlap(&self, a: Site, b: Site) -> bool {
         match (&self.all[a.0].place, &self.all[b.0].place) {

@@ -48,7 +48,7 @@ pub fn load(
         }
     }
     let adapters =
-        deltas.into_iter().map(|deltas| Ok(Arc::new(Adapter::new(deltas, true).placed(sites, device, dtype)?)));
+        deltas.into_iter().map(|deltas| Ok(Arc::new(Adapter::new(deltas, true).prepared(sites, device, dtype)?)));
     let named = spec.names.iter().cloned().zip(adapters.collect::<Result<Vec<_>>>()?);
     Ok(named.collect())
 }

@@ -115,6 +115,7 @@ impl Prober {
         sequences: &[Tokens],
     ) -> Result<Vec<Vec<f64>>> {
         let (mut vectors, mut rest) = (Vec::with_capacity(sequences.len()), sequences);
+        let adapter = &adapter.map(|adapter| model.lay(adapter)).transpose()?;
         while !rest.is_empty() {
             let mut tokens = 0;
             let fits = |sequence: &&Tokens| {
@@ -150,7 +151,7 @@ pub fn read(parts: &Parts, texts: &[impl AsRef<str>], prompt: Prompt) -> Result<
     texts.iter().map(|one| Ok(Tokens { ids: text.encode(one.as_ref(), &reading, "text")?, prompt })).collect()
 }
 
-fn batch(sequences: &[Tokens], adapter: Option<&Arc<Adapter>>, pipeline: &Arc<Pipeline>) -> Batch {
+fn batch(sequences: &[Tokens], adapter: &Option<Arc<Adapter>>, pipeline: &Arc<Pipeline>) -> Batch {
     let end = |offset: &mut usize, sequence: &Tokens| {
         *offset += sequence.ids.len();
         Some(*offset)
@@ -159,11 +160,7 @@ fn batch(sequences: &[Tokens], adapter: Option<&Arc<Adapter>>, pipeline: &Arc<Pi
         ids: sequences.iter().flat_map(|sequence| sequence.ids.iter().copied()).collect(),
         prompts: sequences.iter().map(|sequence| sequence.prompt).collect(),
         offsets: std::iter::once(0).chain(sequences.iter().scan(0, end)).collect(),
-        segments: vec![Segment {
-            sequences: 0..sequences.len(),
-            adapter: adapter.cloned(),
-            pipeline: pipeline.clone(),
-        }],
+        segments: vec![Segment { sequences: 0..sequences.len(), adapter: adapter.clone(), pipeline: pipeline.clone() }],
     }
 }
 

@@ -32,7 +32,7 @@ impl Method for Scales {
         let delta = match module.checked(self.feedforward.end(module.name))? {
             true => {
                 let factor = module.take("ia3_l", &[1, inputs])?.reshape(inputs)?;
-                LinearDelta::of_scaled_inputs(&factor, &module.base()?)?
+                LinearDelta::of_scaled_inputs(&factor, module.base()?.host_bias()?.as_ref())?
             }
             false => LinearDelta::of_scaled_outputs(&module.take("ia3_l", &[outputs, 1])?.reshape(outputs)?)?,
         };

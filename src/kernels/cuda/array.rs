@@ -4,7 +4,7 @@
 use super::columns;
 use super::gpu::{Arrival, Gpu, Memory};
 use crate::error::{Error, Result};
-use candle_core::{DType, Device, Tensor, WithDType};
+use candle_core::{CpuStorage, DType, Device, Storage, Tensor, WithDType};
 use std::sync::Arc;
 
 /// A window of numbers of f32, bf16, f16 or u32, of up to three dimensions; clones share the memory.
@@ -42,28 +42,25 @@ impl Array {
     /// A dense copy of a host's tensor.
     pub fn of(gpu: &Gpu, tensor: &Tensor) -> Result<Self> {
         let array = Self::new(gpu, tensor.dtype(), tensor.dims())?;
-        let flat = tensor.flatten_all()?;
-        match tensor.dtype() {
-            DType::F32 => array.fill(&flat.to_vec1::<f32>()?)?,
-            DType::BF16 => array.fill(&flat.to_vec1::<half::bf16>()?)?,
-            DType::F16 => array.fill(&flat.to_vec1::<half::f16>()?)?,
-            DType::U32 => array.fill(&flat.to_vec1::<u32>()?)?,
-            other => return Err(Error::Internal(format!("numbers of {other:?} are not for a GPU"))),
-        }
+        let tensor = tensor.contiguous()?;
+        let (storage, layout) = tensor.storage_and_layout();
+        let elements = layout.start_offset()..layout.start_offset() + array.elements();
+        let bytes = match &*storage {
+            Storage::Cpu(CpuStorage::F32(numbers)) => bytes(&numbers[elements]),
+            Storage::Cpu(CpuStorage::BF16(numbers)) => bytes(&numbers[elements]),
+            Storage::Cpu(CpuStorage::F16(numbers)) => bytes(&numbers[elements]),
+            Storage::Cpu(CpuStorage::U32(numbers)) => bytes(&numbers[elements]),
+            _ => return Err(Error::Internal(format!("numbers of {:?} are not for a GPU", tensor.dtype()))),
+        };
+        gpu.upload(array.address(), bytes)?;
         Ok(array)
     }
 
     /// Numbers as they are.
     pub fn of_numbers(gpu: &Gpu, numbers: &[u32]) -> Result<Self> {
         let array = Self::new(gpu, DType::U32, &[numbers.len()])?;
-        array.fill(numbers)?;
+        gpu.upload(array.address(), bytes(numbers))?;
         Ok(array)
-    }
-
-    fn fill<T: WithDType>(&self, elements: &[T]) -> Result<()> {
-        // SAFETY: numbers are bytes without gaps.
-        let bytes = unsafe { std::slice::from_raw_parts(elements.as_ptr().cast::<u8>(), size_of_val(elements)) };
-        self.gpu().upload(self.address(), bytes)
     }
 
     /// Its way to the host, which begins once it is computed and needs nobody to wait.
@@ -227,6 +224,11 @@ impl Arriving {
         }?;
         Ok(if self.is_transposed { tensor.t()? } else { tensor })
     }
+}
+
+fn bytes<T: WithDType>(numbers: &[T]) -> &[u8] {
+    // SAFETY: numbers are bytes without gaps.
+    unsafe { std::slice::from_raw_parts(numbers.as_ptr().cast::<u8>(), size_of_val(numbers)) }
 }
 
 fn tensor<T: WithDType, const N: usize>(bytes: &[u8], dims: &[usize], number: impl Fn([u8; N]) -> T) -> Result<Tensor> {

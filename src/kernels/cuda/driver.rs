@@ -1,4 +1,4 @@
-//! CUDA's driver and cuBLASLt, opened at run time: one device, and one stream on which everything happens in the
+//! CUDA's driver and cuBLASLt, opened at run time: one device, and a stream a lane, on which everything happens in the
 //! order of asking. Addresses, and what kernels are given, are taken at their word.
 #![expect(unsafe_code, reason = "CUDA is C")]
 
@@ -9,7 +9,7 @@ mod matmul;
 mod multiplier;
 mod stream;
 
-use super::gpu::{Arrival, Backend};
+use super::gpu::{self, Arrival, Backend};
 use super::launch::Argument;
 use super::matmul::Matmul;
 use crate::error::{Error, Result};
@@ -39,15 +39,27 @@ pub enum Failure {
     Other(String),
 }
 
-/// A device with its kernels, its stream and a workspace for products.
+/// A device with its kernels, its streams and a workspace for products.
 pub struct Driver {
     kernels: Kernels,
     multiplier: Multiplier,
-    staging: Staging,
     /// Host memory that bytes from the device arrive in, free to be used.
     pinned: Arc<Mutex<Vec<Pinned>>>,
-    stream: Stream,
+    main: Lane,
+    side: Lane,
     device: Arc<Device>,
+}
+
+/// A stream, and what bytes go to it through.
+struct Lane {
+    staging: Staging,
+    stream: Stream,
+}
+
+impl Lane {
+    fn new(device: &Arc<Device>) -> Result<Self, Failure> {
+        Ok(Self { staging: Staging::new(device)?, stream: Stream::new(device)? })
+    }
 }
 
 impl Driver {
@@ -58,11 +70,17 @@ impl Driver {
     pub fn open(ordinal: usize) -> Result<Self> {
         let device = Arc::new(Device::open(ordinal)?);
         device.enter()?;
-        let stream = Stream::new(&device)?;
-        let staging = Staging::new(&device)?;
+        let (main, side) = (Lane::new(&device)?, Lane::new(&device)?);
         let multiplier = Multiplier::new(&device)?;
         let kernels = Kernels::load(&device)?;
-        Ok(Self { kernels, multiplier, staging, pinned: Arc::default(), stream, device })
+        Ok(Self { kernels, multiplier, pinned: Arc::default(), main, side, device })
+    }
+
+    fn lane(&self, lane: gpu::Lane) -> &Lane {
+        match lane {
+            gpu::Lane::Main => &self.main,
+            gpu::Lane::Side => &self.side,
+        }
     }
 
     /// Free host memory of so many bytes.
@@ -81,16 +99,17 @@ impl Backend for Driver {
         self.device.name()
     }
 
-    fn allocate(&self, bytes: usize) -> Result<u64> {
+    fn allocate(&self, lane: gpu::Lane, bytes: usize) -> Result<u64> {
         if bytes == 0 {
             return Ok(0);
         }
-        let allocated = self.device.enter().and_then(|()| match self.stream.allocate(bytes) {
+        let stream = &self.lane(lane).stream;
+        let allocated = self.device.enter().and_then(|()| match stream.allocate(bytes) {
             // What was freed lies about in pieces until it is given back.
             Err(Failure::OutOfMemory) => {
-                self.stream.synchronize()?;
+                self.main.stream.synchronize()?;
                 self.device.give_back()?;
-                self.stream.allocate(bytes)
+                stream.allocate(bytes)
             }
             allocated => allocated,
         });
@@ -100,21 +119,26 @@ impl Backend for Driver {
         })
     }
 
-    fn free(&self, address: u64) {
+    fn free(&self, lane: gpu::Lane, address: u64) {
         // A device that cannot free is broken, and says so at the next call that can tell.
-        if address != 0 && self.device.enter().is_ok() {
-            self.stream.free(address);
+        if address == 0 || self.device.enter().is_err() {
+            return;
+        }
+        // Bytes may be on their way there, if who brought them gave up.
+        if lane == gpu::Lane::Main || self.main.stream.follow(&self.device, &self.side.stream).is_ok() {
+            self.main.stream.free(address);
         }
     }
 
-    fn upload(&self, address: u64, bytes: &[u8]) -> Result<()> {
+    fn upload(&self, lane: gpu::Lane, address: u64, bytes: &[u8]) -> Result<()> {
         self.device.enter()?;
-        Ok(self.staging.upload(&self.stream, address, bytes)?)
+        let Lane { staging, stream } = self.lane(lane);
+        Ok(staging.upload(stream, address, bytes)?)
     }
 
     fn download(&self, address: u64, bytes: usize) -> Result<Box<dyn Arrival>> {
         self.device.enter()?;
-        let download = Download::begin(&self.stream, address, bytes, self.pinned(bytes)?)?;
+        let download = Download::begin(&self.main.stream, address, bytes, self.pinned(bytes)?)?;
         Ok(Box::new(Arriving { download, bytes, free: self.pinned.clone() }))
     }
 
@@ -124,19 +148,20 @@ impl Backend for Driver {
         let mut pointers: Vec<*mut c_void> = arguments.iter().map(Argument::pointer).collect();
         // SAFETY: these are what the kernel takes, see [`Launch`](super::launch::Launch); they are copied before the call
         // returns.
-        let launched =
-            unsafe { result::launch_kernel(function, (x, y, z), (block, 1, 1), 0, self.stream.raw(), &mut pointers) };
+        let launched = unsafe {
+            result::launch_kernel(function, (x, y, z), (block, 1, 1), 0, self.main.stream.raw(), &mut pointers)
+        };
         Ok(launched.map_err(|error| Failure::from(error).of(kernel))?)
     }
 
     fn multiply(&self, matmul: &Matmul) -> Result<()> {
         self.device.enter()?;
-        Ok(self.multiplier.run(&self.stream, matmul)?)
+        Ok(self.multiplier.run(&self.main.stream, matmul)?)
     }
 
-    fn synchronize(&self) -> Result<()> {
+    fn synchronize(&self, lane: gpu::Lane) -> Result<()> {
         self.device.enter()?;
-        Ok(self.stream.synchronize()?)
+        Ok(self.lane(lane).stream.synchronize()?)
     }
 
     fn memory(&self) -> Result<(usize, usize)> {
@@ -180,7 +205,8 @@ impl From<Failure> for Error {
 impl Drop for Driver {
     fn drop(&mut self) {
         // Kernels and workspace must not go while they are in use; whatever went wrong has nobody left to hear of it.
-        let _ = self.device.enter().and_then(|()| self.stream.synchronize());
+        let streams = [&self.main.stream, &self.side.stream];
+        let _ = self.device.enter().and_then(|()| streams.into_iter().try_for_each(Stream::synchronize));
     }
 }
 

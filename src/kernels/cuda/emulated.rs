@@ -2,7 +2,7 @@
 //! address is one of this process.
 #![expect(unsafe_code, reason = "kernels take raw addresses")]
 
-use super::gpu::{Arrival, Backend};
+use super::gpu::{Arrival, Backend, Lane};
 use super::launch::Argument;
 use super::matmul::{Element, Matmul};
 use crate::error::{Error, Result};
@@ -48,7 +48,7 @@ impl Backend for Emulated {
         "an emulated GPU"
     }
 
-    fn allocate(&self, bytes: usize) -> Result<u64> {
+    fn allocate(&self, _: Lane, bytes: usize) -> Result<u64> {
         let mut pieces = self.pieces();
         if bytes > free(self.bytes, &pieces) {
             return Err(Error::OutOfMemory(bytes));
@@ -60,11 +60,11 @@ impl Backend for Emulated {
         Ok(address)
     }
 
-    fn free(&self, address: u64) {
+    fn free(&self, _: Lane, address: u64) {
         self.pieces().remove(&address);
     }
 
-    fn upload(&self, address: u64, bytes: &[u8]) -> Result<()> {
+    fn upload(&self, _: Lane, address: u64, bytes: &[u8]) -> Result<()> {
         // SAFETY: whoever asks has so much memory there.
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), address as *mut u8, bytes.len()) };
         Ok(())
@@ -98,7 +98,7 @@ impl Backend for Emulated {
         Ok(())
     }
 
-    fn synchronize(&self) -> Result<()> {
+    fn synchronize(&self, _: Lane) -> Result<()> {
         Ok(())
     }
 

@@ -6,22 +6,33 @@ use crate::error::{Error, Result};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// What stands behind a device. Whatever is asked of one happens in the order of asking; nothing but [`Arrival::wait`] and
-/// [`Backend::synchronize`] waits for it.
+/// One of a device's two orders of work. What is asked on one waits for nothing that was asked on the other.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Lane {
+    /// All that computes.
+    Main,
+    /// What is brought while it computes. Who brings it waits for it, see [`Gpu::synchronize`], before the other reads it.
+    Side,
+}
+
+/// What stands behind a device. Whatever is asked of one happens in the order of asking, on each lane; nothing but
+/// [`Arrival::wait`] and [`Backend::synchronize`] waits for it. Where no lane is named it is the main one.
 pub(super) trait Backend: Send + Sync {
     /// Which device it is, for logs.
     fn name(&self) -> &str;
 
-    /// Address of so much memory, for any element aligned. Where there is not so much: [`Error::OutOfMemory`].
+    /// Address of so much memory, for any element aligned, from now on on this lane. Where there is not so much:
+    /// [`Error::OutOfMemory`].
     ///
     /// [`Error::OutOfMemory`]: crate::error::Error::OutOfMemory
-    fn allocate(&self, bytes: usize) -> Result<u64>;
+    fn allocate(&self, lane: Lane, bytes: usize) -> Result<u64>;
 
-    /// Gives back what [`Backend::allocate`] gave, once what was asked before is done.
-    fn free(&self, address: u64);
+    /// Gives back what [`Backend::allocate`] gave on this lane, once what was asked before is done, there and on the main
+    /// one.
+    fn free(&self, lane: Lane, address: u64);
 
     /// Bytes to the device, which need not stay.
-    fn upload(&self, address: u64, bytes: &[u8]) -> Result<()>;
+    fn upload(&self, lane: Lane, address: u64, bytes: &[u8]) -> Result<()>;
 
     /// So many bytes from the device, once what was asked before is done.
     fn download(&self, address: u64, bytes: usize) -> Result<Box<dyn Arrival>>;
@@ -32,8 +43,8 @@ pub(super) trait Backend: Send + Sync {
     /// Multiplies.
     fn multiply(&self, matmul: &Matmul) -> Result<()>;
 
-    /// Waits for all that was asked.
-    fn synchronize(&self) -> Result<()>;
+    /// Waits for all that was asked on a lane.
+    fn synchronize(&self, lane: Lane) -> Result<()>;
 
     /// Whether kernels run on the host.
     fn is_emulated(&self) -> bool {
@@ -58,6 +69,7 @@ pub trait Arrival: Send {
 pub struct Gpu {
     backend: Arc<dyn Backend>,
     usage: Arc<Usage>,
+    lane: Lane,
 }
 
 /// Bytes of ours on a device.
@@ -98,7 +110,16 @@ impl Gpu {
 
     #[cfg_attr(not(any(feature = "cuda", feature = "emulated")), expect(dead_code, reason = "there is no device"))]
     fn new(backend: impl Backend + 'static) -> Self {
-        Self { backend: Arc::new(backend), usage: Arc::default() }
+        Self { backend: Arc::new(backend), usage: Arc::default(), lane: Lane::Main }
+    }
+
+    /// The same device for who brings it something while it computes.
+    pub fn beside(&self) -> Self {
+        Self { lane: Lane::Side, ..self.clone() }
+    }
+
+    fn main(&self) -> Self {
+        Self { lane: Lane::Main, ..self.clone() }
     }
 
     /// Which device it is, for logs.
@@ -111,9 +132,9 @@ impl Gpu {
         self.backend.is_emulated()
     }
 
-    /// Waits for all that was asked.
+    /// Waits for all that was asked, but for what was asked [beside](Self::beside).
     pub fn synchronize(&self) -> Result<()> {
-        self.backend.synchronize()
+        self.backend.synchronize(self.lane)
     }
 
     /// Bytes that are free, and all there are.
@@ -130,14 +151,14 @@ impl Gpu {
     }
 
     pub(super) fn allocate(&self, bytes: usize) -> Result<Memory> {
-        let address = self.backend.allocate(bytes)?;
+        let address = self.backend.allocate(self.lane, bytes)?;
         let now = self.usage.now.fetch_add(bytes, Ordering::Relaxed) + bytes;
         self.usage.most.fetch_max(now, Ordering::Relaxed);
-        Ok(Memory { address, bytes, gpu: self.clone() })
+        Ok(Memory { address, bytes, lane: self.lane, gpu: self.main() })
     }
 
     pub(super) fn upload(&self, address: u64, bytes: &[u8]) -> Result<()> {
-        self.backend.upload(address, bytes)
+        self.backend.upload(self.lane, address, bytes)
     }
 
     pub(super) fn download(&self, address: u64, bytes: usize) -> Result<Box<dyn Arrival>> {
@@ -163,12 +184,14 @@ impl std::fmt::Debug for Gpu {
 pub(super) struct Memory {
     pub address: u64,
     bytes: usize,
+    lane: Lane,
+    /// Its main lane, on which everything reads it.
     pub gpu: Gpu,
 }
 
 impl Drop for Memory {
     fn drop(&mut self) {
         self.gpu.usage.now.fetch_sub(self.bytes, Ordering::Relaxed);
-        self.gpu.backend.free(self.address);
+        self.gpu.backend.free(self.lane, self.address);
     }
 }

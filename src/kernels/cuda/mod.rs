@@ -14,6 +14,7 @@ mod delta;
 mod driver;
 #[cfg(feature = "emulated")]
 mod emulated;
+mod factors;
 mod gpu;
 #[cfg_attr(not(any(feature = "cuda", feature = "emulated")), expect(dead_code, reason = "no device makes use of it"))]
 mod launch;
@@ -29,7 +30,8 @@ pub use activation::activate;
 pub use array::{Array, Arriving};
 pub use attention::{Spread, attention, disentangled};
 pub use columns::{add_difference, add_to_each, affine, assign, joined, scale_columns, scatter_add, sum};
-pub use delta::{Factors, Grouped, Spans, Touched};
+pub use delta::{Grouped, Spans, Touched};
+pub use factors::{Factor, Factors, HostFactors};
 pub use gpu::Gpu;
 pub use lookup::{look_up, pick};
 pub use norm::{norm, unit};

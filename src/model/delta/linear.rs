@@ -1,6 +1,6 @@
 //! Changes of a linear module.
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::kernels::{Device, Packed, Tensor, add_product, product, scale_columns};
 use crate::model::sites::Weight;
 use candle_core::{DType, Tensor as Host};
@@ -19,8 +19,8 @@ pub struct LinearDelta {
 struct Own {
     /// A factor for every input, and no shift.
     inputs: Option<Columns>,
-    /// `[in, out]`.
-    weight: Packed,
+    /// `[in, out]`; none: the base's, until it is [prepared](LinearDelta::over) or placed.
+    weight: Option<Packed>,
 }
 
 /// A product of two thin matrices; of an embedding, where `x` picks rows of `a`, the same.
@@ -88,16 +88,23 @@ impl LinearDelta {
     /// A weight of its own, and a bias of its own or none.
     pub fn own(weight: Weight) -> Result<Self> {
         let (weight, bias) = (&weight.weight, weight.host_bias()?);
-        let delta = Self { own: Some(Own { inputs: None, weight: plain(weight)? }), ..Self::default() };
+        let delta = Self { own: Some(Own { inputs: None, weight: Some(plain(weight)?) }), ..Self::default() };
         bias.map_or(Ok(delta.clone()), |bias| delta.shifted(&bias))
     }
 
     /// The base's weight and bias on inputs times `inputs [in]`.
-    pub fn of_scaled_inputs(inputs: &Host, base: &Weight) -> Result<Self> {
-        let mut delta = Self::own(base.clone())?;
+    pub fn of_scaled_inputs(inputs: &Host, bias: Option<&Host>) -> Result<Self> {
         let inputs = Columns { factor: inputs.clone().into(), shift: inputs.zeros_like()?.into() };
-        delta.own = delta.own.map(|own| Own { inputs: Some(inputs), ..own });
-        Ok(delta)
+        let delta = Self { own: Some(Own { inputs: Some(inputs), weight: None }), ..Self::default() };
+        bias.map_or(Ok(delta.clone()), |bias| delta.shifted(bias))
+    }
+
+    /// The same over what the base has, on the CPU.
+    pub(super) fn over(mut self, base: Option<&Weight>) -> Result<Self> {
+        if let (Some(own), Some(base)) = (&mut self.own, base) {
+            own.weight.get_or_insert(plain(&base.weight)?);
+        }
+        Ok(self)
     }
 
     /// The base's outputs times `factor [out]`.
@@ -128,6 +135,7 @@ impl LinearDelta {
 
     pub(super) fn change(&self, x: &Tensor, y: &Tensor) -> Result<()> {
         if let Some(Own { inputs, weight }) = &self.own {
+            let weight = weight.as_ref().ok_or_else(not_placed)?;
             match inputs {
                 Some(Columns { factor, shift }) => {
                     let x = x.copy()?;
@@ -160,12 +168,16 @@ impl LinearDelta {
         self.low_rank.as_ref().map_or(0, |update| update.a.dims()[1])
     }
 
-    /// The same on a device, matrices in `dtype` there.
-    pub(super) fn placed(&self, device: &Device, dtype: DType) -> Result<Self> {
+    /// The same on a device, matrices in `dtype` there, over what the base has there.
+    pub(super) fn placed(&self, device: &Device, dtype: DType, base: Option<&Weight>) -> Result<Self> {
         let columns = |columns: &Columns| columns.placed(device);
         let own = |Own { inputs, weight }: &Own| -> Result<_> {
             let inputs = inputs.as_ref().map(columns).transpose()?;
-            Ok(Own { inputs, weight: weight.placed(device, dtype)? })
+            let weight = match weight {
+                Some(weight) => weight.placed(device, dtype)?,
+                None => base.ok_or_else(not_placed)?.weight.clone(),
+            };
+            Ok(Own { inputs, weight: Some(weight) })
         };
         Ok(Self {
             own: self.own.as_ref().map(own).transpose()?,
@@ -176,14 +188,17 @@ impl LinearDelta {
 
     /// Its own tensors; a base's weight that it uses is not among them.
     pub(super) fn tensors(&self) -> Vec<&Tensor> {
-        let own = self
-            .own
-            .iter()
-            .filter_map(|own| own.inputs.as_ref().map(|inputs| &inputs.factor).or_else(|| own.weight.as_tensor()));
+        let own = self.own.iter().filter_map(|own| {
+            own.inputs.as_ref().map(|inputs| &inputs.factor).or_else(|| own.weight.as_ref()?.as_tensor())
+        });
         let low_rank = self.low_rank.iter().flat_map(|update| [&update.a, &update.b]);
         let columns = self.columns.iter().flat_map(|columns| [&columns.factor, &columns.shift]);
         own.chain(low_rank).chain(columns).collect()
     }
+}
+
+fn not_placed() -> Error {
+    Error::Internal("a change of a base's weight knows no base".into())
 }
 
 /// A weight in f32 or packed, as it lies where it is that already.

@@ -10,9 +10,9 @@ pub use norm::NormDelta;
 pub use plan::Plan;
 pub use table::{OwnRows, TableDelta};
 
-use super::sites::{Site, Sites};
+use super::sites::{Site, Sites, Weight};
 use crate::error::{Error, Result};
-use crate::kernels::{Device, Factors, Tensor, add_difference};
+use crate::kernels::{Device, Factors, HostFactors, Tensor, add_difference};
 use candle_core::{DType, Tensor as Host};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -93,10 +93,10 @@ impl Delta {
         tensors.into_iter().map(Tensor::bytes).sum()
     }
 
-    /// The same on a device, matrices in `dtype` there.
-    fn placed(&self, device: &Device, dtype: DType) -> Result<Self> {
+    /// The same on a device, matrices in `dtype` there, over what the base has at its site.
+    fn placed(&self, device: &Device, dtype: DType, base: Option<&Weight>) -> Result<Self> {
         match self {
-            Self::Linear(delta) => Ok(Self::Linear(delta.placed(device, dtype)?)),
+            Self::Linear(delta) => Ok(Self::Linear(delta.placed(device, dtype, base)?)),
             Self::Table(delta) => Ok(Self::Table(delta.placed(device, dtype)?)),
             Self::Norm(delta) => Ok(Self::Norm(delta.placed(device)?)),
             Self::Blend(_) => Err(Error::Internal("a blend is of adapters that are placed already".into())),
@@ -108,11 +108,27 @@ impl Delta {
 #[derive(Clone, Debug, Default)]
 pub struct Adapter {
     deltas: HashMap<Site, Delta>,
-    /// The matrices `a` of sites with one input side by side, `[in, ranks]`, and where a site's begins.
-    beside: HashMap<Site, (Tensor, usize)>,
-    /// All updates, where a GPU reads them; those in `deltas` are windows of them.
-    factors: Option<Factors>,
+    updates: Updates,
+    /// What it blends.
+    parts: Vec<(Arc<Adapter>, f32)>,
     is_sum: bool,
+}
+
+/// All updates of an adapter as its model's device takes them; those in its deltas are windows of them.
+#[derive(Clone, Debug)]
+enum Updates {
+    /// On the CPU: the matrices `a` of sites with one input side by side, `[in, ranks]`, and where a site's begins.
+    Joined(HashMap<Site, (Tensor, usize)>),
+    /// On the host for a GPU, those of these sites.
+    Host(HostFactors, Vec<Site>),
+    /// On a GPU.
+    There(Factors),
+}
+
+impl Default for Updates {
+    fn default() -> Self {
+        Self::Joined(HashMap::new())
+    }
 }
 
 impl Adapter {
@@ -122,36 +138,55 @@ impl Adapter {
         Self { deltas: deltas.into_iter().collect(), is_sum, ..Self::default() }
     }
 
-    /// The same where a model of these sites lies, matrices in `dtype` on a GPU.
-    pub fn placed(self, sites: &Sites, device: &Device, dtype: DType) -> Result<Self> {
-        if device.is_cpu() {
-            return self.joined(sites);
+    /// The same on the host as a model of these sites takes it: as it is on the CPU; as it is brought to a GPU, where
+    /// matrices are in `dtype`.
+    pub fn prepared(self, sites: &Sites, device: &Device, dtype: DType) -> Result<Self> {
+        match device {
+            Device::Cpu => self.joined(sites),
+            Device::Gpu(_) => self.gathered(sites, dtype),
         }
+    }
+
+    /// The same with all updates in one piece of memory.
+    fn gathered(mut self, sites: &Sites, dtype: DType) -> Result<Self> {
         // Kernels read factors of one type; a weight of another, such as a router's, has its updates beside it.
-        let of_site = |site: Site| sites.weight(site).and_then(|weight| weight.weight.dtype()).unwrap_or(dtype);
-        let updates = self.deltas.iter().filter(|(site, _)| of_site(**site) == dtype);
+        let updates = self.deltas.iter().filter(|(site, _)| sites.dtype(**site, dtype) == dtype);
         let updates = updates.filter_map(|(site, delta)| Some((*site, delta.as_update()?)));
         let (updated, updates): (Vec<Site>, Vec<&LowRank>) = updates.unzip();
         let factors =
             updated.iter().zip(&updates).map(|(site, LowRank { a, b })| Ok((site.number(), a.cpu()?, b.cpu()?)));
-        let factors = Factors::new(device, sites.count(), dtype, &factors.collect::<Result<Vec<_>>>()?)?;
-        let mut deltas = HashMap::with_capacity(self.deltas.len());
-        for (site, delta) in &self.deltas {
-            let window = updated.iter().position(|updated| updated == site);
-            let delta = match (window, &factors) {
-                (Some(place), Some(factors)) => {
-                    let [a, b] = factors.windows(place)?;
-                    Delta::Linear(LinearDelta::low_rank(LowRank { a, b }))
-                }
-                _ => delta.placed(device, of_site(*site))?,
-            };
-            deltas.insert(*site, delta);
+        let factors = HostFactors::new(sites.count(), dtype, &factors.collect::<Result<Vec<_>>>()?)?;
+        for (place, site) in updated.iter().enumerate() {
+            let [a, b] = factors.windows(place)?;
+            self.deltas.insert(*site, Delta::Linear(LinearDelta::low_rank(LowRank::new(a, b))));
         }
-        Ok(Self { deltas, factors, ..self })
+        Ok(Self { updates: Updates::Host(factors, updated), ..self })
+    }
+
+    /// The same, which is [prepared](Self::prepared), on the GPU of a model of these sites.
+    pub(super) fn placed(&self, sites: &Sites, device: &Device, dtype: DType) -> Result<Self> {
+        let not_prepared = || Error::Internal("an adapter is placed that is not prepared for a GPU".into());
+        let Updates::Host(factors, updated) = &self.updates else { return Err(not_prepared()) };
+        let factors = Factors::new(device, factors)?.ok_or_else(not_prepared)?;
+        let mut deltas = HashMap::with_capacity(self.deltas.len());
+        for (place, site) in updated.iter().enumerate() {
+            let [a, b] = factors.windows(place)?;
+            deltas.insert(*site, Delta::Linear(LinearDelta::low_rank(LowRank { a, b })));
+        }
+        for (site, delta) in self.deltas.iter().filter(|(site, _)| !updated.contains(site)) {
+            deltas.insert(*site, delta.placed(device, sites.dtype(*site, dtype), sites.weight(*site))?);
+        }
+        Ok(Self { deltas, updates: Updates::There(factors), parts: Vec::new(), is_sum: self.is_sum })
     }
 
     /// The same with matrices that multiply one input put side by side, so that one product is enough.
     fn joined(mut self, sites: &Sites) -> Result<Self> {
+        for (site, delta) in &mut self.deltas {
+            if let Delta::Linear(delta) = delta {
+                *delta = std::mem::take(delta).over(sites.weight(*site))?;
+            }
+        }
+        let mut beside = HashMap::new();
         let mut projections: HashMap<usize, BTreeMap<usize, Site>> = HashMap::new();
         for (site, delta) in &self.deltas {
             if let (Some((projection, columns)), Some(_)) = (sites.place(*site), delta.as_update()) {
@@ -167,30 +202,36 @@ impl Adapter {
                 if let Some(Delta::Linear(delta)) = self.deltas.get_mut(site) {
                     let rank = delta.rank();
                     *delta = std::mem::take(delta).with_a(all.narrow(1, first, rank)?);
-                    self.beside.insert(*site, (all.clone(), first));
+                    beside.insert(*site, (all.clone(), first));
                     first += rank;
                 }
             }
         }
-        Ok(self)
+        Ok(Self { updates: Updates::Joined(beside), ..self })
     }
 
     /// Whether what it does at a linear site is an update that is added to the base's product, see [`Plan::updates`].
     pub(super) fn adds(&self, site: Site) -> bool {
-        match &self.factors {
-            Some(factors) => factors.changes(site.number()),
-            None => self.delta(site).is_some_and(|delta| delta.as_update().is_some()),
+        match &self.updates {
+            Updates::There(factors) => factors.changes(site.number()),
+            _ => self.delta(site).is_some_and(|delta| delta.as_update().is_some()),
         }
     }
 
     /// All its updates, where a GPU reads them.
     pub(super) fn factors(&self) -> Option<&Factors> {
-        self.factors.as_ref()
+        match &self.updates {
+            Updates::There(factors) => Some(factors),
+            _ => None,
+        }
     }
 
     /// The matrix in which a site's `a` stands beside others, and its first column there.
     pub(super) fn beside(&self, site: Site) -> Option<(&Tensor, usize)> {
-        self.beside.get(&site).map(|(all, first)| (all, *first))
+        match &self.updates {
+            Updates::Joined(beside) => beside.get(&site).map(|(all, first)| (all, *first)),
+            _ => None,
+        }
     }
 
     /// Several at once, each times a weight; each must be a sum, see [`Adapter::is_sum`].
@@ -201,7 +242,13 @@ impl Adapter {
                 sites.entry(*site).or_default().push((*weight, delta.clone()));
             }
         }
-        Self::new(sites.into_iter().map(|(site, parts)| (site, Delta::Blend(parts))), true)
+        let blend = Self::new(sites.into_iter().map(|(site, parts)| (site, Delta::Blend(parts))), true);
+        Self { parts: parts.to_vec(), ..blend }
+    }
+
+    /// What it blends, with weights; nothing of one that is no blend.
+    pub fn parts(&self) -> &[(Arc<Self>, f32)] {
+        &self.parts
     }
 
     /// Whether it can be blended with others.

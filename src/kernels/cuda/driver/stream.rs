@@ -4,7 +4,7 @@
 use super::Failure;
 use super::device::{Device, Owned};
 use cudarc::driver::result::{self, event, stream};
-use cudarc::driver::sys::{self, CUevent_flags};
+use cudarc::driver::sys::{self, CUevent_flags, CUevent_wait_flags};
 use std::sync::Arc;
 
 /// A queue of a device's work.
@@ -40,6 +40,14 @@ impl Stream {
     pub fn synchronize(&self) -> Result<(), Failure> {
         // SAFETY: the stream lives.
         Ok(unsafe { stream::synchronize(self.raw()) }?)
+    }
+
+    /// Lets what is asked from now on wait for what was asked of another before.
+    pub fn follow(&self, device: &Arc<Device>, other: &Self) -> Result<(), Failure> {
+        let event = Event::new(device)?;
+        other.mark(&event)?;
+        // SAFETY: event and stream live, and are of one context; CUDA keeps the event until it has come.
+        Ok(unsafe { stream::wait_event(self.raw(), event.event.raw(), CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT) }?)
     }
 
     /// Lets the event come when all that was asked is done. Where that fails all is done at once, so that memory in use

@@ -5,7 +5,7 @@ use crate::error::Result;
 use crate::kernels::sample::normal;
 use crate::kernels::selftest::Side;
 use crate::kernels::twins::{add_product, attention, disentangled, product, rotate, set_product};
-use crate::kernels::{Attention, Disentangled, Factors, Places, Sequences, Spans, Tensor, Touched};
+use crate::kernels::{Attention, Disentangled, Factors, HostFactors, Places, Sequences, Spans, Tensor, Touched};
 use candle_core::{DType, Device, Tensor as Host};
 use std::ops::Range;
 
@@ -97,7 +97,7 @@ fn together(side: &Side, factors: &[Factor], x: Tensor, y: Tensor) -> Result<Run
     let mut residents = Vec::new();
     for adapter in factors.chunk_by(|one, next| one.rows == next.rows) {
         let list: Vec<_> = adapter.iter().map(|Factor { site, a, b, .. }| (*site, a, b)).collect();
-        let resident = Factors::new(&side.device, 2, side.dtype, &list)?;
+        let resident = Factors::new(&side.device, &HostFactors::new(2, side.dtype, &list)?)?;
         residents.extend(resident.map(|resident| (adapter[0].rows.clone(), resident)));
     }
     let spans = Spans::new(&side.device, &[(0, 0, width), (1, width, width)])?;
