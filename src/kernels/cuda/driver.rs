@@ -57,7 +57,7 @@ struct Lane {
 }
 
 impl Lane {
-    fn new(device: &Arc<Device>) -> Result<Self, Failure> {
+    fn new(device: &Arc<Device>) -> Result<Self> {
         Ok(Self { staging: Staging::new(device)?, stream: Stream::new(device)? })
     }
 }
