@@ -21,7 +21,7 @@
 //! | [`cli`] | subcommands, and a flag for every key of the configuration |
 //! | [`http`] | the only place that names axum or a status code: routes, layers, [`http::embed`] and one file a dialect |
 //! | [`registry`] | names to routes of (base, adapter, pipeline, text); how all of it is loaded, checked, and named by its bits |
-//! | [`engine`] | the queue, the batcher (pure), the worker: the one thread that owns a device |
+//! | [`engine`] | the queue, the batcher (pure), the workers: one thread each that owns a device; which adapters lie there |
 //! | [`adapters`] | PEFT files to deltas; everything binds or the load fails |
 //! | [`text`] | prompts, tokenizers, limits, truncation |
 //! | [`hub`] | a folder or a Hub `repo@revision` to files |
@@ -31,13 +31,13 @@
 //!
 //! # One request
 //! 1. `http/openai.rs` parses the body into a [`http::Call`]; what is wrong with it is refused here.
-//! 2. Of several devices with the same models the least busy is taken: [`http::Serving::replica`].
-//!    [`registry::Registry::find`] turns the name into a lease before anything is queued: unknown is 404, never a
+//! 2. [`registry::Registry::find`] turns the name into a lease before anything is queued: unknown is 404, never a
 //!    silent base vector. Where the model has routes, the kind of text chooses one: [`registry::Served::route`].
 //! 3. [`text::Text::encode`] tokenizes, long texts on blocking threads, as many as are configured, and stops with its caller.
 //! 4. [`engine::Engine::admit`] takes permits, one a token; a full queue is 429.
-//! 5. The worker takes what waits for the oldest sequence's model, up to `max_batch_tokens`, and sorts it so that each
-//!    adapter is one row range. No timer: while the device computes, the queue fills, and that is the batching.
+//! 5. A worker takes what waits for the oldest sequence's model, up to `max_batch_tokens`, and sorts it so that each
+//!    adapter is one row range. Several devices with the same models take from one queue. An adapter that is not on a GPU
+//!    yet is brought by a thread beside the worker; what waits for it stays in the queue, and the rest goes on. No timer: while the device computes, the queue fills, and that is the batching.
 //!    On a CPU, where much waits, each thread takes batches of its own, as long as a core's cache holds, so that no
 //!    product waits for another thread and every answer goes out as soon as it is there; where little does, it is one
 //!    batch, whose operations the threads share. On a GPU the next batch is packed and asked for while one is computed; one

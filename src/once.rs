@@ -14,13 +14,13 @@ use veneer::text::Reading;
 
 /// Says what was loaded, what each adapter changes on its base, and which bits it all is.
 pub async fn check(app: Arc<App>) -> anyhow::Result<()> {
-    for served in app.serving()?.registry().iter() {
+    for served in app.serving()?.registry.iter() {
         println!("{}", served.label());
         let target = &served.main().target;
         match &target.adapter {
             Some(adapter) => say_adapter(served, adapter),
             None => {
-                let (model, pipeline) = (&target.model, &target.pipeline);
+                let (model, pipeline) = (target.model(), target.pipeline());
                 let (dimension, kib) = (pipeline.dimension(model.spec().hidden), model.bytes() >> 10);
                 println!(
                     "  base, {dimension} dimensions, at most {} tokens, {kib} KiB",
@@ -57,7 +57,7 @@ pub fn selftest(device: &str) -> anyhow::Result<()> {
 }
 
 fn say_adapter(served: &Served, adapter: &Adapter) {
-    let sites = served.main().target.model.sites();
+    let sites = served.main().target.model().sites();
     let (count, kib) = (adapter.deltas().count(), adapter.bytes() >> 10);
     let base = served.parent.as_deref().unwrap_or_default();
     println!("  adapter of {base}, {count} of {} sites changed, rank {}, {kib} KiB", sites.modules(), adapter.rank());
@@ -89,7 +89,7 @@ struct Line<'a> {
 pub async fn embed(app: Arc<App>, texts: Vec<String>) -> anyhow::Result<()> {
     let serving = app.serving()?;
     // An adapter, where there is one, comes after its base.
-    let served = serving.registry().iter().last().context("nothing was loaded")?;
+    let served = serving.registry.iter().last().context("nothing was loaded")?;
     let vectors = vectors(&app, served.label(), texts.iter().map(String::as_str)).await?;
     for (index, (text, vector)) in texts.iter().zip(vectors).enumerate() {
         println!("{}", serde_json::to_string(&Line { index, text, embedding: &vector })?);

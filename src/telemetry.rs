@@ -61,7 +61,9 @@ fn describe() {
     describe_histogram!("veneer_queue_seconds", "Time between admission and the batch");
     describe_histogram!("veneer_tokenize_seconds", "Time to tokenize a request");
     describe_histogram!("veneer_forward_seconds", "Time of one batch on the device");
+    describe_counter!("veneer_batches_total", "Batches, by the number of their device in the configuration");
     describe_counter!("veneer_batches_halved_total", "Batches that did not fit into a device's memory");
+    describe_counter!("veneer_adapters_brought_total", "Adapters brought to a GPU's memory, by how it went");
     describe_histogram!("veneer_batch_tokens", "Tokens of a batch");
     describe_histogram!("veneer_batch_sequences", "Sequences of a batch");
     describe_histogram!("veneer_batch_segments", "Adapters and pipelines mixed in a batch");
@@ -81,8 +83,14 @@ pub fn halved() {
     counter!("veneer_batches_halved_total").increment(1);
 }
 
-/// One batch has run.
-pub fn batch(tokens: usize, sequences: usize, segments: usize, computed: Duration) {
+/// An adapter was brought to a GPU, or could not be.
+pub fn brought(is_there: bool) {
+    counter!("veneer_adapters_brought_total", "result" => if is_there { "ok" } else { "failed" }).increment(1);
+}
+
+/// One batch has run, on the device of so many.
+pub fn batch(device: usize, tokens: usize, sequences: usize, segments: usize, computed: Duration) {
+    counter!("veneer_batches_total", "device" => device.to_string()).increment(1);
     histogram!("veneer_forward_seconds").record(computed);
     histogram!("veneer_batch_tokens").record(tokens as f64);
     histogram!("veneer_batch_sequences").record(sequences as f64);

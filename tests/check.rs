@@ -75,7 +75,7 @@ fn with_golden(name: &str, change: impl FnOnce(&mut Value)) -> TempDir {
 }
 
 fn report(door: &Door, name: &str) -> Report {
-    door.app.serving().unwrap().registry().find(name).unwrap().report.clone()
+    door.app.serving().unwrap().registry.find(name).unwrap().report.clone()
 }
 
 #[test]

@@ -79,7 +79,7 @@ async fn an_adapter_in_the_bodys_folder_lies_over_the_base_that_it_names() {
         config["max_seq_length"] = json!(5);
     });
     let door = Door::open(&[model(&folder)], &[], &[]);
-    let served = door.app.serving().unwrap().registry().find("m").unwrap();
+    let served = door.app.serving().unwrap().registry.find("m").unwrap();
     assert_eq!(served.main().text.tokens_max(), 5);
 }
 

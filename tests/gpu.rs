@@ -99,19 +99,19 @@ async fn a_batch_that_does_not_fit_into_memory_is_halved_and_nothing_is_lost() {
         let door = Door::open(&[named("base", "bert/base")], &[], &keys);
         let (status, reply) = door.ask(body.clone()).await;
         assert_eq!(status, 200, "{device}: {reply}");
-        answers.push((embeddings(&reply), halved(&door).await));
+        answers.push((embeddings(&reply), counted(&door, "veneer_batches_halved_total ").await));
     }
     let [(small, some), (large, as_many)] = answers.as_slice() else { panic!("two devices") };
     assert!(*some > 0 && some == as_many, "{some} {as_many}");
     assert!(gap(small, large) <= 1e-6);
 }
 
-/// How many batches of this process were halved.
-async fn halved(door: &Door) -> u64 {
+/// A counter of this process's, by the beginning of its line.
+async fn counted(door: &Door, name: &str) -> u64 {
     let request = Request::get("/metrics").body(Body::empty()).unwrap();
     let text = to_bytes(door.send(request).await.into_body(), usize::MAX).await.unwrap();
     let text = String::from_utf8(text.to_vec()).unwrap();
-    let line = text.lines().find_map(|line| line.strip_prefix("veneer_batches_halved_total "));
+    let line = text.lines().find_map(|line| line.strip_prefix(name));
     line.map_or(0, |count| count.parse().unwrap())
 }
 
@@ -122,7 +122,9 @@ async fn a_batch_is_as_large_as_the_free_memory_allows() {
     }
     let tokens = ["emulated:16", "emulated:64"].map(|device| {
         let door = Door::open(&[named("base", "bert/base")], &[], &[("device", device)]);
-        door.app.serving().unwrap().registry().batch_tokens_max().unwrap()
+        let mut limits = door.app.config.limits.clone();
+        limits.max_batch_tokens = 0;
+        door.app.serving().unwrap().registry.places(&limits).unwrap()[0].batch_tokens_max
     });
     println!("{tokens:?}");
     assert!(tokens[0] > 100 && tokens[1] > 3 * tokens[0], "{tokens:?}");
@@ -135,19 +137,38 @@ async fn several_devices_share_the_requests_and_answer_alike() {
     }
     let golden = read("bert/golden.json");
     let (body, oracle) = asked(&golden);
-    let door = door("bert", "emulated:64, emulated:64", &[]);
-    let serving = door.app.serving().unwrap();
-    let busy = serving.replica();
-    let admission = busy.engine.admit(1000).unwrap();
-    for _ in 0..4 {
-        assert!(!std::ptr::eq(serving.replica(), busy), "the least busy is taken");
-    }
-    drop(admission);
-    let turns = [0, 1].map(|_| std::ptr::from_ref(serving.replica()));
-    assert_ne!(turns[0], turns[1], "of equals each in turn");
+    let door = door("bert", "emulated:64, emulated:64", &[("max_batch_tokens", "64")]);
     let answers = futures_util::future::join_all((0..6).map(|_| door.ask(body.clone()))).await;
     for (status, reply) in answers {
         assert_eq!(status, 200, "{reply}");
         assert!(gap(&embeddings(&reply), &oracle) <= 1e-5);
+    }
+    let batches = [0, 1].map(|device| format!("veneer_batches_total{{device=\"{device}\"}} "));
+    for line in batches {
+        assert!(counted(&door, &line).await > 0, "{line}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn adapters_that_do_not_fit_into_memory_together_take_turns_there() {
+    if test_device().is_some() || device().is_none() {
+        return;
+    }
+    let golden = read("bert/golden.json");
+    let (body, oracle) = asked(&golden);
+    let brought = "veneer_adapters_brought_total{result=\"ok\"} ";
+    let everyone = |requests: usize| (0..requests).map(|_| body.clone());
+    // None fits: each is there alone. Two do; all do.
+    for (bytes, least) in [("1", 3), ("30000", 3), ("0", 3)] {
+        let door = door("bert", "emulated:64", &[("max_adapter_bytes", bytes)]);
+        let before = counted(&door, brought).await;
+        let answers = futures_util::future::join_all(everyone(4).map(|body| door.ask(body))).await;
+        for (status, reply) in answers {
+            assert_eq!(status, 200, "{reply}");
+            assert!(gap(&embeddings(&reply), &oracle) <= 1e-5);
+        }
+        let more = counted(&door, brought).await - before;
+        println!("{bytes}: {more} adapters brought");
+        assert!(more >= least);
     }
 }

@@ -82,7 +82,7 @@ async fn a_whole_embedding_beside_an_update_goes_before_the_bases() {
     let ids = |id: u32| serde_json::json!([[1, id, 1]]);
     assert_eq!(door.vectors("changed", ids(5)).await, door.vectors("plain", ids(5)).await);
     let high =
-        door.app.serving().unwrap().registry().find("base").unwrap().main().target.model.vocabulary(None) as u32 - 1;
+        door.app.serving().unwrap().registry.find("base").unwrap().main().target.model().vocabulary(None) as u32 - 1;
     assert!(gap(&door.vectors("changed", ids(high)).await, &door.vectors("plain", ids(high)).await) > 1e-2);
 }
 

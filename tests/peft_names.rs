@@ -46,7 +46,7 @@ fn is_free(kind: &str, name: &str, what: &str, all: &Tensors) -> bool {
 fn sweep(base: &str) -> (usize, Vec<String>) {
     let (mut changes, mut wrong) = (0, Vec::new());
     let model = Door::open(&[named("base", &format!("{base}/base"))], &[], &[]);
-    let model = model.app.serving().unwrap().registry().find("base").unwrap().main().target.model.clone();
+    let model = model.app.serving().unwrap().registry.find("base").unwrap().main().target.model().clone();
     for kind in kinds(&read(&format!("peft/{base}/golden.json"))) {
         let copy = copy_of(&format!("peft/{base}/{kind}"));
         let whole = tensors_of(copy.path());

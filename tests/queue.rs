@@ -108,7 +108,7 @@ async fn a_caller_that_goes_away_frees_its_place() {
         let gone = tokio::time::timeout(Duration::from_millis(5), door.ask(long())).await;
         drop(gone);
     }
-    let engine = &door.app.serving().unwrap().replica().engine;
+    let engine = &door.app.serving().unwrap().engine;
     let patience = tokio::time::timeout(Duration::from_secs(20), async {
         while engine.queued_tokens() > 0 {
             tokio::task::yield_now().await;

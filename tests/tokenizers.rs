@@ -27,7 +27,7 @@ fn changed(family: &str, tokenizer_config: &Value, tokenizer: &Value) -> TempDir
 
 fn ids(folder: &TempDir, texts: &[String]) -> Vec<Vec<u32>> {
     let door = Door::open(&[format!("m={}", folder.path().display())], &[], &[]);
-    let served = door.app.serving().unwrap().registry().find("m").unwrap();
+    let served = door.app.serving().unwrap().registry.find("m").unwrap();
     let reading = Reading::default();
     texts.iter().map(|text| served.main().text.encode(text, &reading, "text").unwrap()).collect()
 }

@@ -11,7 +11,6 @@ use crate::folder::Folder;
 use crate::kernels::Packed;
 use crate::model::{
     Adapter, Checkpoint, DType, Delta, LinearDelta, Model, NormDelta, OwnRows, Site, SiteKind, TableDelta, Weight,
-    no_room,
 };
 use candle_core::Tensor;
 use std::collections::HashMap;
@@ -54,8 +53,7 @@ pub fn load(folder: &Folder, config: &Config, model: &Model) -> Result<Adapter> 
     if bound.deltas.is_empty() {
         return Err(Error::load(checkpoint.path(), "it changes no module that the forward pass runs"));
     }
-    let adapter = Adapter::new(bound.deltas, is_sum).prepared(model.sites(), model.device(), model.format().dtype());
-    adapter.map_err(|error| no_room(error, folder))
+    Adapter::new(bound.deltas, is_sum).prepared(model.sites(), model.device(), model.format().dtype())
 }
 
 /// A checkpoint's tensors in their places.

@@ -54,6 +54,7 @@ pub struct Server {
 pub struct Limits {
     /// 0: as many as suit the device.
     pub max_batch_tokens: usize,
+    pub max_adapter_bytes: usize,
     pub max_queued_tokens: usize,
     pub max_concurrent_requests: usize,
     pub max_inputs: usize,

@@ -1,6 +1,8 @@
 //! Which sequences go together, and how they lie in rows. Pure: no clock, no channel, no device.
 
+use super::residents::{Found, Laid};
 use super::{Sequence, Target};
+use crate::error::Error;
 use crate::model::{Adapter, Batch, Segment};
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -8,24 +10,37 @@ use std::sync::Arc;
 /// How many sequences are looked at for what still fits.
 const LOOKS: usize = 512;
 
-/// Takes from the queue what runs next: the oldest item, and after it, oldest first, whatever is for the same model and
-/// still fits into `tokens_max`, as far as it looks. The oldest is taken whatever its length. What is left keeps its order.
-pub fn take<T>(queue: &mut VecDeque<T>, tokens_max: usize, sequence: impl Fn(&T) -> &Sequence) -> Vec<T> {
-    let (mut taken, mut left) = (Vec::new(), Vec::new());
+/// What runs next, and what cannot.
+pub struct Taken<T> {
+    /// In the order in which they came.
+    pub ready: Vec<(T, Laid)>,
+    /// Whose adapter cannot be had.
+    pub failed: Vec<(T, Error)>,
+}
+
+/// Takes from the queue what runs next: the oldest item whose adapter is `found`, and after it, oldest first, whatever else
+/// is for the same model and still fits into `tokens_max`, as far as it looks. The oldest is taken whatever its length.
+/// What is left keeps its order. `wanted` are an item's tokens and model.
+pub fn take<T, M: PartialEq>(
+    queue: &mut VecDeque<T>,
+    tokens_max: usize,
+    wanted: impl Fn(&T) -> (usize, M),
+    mut found: impl FnMut(&T) -> Found,
+) -> Taken<T> {
+    let (mut taken, mut left) = (Taken { ready: Vec::new(), failed: Vec::new() }, Vec::new());
     let (mut model, mut room) = (None, tokens_max);
     while room > 0 && left.len() < LOOKS {
         let Some(item) = queue.pop_front() else { break };
-        let Sequence { ids, target, .. } = sequence(&item);
-        let fits = match &model {
-            None => true,
-            Some(model) => Arc::ptr_eq(model, &target.model) && ids.len() <= room,
-        };
-        if fits {
-            room = room.saturating_sub(ids.len());
-            model.get_or_insert_with(|| target.model.clone());
-            taken.push(item);
-        } else {
-            left.push(item);
+        let (tokens, of) = wanted(&item);
+        let fits = model.as_ref().is_none_or(|model| *model == of && tokens <= room);
+        match if fits { found(&item) } else { Found::Coming } {
+            Found::Here(laid) => {
+                room = room.saturating_sub(tokens);
+                model = Some(of);
+                taken.ready.push((item, laid));
+            }
+            Found::Coming => left.push(item),
+            Found::Failed(error) => taken.failed.push((item, error)),
         }
     }
     left.into_iter().rev().for_each(|item| queue.push_front(item));
@@ -37,7 +52,7 @@ pub fn take<T>(queue: &mut VecDeque<T>, tokens_max: usize, sequence: impl Fn(&T)
 pub fn order<T>(items: &mut [T], sequence: impl Fn(&T) -> &Sequence) {
     items.sort_by_key(|item| {
         let target = &sequence(item).target;
-        (Arc::as_ptr(&target.pipeline) as usize, key(&target.adapter))
+        (Arc::as_ptr(target.pipeline()) as usize, key(&target.adapter))
     });
 }
 
@@ -60,27 +75,29 @@ pub fn part(tokens: usize, idle: usize) -> usize {
     tokens.div_ceil(idle.max(1)).clamp(PART_MIN, PART_MAX)
 }
 
-/// Packs ordered sequences of one model.
-pub fn pack<'a>(sequences: impl Iterator<Item = &'a Sequence>) -> Batch {
+/// Packs ordered sequences of one model, for the device of so many's replicas.
+pub fn pack<'a>(sequences: impl Iterator<Item = (&'a Sequence, &'a Laid)>, device: usize) -> Batch {
     let mut batch = Batch { ids: Vec::new(), offsets: vec![0], prompts: Vec::new(), segments: Vec::new() };
-    for (index, Sequence { ids, prompt_tokens, target }) in sequences.enumerate() {
+    let mut before: Option<&Target> = None;
+    for (index, (Sequence { ids, prompt_tokens, target }, laid)) in sequences.enumerate() {
         batch.ids.extend_from_slice(ids);
         batch.offsets.push(batch.ids.len());
         batch.prompts.push(*prompt_tokens);
-        match batch.segments.last_mut() {
-            Some(last) if same(last, target) => last.sequences.end = index + 1,
-            _ => batch.segments.push(Segment {
+        match batch.segments.last_mut().filter(|_| before.is_some_and(|before| same(before, target))) {
+            Some(last) => last.sequences.end = index + 1,
+            None => batch.segments.push(Segment {
                 sequences: index..index + 1,
-                adapter: target.adapter.clone(),
-                pipeline: target.pipeline.clone(),
+                adapter: laid.adapter(),
+                pipeline: target.replicas[device].pipeline.clone(),
             }),
         }
+        before = Some(target);
     }
     batch
 }
 
-fn same(segment: &Segment, target: &Target) -> bool {
-    key(&segment.adapter) == key(&target.adapter) && Arc::ptr_eq(&segment.pipeline, &target.pipeline)
+fn same(one: &Target, other: &Target) -> bool {
+    key(&one.adapter) == key(&other.adapter) && Arc::ptr_eq(one.pipeline(), other.pipeline())
 }
 
 /// A key that is equal for equal adapters, and smallest for none.
@@ -91,6 +108,43 @@ fn key(adapter: &Option<Arc<Adapter>>) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Tokens, model, and what becomes of looking for the adapter: 0 it is there, 1 it comes, 2 it cannot.
+    type Item = (usize, char, u8);
+
+    fn taken(queue: &[Item], tokens_max: usize) -> [Vec<Item>; 3] {
+        let mut queue = VecDeque::from(queue.to_vec());
+        let found = |item: &Item| match item.2 {
+            0 => Found::Here(Laid::Base),
+            1 => Found::Coming,
+            _ => Found::Failed(Error::OutOfMemory(1)),
+        };
+        let Taken { ready, failed } = take(&mut queue, tokens_max, |item| (item.0, item.1), found);
+        [
+            ready.into_iter().map(|(item, _)| item).collect(),
+            failed.into_iter().map(|(item, _)| item).collect(),
+            queue.into(),
+        ]
+    }
+
+    #[test]
+    fn the_oldest_goes_with_what_fits_beside_it_and_the_rest_keeps_its_order() {
+        let queue = [(50, 'a', 0), (10, 'b', 0), (60, 'a', 0), (40, 'a', 0), (20, 'a', 0)];
+        let [ready, failed, left] = taken(&queue, 100);
+        assert_eq!((ready, failed), (vec![(50, 'a', 0), (40, 'a', 0)], vec![]));
+        assert_eq!(left, [(10, 'b', 0), (60, 'a', 0), (20, 'a', 0)]);
+        assert_eq!(taken(&[(500, 'a', 0), (1, 'a', 0)], 100)[0], [(500, 'a', 0)], "whatever its length");
+    }
+
+    #[test]
+    fn who_waits_for_an_adapter_delays_nobody_and_stays_first() {
+        let queue = [(50, 'a', 1), (10, 'b', 0), (60, 'a', 0), (40, 'b', 2), (5, 'b', 1), (30, 'b', 0)];
+        let [ready, failed, left] = taken(&queue, 100);
+        assert_eq!(ready, [(10, 'b', 0), (30, 'b', 0)], "the oldest that is ready says which model");
+        assert_eq!(failed, [(40, 'b', 2)]);
+        assert_eq!(left, [(50, 'a', 1), (60, 'a', 0), (5, 'b', 1)]);
+        assert!(taken(&[(50, 'a', 1)], 100)[0].is_empty());
+    }
 
     #[test]
     fn threads_are_worth_it_where_each_has_its_share() {

@@ -1,27 +1,52 @@
-//! The queue and the device: sequences in, vectors out, batches made of whatever waits.
+//! The queue and the devices: sequences in, vectors out, batches made of whatever waits.
 
 mod batch;
+mod queue;
+mod residents;
+mod room;
 mod worker;
 
 use crate::error::{Error, Result};
-use crate::model::{Adapter, Model, Pipeline};
+use crate::model::{Adapter, Device, Model, Pipeline};
+use queue::Queue;
+use residents::Residents;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use worker::Worker;
 
 /// What a sequence runs on: one version of a base, an adapter and a pipeline. Holding it keeps the weights alive.
 pub struct Target {
-    /// The base.
-    pub model: Arc<Model>,
-    /// None: the base alone.
+    /// The base and what follows it, on every device.
+    pub replicas: Vec<Replica>,
+    /// On the host, see [`Adapter::prepared`]. None: the base alone.
     pub adapter: Option<Arc<Adapter>>,
-    /// What follows the transformer.
-    pub pipeline: Arc<Pipeline>,
     /// The served name, for metrics.
     pub label: String,
+}
+
+/// A base on one device.
+#[derive(Clone)]
+pub struct Replica {
+    /// The base.
+    pub model: Arc<Model>,
+    /// What follows the transformer.
+    pub pipeline: Arc<Pipeline>,
+}
+
+impl Target {
+    /// The base, as the first device has it.
+    pub fn model(&self) -> &Arc<Model> {
+        &self.replicas[0].model
+    }
+
+    /// What follows it there.
+    pub fn pipeline(&self) -> &Arc<Pipeline> {
+        &self.replicas[0].pipeline
+    }
 }
 
 /// Token ids and what they run on.
@@ -41,24 +66,47 @@ impl Sequence {
     }
 }
 
-/// Bounds of an engine.
-#[derive(Clone, Copy, Debug)]
-pub struct Limits {
+/// A device, and bounds of what is done there.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// The device.
+    pub device: Device,
     /// Tokens of one batch; a longer sequence runs alone.
     pub batch_tokens_max: usize,
-    /// Tokens admitted and not yet answered.
-    pub queued_tokens_max: usize,
-    /// Threads that compute; 0: one a core.
-    pub threads: usize,
+    /// Bytes of adapters that lie on a GPU at once.
+    pub adapter_bytes_max: usize,
 }
 
-/// The way in to a device. Dropping it ends the worker once the queue is empty.
+/// The way in to the devices. Dropping it ends the workers once the queue is empty.
 pub struct Engine {
-    jobs: mpsc::Sender<Vec<Job>>,
+    queue: Arc<Queue>,
     permits: Arc<Semaphore>,
     capacity: usize,
+    workers: Vec<Arc<Gauge>>,
+}
+
+/// What is known of a worker from outside.
+struct Gauge {
+    residents: Residents,
     /// Tokens a second of late, to tell a refused caller when to come back.
-    tokens_per_second: Arc<AtomicU64>,
+    tokens_per_second: AtomicU64,
+}
+
+/// The threads of all devices. They end once the engine is dropped and its queue is empty.
+pub struct Workers(Vec<JoinHandle<()>>);
+
+impl Workers {
+    /// Waits for all of them.
+    ///
+    /// # Errors
+    /// Where one panicked.
+    pub fn join(self) -> Result<()> {
+        let joined = self.0.into_iter().map(JoinHandle::join).collect::<Vec<_>>();
+        match joined.iter().any(std::thread::Result::is_err) {
+            true => Err(Error::Internal("a worker panicked".into())),
+            false => Ok(()),
+        }
+    }
 }
 
 /// The place that a request's sequences have been granted in the queue; dropped unused, it is free again.
@@ -88,15 +136,27 @@ struct Job {
 }
 
 impl Engine {
-    /// Starts the thread that owns the device.
-    pub fn start(limits: Limits) -> Result<(Self, JoinHandle<()>)> {
-        let capacity = limits.queued_tokens_max.clamp(1, Semaphore::MAX_PERMITS.min(u32::MAX as usize));
-        let (jobs, queue) = mpsc::channel(capacity);
-        let tokens_per_second = Arc::new(AtomicU64::new(0));
-        let worker = worker::Worker::new(queue, limits, tokens_per_second.clone())?;
-        let thread = std::thread::Builder::new().name("worker".into()).spawn(move || worker.run());
-        let thread = thread.map_err(|e| Error::Internal(format!("cannot start the worker: {e}")))?;
-        Ok((Self { jobs, permits: Arc::new(Semaphore::new(capacity)), capacity, tokens_per_second }, thread))
+    /// Starts a thread for every device, which owns it: the first has the first of every target's replicas, and so on. At
+    /// most so many tokens are admitted and not yet answered; so many threads compute on a CPU, 0: one a core.
+    pub fn start(places: &[Place], queued_tokens_max: usize, threads: usize) -> Result<(Self, Workers)> {
+        let capacity = queued_tokens_max.clamp(1, Semaphore::MAX_PERMITS.min(u32::MAX as usize));
+        let queue = Arc::new(Queue::new(places.len()));
+        let mut engine = Self {
+            queue: queue.clone(),
+            permits: Arc::new(Semaphore::new(capacity)),
+            capacity,
+            workers: Vec::with_capacity(places.len()),
+        };
+        let mut running = Vec::with_capacity(places.len());
+        for (index, place) in places.iter().enumerate() {
+            let residents = Residents::new(&place.device, place.adapter_bytes_max, queue.clone())?;
+            let gauge = Arc::new(Gauge { residents, tokens_per_second: AtomicU64::new(0) });
+            let worker = Worker::new(queue.clone(), index, place, gauge.clone(), threads)?;
+            let thread = std::thread::Builder::new().name(format!("worker {index}")).spawn(move || worker.run());
+            running.push(thread.map_err(|e| Error::Internal(format!("cannot start a worker: {e}")))?);
+            engine.workers.push(gauge);
+        }
+        Ok((engine, Workers(running)))
     }
 
     /// So many places, see [`Sequence::places`], all or none. A request larger than the whole queue gets in when it is empty.
@@ -120,14 +180,24 @@ impl Engine {
             jobs.push(Job { sequence, reply, since, permit });
             receivers.push(receiver);
         }
-        // Every message holds a permit and the channel is as long as there are permits, so only its end can fail this.
-        self.jobs.try_send(jobs).map_err(|_| worker_is_gone())?;
-        Ok(receivers)
+        self.ask_for_adapters(&jobs);
+        // Every job holds a permit or more, which bounds the queue.
+        if self.queue.push(jobs) { Ok(receivers) } else { Err(worker_is_gone()) }
     }
 
-    /// Whether the worker is there.
+    /// Lets adapters that are not there be brought while a device computes something else. Of several devices it is not
+    /// known which will want them.
+    fn ask_for_adapters(&self, jobs: &[Job]) {
+        let [only] = self.workers.as_slice() else { return };
+        for jobs in jobs.chunk_by(|a, b| Arc::ptr_eq(&a.sequence.target, &b.sequence.target)) {
+            let target = &jobs[0].sequence.target;
+            only.residents.find(target.model(), target.adapter.as_ref());
+        }
+    }
+
+    /// Whether every device has its worker.
     pub fn is_alive(&self) -> bool {
-        !self.jobs.is_closed()
+        self.queue.workers() == self.workers.len()
     }
 
     /// Tokens admitted and not yet answered.
@@ -137,10 +207,17 @@ impl Engine {
 
     /// About the time in which the queue empties, spread by half so that the refused do not come back at once.
     fn retry_after(&self) -> Duration {
-        let rate = self.tokens_per_second.load(Ordering::Relaxed).max(1);
+        let rates = self.workers.iter().map(|worker| worker.tokens_per_second.load(Ordering::Relaxed));
+        let rate = rates.sum::<u64>().max(1);
         let empty_ms = (1000 * self.queued_tokens() as u64).div_ceil(rate).clamp(1000, 60_000);
         // A hasher's random key is the standard library's only source of chance.
         let chance = RandomState::new().build_hasher().finish() % empty_ms;
         Duration::from_millis(empty_ms / 2 + chance)
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.queue.close();
     }
 }

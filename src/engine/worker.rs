@@ -1,99 +1,74 @@
-//! The one thread that owns a device: receive, pack, run, reply. While it computes, the queue fills: no timer.
+//! A thread that owns a device: receive, pack, run, reply. While it computes, the queue fills: no timer.
 //!
 //! On a CPU, where much waits, each of its threads takes a part of it, as many tokens as suit its core's cache, answers it
 //! and takes the next; where little does, all of them run it as one batch, whose products they share. On a GPU the next
 //! batch is packed and asked for while one is computed.
 
-use super::{Job, Limits, Sequence, batch};
+use super::queue::{Queue, Waiting};
+use super::residents::Laid;
+use super::{Gauge, Job, Place, Sequence, batch};
 use crate::error::{Error, Result};
 use crate::kernels::{Device, Threads, share_supply};
-use crate::model::Vectors;
+use crate::model::{Model, Vectors};
 use crate::telemetry;
-use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
-use tokio::sync::mpsc;
 
 pub struct Worker {
-    waiting: Mutex<Waiting>,
+    queue: Arc<Queue>,
+    /// Which of every target's replicas is on its device.
+    index: usize,
+    device: Device,
+    gauge: Arc<Gauge>,
     /// Less than configured, once that did not fit into the device's memory.
     batch_tokens_max: AtomicUsize,
     is_lost: AtomicBool,
-    tokens_per_second: Arc<AtomicU64>,
     threads: Threads,
 }
 
-/// What has come and nobody has begun.
-struct Waiting {
-    queue: mpsc::Receiver<Vec<Job>>,
-    jobs: VecDeque<Job>,
-}
+/// Jobs whose adapters are there.
+type Ready = Vec<(Job, Laid)>;
 
-impl Waiting {
-    /// Takes in what has come. Jobs whose caller has gone are dropped.
-    fn look(&mut self) {
-        while let Ok(jobs) = self.queue.try_recv() {
-            self.jobs.extend(jobs);
-        }
-        self.jobs.retain(|job| !job.reply.is_closed());
-    }
-
-    /// Waits for work; false when none will come.
-    fn receive(&mut self) -> bool {
-        loop {
-            self.look();
-            if !self.jobs.is_empty() {
-                return true;
-            }
-            match self.queue.blocking_recv() {
-                Some(jobs) => self.jobs.extend(jobs),
-                None => return false,
-            }
-        }
-    }
-
-    /// Tokens of every job.
-    fn lengths(&self) -> impl Iterator<Item = usize> {
-        self.jobs.iter().map(|job| job.sequence.ids.len())
-    }
+/// What a worker does next.
+enum Next {
+    /// One batch, of none where another is computed and nothing else is ready.
+    Batch(Ready),
+    /// So much waits that every thread runs batches of its own.
+    Parts,
+    /// No more will come.
+    End,
 }
 
 impl Worker {
-    pub fn new(queue: mpsc::Receiver<Vec<Job>>, limits: Limits, tokens_per_second: Arc<AtomicU64>) -> Result<Self> {
-        let count = match limits.threads {
+    pub fn new(queue: Arc<Queue>, index: usize, place: &Place, gauge: Arc<Gauge>, threads: usize) -> Result<Self> {
+        let count = match threads {
             0 => std::thread::available_parallelism().map_or(1, |cores| cores.get()),
             count => count,
         };
         let threads = Threads::new(count);
         let threads = threads.map_err(|e| Error::Internal(format!("cannot start compute threads: {e}")))?;
-        let waiting = Mutex::new(Waiting { queue, jobs: VecDeque::new() });
-        let (batch_tokens_max, is_lost) = (AtomicUsize::new(limits.batch_tokens_max), AtomicBool::new(false));
-        Ok(Self { waiting, batch_tokens_max, is_lost, tokens_per_second, threads })
+        let (batch_tokens_max, is_lost) = (AtomicUsize::new(place.batch_tokens_max), AtomicBool::new(false));
+        let device = place.device.clone();
+        Ok(Self { queue, index, device, gauge, batch_tokens_max, is_lost, threads })
     }
 
-    /// Runs until every engine handle is gone and the queue is empty, or the device is lost.
+    /// Runs until the engine is gone and the queue is empty, or the device is lost.
     pub fn run(self) {
         let mut flying: Option<Flight> = None;
         while !self.is_lost.load(Ordering::Relaxed) {
-            let mut waiting = self.waiting();
-            if flying.is_some() {
-                waiting.look();
-            } else if !waiting.receive() {
-                return;
-            }
-            let is_cpu = waiting.jobs.front().is_some_and(|job| job.sequence.target.model.device().is_cpu());
-            if is_cpu && batch::is_worth_threads(waiting.lengths(), self.threads.count()) {
-                drop(waiting);
-                let serve = |jobs| self.land(self.begin(jobs, self.threads.count()));
-                self.threads.run(|| share_supply(|idle| self.part(idle), serve));
-                continue;
-            }
-            let jobs = batch::take(&mut waiting.jobs, self.tokens_max(), |job| &job.sequence);
-            drop(waiting);
+            let jobs = match self.next(flying.is_none()) {
+                Next::End => break,
+                Next::Parts => {
+                    let serve = |jobs| self.land(self.begin(jobs, self.threads.count()));
+                    self.threads.run(|| share_supply(|idle| self.part(idle), serve));
+                    continue;
+                }
+                Next::Batch(jobs) => jobs,
+            };
             let next = self.begin(jobs, 1);
-            if is_cpu {
+            if self.device.is_cpu() {
                 self.land(next);
                 continue;
             }
@@ -105,39 +80,65 @@ impl Worker {
         self.land(flying);
     }
 
+    /// Waits for something to do, where nothing else is done meanwhile.
+    fn next(&self, is_idle: bool) -> Next {
+        let mut waiting = self.queue.lock();
+        loop {
+            waiting.look();
+            if self.device.is_cpu() && batch::is_worth_threads(waiting.lengths(), self.threads.count()) {
+                return Next::Parts;
+            }
+            let ready = self.take(&mut waiting, self.tokens_max());
+            if !ready.is_empty() || !is_idle {
+                return Next::Batch(ready);
+            }
+            if waiting.is_closed && waiting.jobs.is_empty() {
+                return Next::End;
+            }
+            waiting = self.queue.wait(waiting);
+        }
+    }
+
+    /// Takes what runs next, and answers what cannot run.
+    fn take(&self, waiting: &mut Waiting, tokens_max: usize) -> Ready {
+        self.gauge.residents.look();
+        let wanted = |job: &Job| (job.sequence.ids.len(), Arc::as_ptr(self.model(job)));
+        let found = |job: &Job| self.gauge.residents.find(self.model(job), job.sequence.target.adapter.as_ref());
+        let taken = batch::take(&mut waiting.jobs, tokens_max, wanted, found);
+        for (job, error) in taken.failed {
+            answer(job, Instant::now(), Err(error));
+        }
+        taken.ready
+    }
+
+    fn model<'a>(&self, job: &'a Job) -> &'a Arc<Model> {
+        &job.sequence.target.replicas[self.index].model
+    }
+
     fn tokens_max(&self) -> usize {
         self.batch_tokens_max.load(Ordering::Relaxed)
     }
 
-    fn waiting(&self) -> MutexGuard<'_, Waiting> {
-        // Nothing that is done with it leaves it half done.
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// What one of so many idle threads does next.
-    fn part(&self, idle: usize) -> Option<Vec<Job>> {
-        let mut waiting = self.waiting();
+    fn part(&self, idle: usize) -> Option<Ready> {
+        let mut waiting = self.queue.lock();
         waiting.look();
         let room = batch::part(waiting.lengths().sum(), idle).min(self.tokens_max());
-        let jobs = batch::take(&mut waiting.jobs, room, |job| &job.sequence);
+        let jobs = self.take(&mut waiting, room);
         (!jobs.is_empty()).then_some(jobs)
     }
 
     /// Begins one batch, one of so many that run side by side; none of no jobs.
-    fn begin(&self, mut jobs: Vec<Job>, beside: usize) -> Option<Flight> {
+    fn begin(&self, mut jobs: Ready, beside: usize) -> Option<Flight> {
         let began = Instant::now();
-        let model = jobs.first()?.sequence.target.model.clone();
-        batch::order(&mut jobs, |job| &job.sequence);
-        let mut batch = batch::pack(jobs.iter().map(|job| &job.sequence));
-        let laid = batch.segments.iter_mut().try_for_each(|segment| {
-            segment.adapter = segment.adapter.as_ref().map(|adapter| model.lay(adapter)).transpose()?;
-            Ok(())
-        });
-        let vectors = laid.and_then(|()| match model.device() {
+        let model = self.model(&jobs.first()?.0).clone();
+        batch::order(&mut jobs, |(job, _)| &job.sequence);
+        let batch = batch::pack(jobs.iter().map(|(job, laid)| (&job.sequence, laid)), self.index);
+        let vectors = match self.device {
             // Beside others this thread leads nobody.
             Device::Cpu => whole(|| self.threads.run(|| model.begin(&batch))),
             Device::Gpu(_) => whole(|| model.begin(&batch)),
-        });
+        };
         let (tokens, segments) = (batch.ids.len(), batch.segments.len());
         Some(Flight { jobs, tokens, segments, vectors, began, computing: began, beside })
     }
@@ -160,32 +161,39 @@ impl Worker {
         }
         let computed = computing.elapsed();
         let rate = (tokens * beside) as f64 / computed.as_secs_f64().max(1e-6);
-        self.tokens_per_second.store(rate as u64, Ordering::Relaxed);
-        telemetry::batch(tokens, jobs.len(), segments, computed);
-        let answer = |job: Job, vector: Result<Vec<f32>>| {
-            let queued = began.duration_since(job.since);
-            telemetry::sequence(&job.sequence.target.label, job.sequence.ids.len(), queued);
-            // Who has an answer has also given back its place.
-            drop(job.permit);
-            // A caller that has gone meanwhile is no error.
-            let _ = job.reply.send(vector);
-        };
+        self.gauge.tokens_per_second.store(rate as u64, Ordering::Relaxed);
+        telemetry::batch(self.index, tokens, jobs.len(), segments, computed);
         match result {
-            Ok(vectors) => jobs.into_iter().zip(vectors).for_each(|(job, vector)| {
+            Ok(vectors) => jobs.into_iter().zip(vectors).for_each(|((job, _), vector)| {
                 let vector = finite(vector, &job.sequence);
-                answer(job, vector);
+                answer(job, began, vector);
             }),
             Err(error) => {
                 tracing::error!(%error, tokens, "a batch failed");
-                jobs.into_iter().for_each(|job| answer(job, Err(error.clone())));
+                jobs.into_iter().for_each(|(job, _)| answer(job, began, Err(error.clone())));
             }
         }
     }
 }
 
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.queue.leave();
+    }
+}
+
+/// Answers a job that left the queue at some time.
+fn answer(job: Job, began: Instant, vector: Result<Vec<f32>>) {
+    telemetry::sequence(&job.sequence.target.label, job.sequence.ids.len(), began.duration_since(job.since));
+    // Who has an answer has also given back its place.
+    drop(job.permit);
+    // A caller that has gone meanwhile is no error.
+    let _ = job.reply.send(vector);
+}
+
 /// A batch whose vectors are on their way.
 struct Flight {
-    jobs: Vec<Job>,
+    jobs: Ready,
     tokens: usize,
     segments: usize,
     vectors: Result<Vectors>,

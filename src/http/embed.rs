@@ -2,7 +2,7 @@
 
 use super::names::Names;
 use super::offload::Caller;
-use super::{App, Expected, Replica, Serving};
+use super::{App, Expected, Serving};
 use crate::engine::{Sequence, received};
 use crate::error::{Error, Result};
 use crate::registry::{Lease, Provenance, Route};
@@ -78,7 +78,7 @@ pub async fn embed(app: &App, serving: &Serving, call: Call) -> Result<Answer> {
         let message = format!("'input' has {} elements; at most {inputs_max} are allowed.", call.inputs.len());
         return Err(Error::invalid("input", message));
     }
-    let Replica { registry, engine } = serving.replica();
+    let Serving { registry, engine } = serving;
     let model = call.names.for_task(registry, call.names.model(registry)?)?;
     let leases = call.names.leases(registry, &model, call.inputs.len())?;
     let routes: Vec<Arc<Route>> = leases.iter().map(|lease| call.names.route(lease)).collect::<Result<_>>()?;
@@ -108,7 +108,7 @@ fn provenance(leases: &[Lease]) -> Provenance {
 
 fn check_dimensions(routes: &[Arc<Route>], dimensions: Option<usize>) -> Result<()> {
     let Some(wanted) = dimensions else { return Ok(()) };
-    let of = |route: &Arc<Route>| route.target.pipeline.dimension(route.target.model.spec().hidden);
+    let of = |route: &Arc<Route>| route.target.pipeline().dimension(route.target.model().spec().hidden);
     let smallest = routes.iter().map(of).min().unwrap_or_default();
     if (1..=smallest).contains(&wanted) {
         return Ok(());
@@ -140,12 +140,12 @@ async fn tokenize(app: &App, inputs: Vec<Input>, routes: Vec<Arc<Route>>, readin
 fn sequence(input: Input, route: &Route, reading: &Reading, param: &str) -> Result<Sequence> {
     let Route { target, text } = route;
     let (ids, prompt_tokens) = match input {
-        Input::Text(input) if target.pipeline.leaves_out_prompts() => {
+        Input::Text(input) if target.pipeline().leaves_out_prompts() => {
             (text.encode(&input, reading, param)?, text.prompt_tokens(reading)?)
         }
         Input::Text(input) => (text.encode(&input, reading, param)?, 0),
         Input::Tokens(ids) => {
-            let vocabulary = target.model.vocabulary(target.adapter.as_deref());
+            let vocabulary = target.model().vocabulary(target.adapter.as_deref());
             (text.check(ids, vocabulary, reading, param)?, 0)
         }
     };

@@ -12,7 +12,7 @@ use std::sync::Arc;
 /// Whether requests would be answered now.
 pub async fn health(State(app): State<Arc<App>>) -> Response {
     match app.serving() {
-        Ok(serving) if !serving.is_alive() => openai_error(&Error::Internal("a worker is gone".into())),
+        Ok(serving) if !serving.engine.is_alive() => openai_error(&Error::Internal("a worker is gone".into())),
         Ok(_) => Json(json!({"status": "ok"})).into_response(),
         Err(error) => openai_error(&error),
     }

@@ -14,8 +14,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 pub async fn metrics(State(app): State<Arc<App>>) -> Response {
     let (mut adapters, mut queued) = (Vec::new(), 0);
     if let Ok(serving) = app.serving() {
-        adapters.extend(serving.registry().iter().filter(|served| served.parent.is_some()));
-        queued = serving.queued_tokens();
+        adapters.extend(serving.registry.iter().filter(|served| served.parent.is_some()));
+        queued = serving.engine.queued_tokens();
     }
     telemetry::gauges(queued, app.running(), adapters.len());
     let mut text = telemetry::metrics().render();
@@ -23,8 +23,8 @@ pub async fn metrics(State(app): State<Arc<App>>) -> Response {
     ([(CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response()
 }
 
-/// What Kubernetes' Gateway API Inference Extension reads, under vLLM's names. All adapters are resident and any number
-/// runs in one batch, so each counts as running and none as waiting.
+/// What Kubernetes' Gateway API Inference Extension reads, under vLLM's names. Any number of adapters runs in one batch,
+/// and one that has to be brought to a GPU is there before the next, so each counts as running and none as waiting.
 fn gateway(text: &mut String, running: usize, adapters: &[&Lease]) {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let names: Vec<&str> = adapters.iter().map(|served| served.label()).collect();

@@ -16,7 +16,7 @@ mod serving;
 pub use embed::{Call, Input, embed};
 pub use etag::Expected;
 pub use names::{Names, Several, Share};
-pub use serving::{Replica, Serving, Workers};
+pub use serving::Serving;
 
 use crate::config::Config;
 use crate::error::{Error, Result};

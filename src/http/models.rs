@@ -15,7 +15,7 @@ use std::sync::Arc;
 pub async fn list(State(app): State<Arc<App>>) -> Response {
     match app.serving() {
         Ok(serving) => {
-            let data: Vec<Value> = serving.registry().iter().map(|served| describe(served)).collect();
+            let data: Vec<Value> = serving.registry.iter().map(|served| describe(served)).collect();
             Json(json!({"object": "list", "data": data})).into_response()
         }
         Err(error) => openai_error(&error),
@@ -25,7 +25,7 @@ pub async fn list(State(app): State<Arc<App>>) -> Response {
 /// One name, which may hold slashes.
 pub async fn one(State(app): State<Arc<App>>, id: std::result::Result<Path<String>, PathRejection>) -> Response {
     let id = id.map_err(|rejection| unreadable_path(&rejection));
-    let found: Result<_> = id.and_then(|Path(id)| app.serving()?.registry().find(&id));
+    let found: Result<_> = id.and_then(|Path(id)| app.serving()?.registry.find(&id));
     match found {
         Ok(served) => Json(describe(&served)).into_response(),
         Err(error) => openai_error(&error),

@@ -122,7 +122,7 @@ impl Names {
 
     /// What the task makes of the model that is named: a base with an adapter a task is asked for with that adapter.
     pub fn for_task(&self, registry: &Registry, model: Lease) -> Result<Lease> {
-        let has: Vec<&str> = model.main().target.model.tasks().iter().map(|(name, _)| name.as_str()).collect();
+        let has: Vec<&str> = model.main().target.model().tasks().iter().map(|(name, _)| name.as_str()).collect();
         let Some((place, task)) = self.tasks.first().filter(|_| !has.is_empty()) else { return Ok(model) };
         let find = |task: &str| {
             let known = names_of(task).find(|name| has.contains(name));

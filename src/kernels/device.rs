@@ -52,6 +52,14 @@ impl Device {
         matches!(self, Self::Gpu(gpu) if gpu.is_emulated())
     }
 
+    /// Bytes of a GPU's memory that are free, and all there are.
+    pub fn memory(&self) -> Result<Option<(usize, usize)>> {
+        match self {
+            Self::Cpu => Ok(None),
+            Self::Gpu(gpu) => gpu.memory().map(Some),
+        }
+    }
+
     /// A tensor's place there, in one type or as it is.
     pub fn place(&self, tensor: &candle_core::Tensor, dtype: Option<DType>) -> Result<Tensor> {
         match self {

@@ -38,6 +38,8 @@ pub use norm::{NormKind, Normalization};
 pub use packed::{Format, Memory, Packed, Update};
 pub use pooling::Pooling;
 pub use rotary::rotary_tables;
+#[cfg(test)]
+pub(crate) use sample::below;
 pub use selftest::{Finding, Size, selftest};
 pub use sequences::{Places, Sequences};
 pub use tensor::{Departed, Tensor};

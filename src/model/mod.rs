@@ -168,16 +168,12 @@ impl Model {
         self.bytes
     }
 
-    /// An adapter of this model where the model lies, brought there beside whatever is computed.
+    /// An adapter of this model, no blend, where the model lies, brought there beside whatever is computed.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`] where a GPU has no room for it.
     pub fn lay(&self, adapter: &Arc<Adapter>) -> Result<Arc<Adapter>> {
         let Device::Gpu(gpu) = &self.device else { return Ok(adapter.clone()) };
-        if !adapter.parts().is_empty() {
-            let lay = |(part, weight): &(Arc<Adapter>, f32)| Ok((self.lay(part)?, *weight));
-            return Ok(Arc::new(Adapter::blend(&adapter.parts().iter().map(lay).collect::<Result<Vec<_>>>()?)));
-        }
         let beside = gpu.beside();
         let laid = adapter.placed(&self.sites, &Device::Gpu(beside.clone()), self.format.dtype());
         beside.synchronize()?;
@@ -241,10 +237,10 @@ impl Vectors {
 }
 
 /// The same, said of what is loaded where a device has no memory for it.
-pub fn no_room(error: Error, folder: &Folder) -> Error {
+fn no_room(error: Error, folder: &Folder) -> Error {
     match error {
         Error::OutOfMemory(_) => {
-            let reason = format!("{error} for it; take a smaller dtype, fewer adapters, or another device");
+            let reason = format!("{error} for it; take a smaller dtype, or another device");
             Error::load(folder.path(), reason)
         }
         other => other,

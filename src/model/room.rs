@@ -18,9 +18,9 @@ const TRIED: usize = 1024;
 const SHARE: f64 = 0.4;
 
 impl Model {
-    /// Tokens of the largest batch that its device is to run, with what follows it. On a GPU one is run for it, and what it
-    /// takes compared with what is free.
-    pub fn batch_tokens_max(&self, pipeline: &Arc<Pipeline>) -> Result<usize> {
+    /// Tokens of the largest batch that its device is to run, with what follows it, beside so many bytes of adapters. On a GPU
+    /// one is run for it, and what it takes compared with what is free.
+    pub fn batch_tokens_max(&self, pipeline: &Arc<Pipeline>, adapter_bytes: usize) -> Result<usize> {
         let Device::Gpu(gpu) = &self.device else { return Ok(ON_CPU) };
         let length = self.spec.tokens_max.min(TRIED / 2);
         let offsets: Vec<usize> = (0..=TRIED / length).map(|sequence| sequence * length).collect();
@@ -30,7 +30,7 @@ impl Model {
         let batch = Batch { ids, offsets, prompts, segments: vec![segment] };
         let (_, bytes) = gpu.watch(|| self.embed(&batch))?;
         let (free, _) = gpu.memory()?;
-        let fit = SHARE * free as f64 * tokens as f64 / bytes as f64;
+        let fit = SHARE * free.saturating_sub(adapter_bytes) as f64 * tokens as f64 / bytes as f64;
         Ok((fit as usize).clamp(1, ON_GPU_MAX))
     }
 }

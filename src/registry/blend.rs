@@ -36,8 +36,8 @@ pub fn blend(shares: &[(Lease, f32)]) -> Result<Lease> {
     let label = first.parent.clone().unwrap_or_default();
     let routes = first.routes.map(|route| {
         let Route { target, text } = &**route;
-        let (model, pipeline) = (target.model.clone(), target.pipeline.clone());
-        let target = Arc::new(Target { model, adapter: Some(adapter.clone()), pipeline, label: label.clone() });
+        let (replicas, adapter) = (target.replicas.clone(), Some(adapter.clone()));
+        let target = Arc::new(Target { replicas, adapter, label: label.clone() });
         Ok(Arc::new(Route { target, text: text.clone() }))
     })?;
     Ok(Arc::new(Served {
@@ -58,7 +58,7 @@ fn differences(one: &Lease, other: &Lease) -> Option<String> {
     loop {
         match (ones.next(), others.next()) {
             (Some(a), Some(b)) => {
-                let pipeline = !Arc::ptr_eq(&a.target.pipeline, &b.target.pipeline);
+                let pipeline = !Arc::ptr_eq(a.target.pipeline(), b.target.pipeline());
                 differences.extend(pipeline.then_some("pipeline").into_iter().chain(b.text.differences(&a.text)));
             }
             (None, None) => break,

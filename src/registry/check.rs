@@ -77,6 +77,12 @@ impl Prober {
         Ok(effect)
     }
 
+    /// Runs a base once, so that one that cannot is found before the first request.
+    pub fn try_out(&self, base: &Parts) -> Result<()> {
+        self.vectors(base, None, &read(base, &PROBES[..1], Prompt::Default)?)?;
+        Ok(())
+    }
+
     fn moves(&mut self, loaded: &Loaded, base: &Parts) -> Result<(f64, f64)> {
         let own = loaded.routes.main();
         let sequences = read(own, &PROBES, Prompt::Default)?;

@@ -7,22 +7,21 @@ use super::golden;
 use super::provenance::Provenance;
 use super::readings::{Parts, Readings};
 use super::sources::{
-    base_of, beside, default_name, device, format, in_folder, place_of_adapter, real_path, several_in,
-    warn_of_another_base,
+    base_of, beside, default_name, format, in_folder, place_of_adapter, real_path, several_in, warn_of_another_base,
 };
 use crate::config::{self, Config};
 use crate::error::{Error, Result};
 use crate::folder::Folder;
 use crate::hub::{Hub, Source};
-use crate::model::{Model, Routes};
+use crate::model::{Device, Model, Routes};
 use crate::telemetry::Progress;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-/// Loads models, then adapters.
-pub fn all(config: &Config, hub: &Hub) -> Result<Vec<Loaded>> {
-    let mut loading = Loading::new(config, hub)?;
+/// Loads models, then adapters, on a device.
+pub fn all(config: &Config, hub: &Hub, device: &Device) -> Result<Vec<Loaded>> {
+    let mut loading = Loading::new(config, hub, device)?;
     for model in &config.models {
         loading.model(model)?;
     }
@@ -56,14 +55,14 @@ struct Loading<'a> {
 }
 
 impl<'a> Loading<'a> {
-    fn new(config: &'a Config, hub: &'a Hub) -> Result<Self> {
+    fn new(config: &'a Config, hub: &'a Hub, device: &Device) -> Result<Self> {
         if config.models.is_empty() {
             return Err(Error::Config("no model is configured: give --model SOURCE".into()));
         }
         Ok(Self {
             config,
             hub,
-            readings: Readings::new(device(&config.server)?, format(&config.server)?),
+            readings: Readings::new(device.clone(), format(&config.server)?),
             prober: Prober::default(),
             bases: Vec::new(),
             loaded: Vec::new(),
@@ -174,6 +173,9 @@ impl<'a> Loading<'a> {
         models.sort_by_key(|model| Arc::as_ptr(model));
         models.dedup_by(|a, b| Arc::ptr_eq(a, b));
         let bytes: usize = models.into_iter().map(|model| model.bytes()).sum();
+        for parts in base.routes.iter() {
+            self.prober.try_out(parts).map_err(|error| Error::load(folder.path(), format!("a first text: {error}")))?;
+        }
         let (mib, ms) = (bytes >> 20, began.elapsed().as_millis() as u64);
         let tokens_max = base.routes.main().text.tokens_max();
         tracing::info!(model = base.name, %folder, mib, ms, tokens_max, "model loaded");

@@ -7,6 +7,7 @@ mod golden;
 mod load;
 mod provenance;
 mod readings;
+mod room;
 mod sources;
 
 pub use blend::blend;
@@ -15,17 +16,18 @@ pub use golden::Agreement;
 pub use provenance::{Digest, Provenance};
 
 use crate::config::Config;
-use crate::engine::{self, Engine, Sequence, Target};
+use crate::engine::{Replica, Target};
 use crate::error::{Error, Result};
 use crate::hub::Hub;
-use crate::model::{Adapter, Routes};
-use crate::text::{Reading, Text, Truncation, names_of};
+use crate::model::{Adapter, Device, Routes};
+use crate::text::{Text, names_of};
 use readings::Parts;
 use std::collections::HashMap;
 use std::sync::Arc;
 
 /// Everything that is served. Fixed once loaded.
 pub struct Registry {
+    devices: Vec<Device>,
     served: Vec<Lease>,
     /// Places in `served` by name; an adapter's name may stand under several bases.
     by_name: HashMap<String, Vec<usize>>,
@@ -98,13 +100,16 @@ impl Served {
 }
 
 impl Registry {
-    /// Loads all that the configuration names.
+    /// Loads all that the configuration names, on every device, one after the other.
     pub fn load(config: &Config, hub: &Hub) -> Result<Self> {
-        Self::new(load::all(config, hub)?)
+        let devices = sources::devices(&config.server)?;
+        let loaded = devices.iter().map(|device| load::all(config, hub, device)).collect::<Result<Vec<_>>>()?;
+        Self::new(devices, loaded)
     }
 
-    /// Names what was loaded; a name may be shared by adapters of different bases only.
-    fn new(loaded: Vec<Loaded>) -> Result<Self> {
+    /// Names what was loaded, on each device the same; a name may be shared by adapters of different bases only.
+    fn new(devices: Vec<Device>, mut on_devices: Vec<Vec<Loaded>>) -> Result<Self> {
+        let loaded = on_devices.remove(0);
         let mut by_name: HashMap<String, Vec<usize>> = HashMap::new();
         for (index, Loaded { name, parent, .. }) in loaded.iter().enumerate() {
             let others = by_name.entry(name.clone()).or_default();
@@ -114,57 +119,28 @@ impl Registry {
             }
             others.push(index);
         }
-        let served = loaded.into_iter().map(|loaded| {
+        let served = loaded.into_iter().enumerate().map(|(index, loaded)| {
             let label = match &loaded.parent {
                 Some(base) if by_name[&loaded.name].len() > 1 => format!("{base}:{}", loaded.name),
                 _ => loaded.name.clone(),
             };
             let Loaded { name, parent, root, created, adapter, routes, provenance, report } = loaded;
-            let routes = routes.map(|Parts { model, pipeline, text }| {
-                let (model, adapter, pipeline) = (model.clone(), adapter.clone(), pipeline.clone());
-                let target = Arc::new(Target { model, adapter, pipeline, label: label.clone() });
-                Ok(Arc::new(Route { target, text: text.clone() }))
+            let mut others: Vec<_> = on_devices.iter().map(|loaded| loaded[index].routes.iter()).collect();
+            let replica = |parts: &Parts| Replica { model: parts.model.clone(), pipeline: parts.pipeline.clone() };
+            let routes = routes.map(|parts| {
+                let others = others.iter_mut().filter_map(|routes| routes.next().map(replica));
+                let replicas = std::iter::once(replica(parts)).chain(others).collect();
+                let target = Arc::new(Target { replicas, adapter: adapter.clone(), label: label.clone() });
+                Ok(Arc::new(Route { target, text: parts.text.clone() }))
             })?;
             Ok(Arc::new(Served { name, parent, root, created, routes, provenance, report }))
         });
-        Ok(Self { served: served.collect::<Result<_>>()?, by_name })
+        Ok(Self { devices, served: served.collect::<Result<_>>()?, by_name })
     }
 
     /// All names, bases before their adapters' own order.
     pub fn iter(&self) -> impl Iterator<Item = &Lease> {
         self.served.iter()
-    }
-
-    /// Tokens of the largest batch that suits all models, whatever follows them.
-    pub fn batch_tokens_max(&self) -> Result<usize> {
-        let mut tried: Vec<&Target> = Vec::new();
-        for Route { target, .. } in self.served.iter().flat_map(|served| served.routes.iter()).map(Arc::as_ref) {
-            let is_tried = |other: &&Target| {
-                Arc::ptr_eq(&other.model, &target.model) && Arc::ptr_eq(&other.pipeline, &target.pipeline)
-            };
-            if !tried.iter().any(is_tried) {
-                tried.push(target);
-            }
-        }
-        let mut tokens = tried.into_iter().map(|target| target.model.batch_tokens_max(&target.pipeline));
-        tokens.try_fold(usize::MAX, |least, tokens| Ok(least.min(tokens?)))
-    }
-
-    /// Runs every base once, so that a model that cannot is found before the first request.
-    pub fn warm_up(&self, engine: &Engine) -> Result<()> {
-        // A model may read fewer tokens than this text has.
-        let reading = Reading { truncate: Some(Truncation { tokens: None, left: None }), ..Reading::default() };
-        for base in self.served.iter().filter(|served| served.parent.is_none()) {
-            for Route { target, text } in base.routes.iter().map(Arc::as_ref) {
-                let ids = text.encode("warm up", &reading, "warm-up")?;
-                let admission = engine.admit(ids.len())?;
-                let sequence = Sequence { ids, prompt_tokens: 0, target: target.clone() };
-                for reply in engine.submit(vec![sequence], admission)? {
-                    engine::received(reply.blocking_recv())?;
-                }
-            }
-        }
-        Ok(())
     }
 
     /// The base, adapter or `base:adapter` of this name.

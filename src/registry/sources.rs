@@ -166,13 +166,28 @@ pub fn warn_of_another_base(name: &str, peft: &adapters::Config, root: &str) {
 }
 
 /// The device that the configuration names.
-pub fn device(server: &config::Server) -> Result<Device> {
-    let device = Device::named(&server.device)?;
-    if server.dtype == "int8" && !device.is_cpu() {
+pub fn devices(server: &config::Server) -> Result<Vec<Device>> {
+    let devices = device_names(&server.device)?.into_iter().map(Device::named).collect::<Result<Vec<_>>>()?;
+    if server.dtype == "int8" && !devices.iter().all(Device::is_cpu) {
         let reason = "dtype 'int8' is for CPUs; on a GPU take bfloat16 or float16, or serve with --device cpu";
         return Err(Error::Config(reason.into()));
     }
-    Ok(device)
+    Ok(devices)
+}
+
+/// The devices of a list. Several are GPUs, of which none comes twice: on a CPU other bits would answer under one tag.
+fn device_names(list: &str) -> Result<Vec<&str>> {
+    let devices: Vec<&str> = list.split(',').map(str::trim).collect();
+    let is_alone = |device: &&str| ["auto", "cpu"].contains(device);
+    let is_again = |place: usize| devices[place].starts_with("cuda") && devices[..place].contains(&devices[place]);
+    match devices.as_slice() {
+        [_] => Ok(devices),
+        several if several.iter().any(is_alone) => {
+            Err(Error::Config(format!("device '{list}': several must be GPUs, each by its number")))
+        }
+        several if (0..several.len()).any(is_again) => Err(Error::Config(format!("device '{list}': one comes twice"))),
+        _ => Ok(devices),
+    }
 }
 
 /// The number format that the configuration names for a base's matrices.

@@ -219,7 +219,7 @@ impl Door {
 
     /// Takes every place in the queue; whoever has an answer may leave its place a moment later.
     pub fn fill_queue(&self) -> Admission {
-        let engine = &self.app.serving().unwrap().replica().engine;
+        let engine = &self.app.serving().unwrap().engine;
         let mut tries = std::iter::repeat_with(|| engine.admit(usize::MAX)).take(10_000_000);
         tries.find_map(Result::ok).expect("places in the queue become free")
     }

@@ -7,6 +7,7 @@ mod host;
 mod kernels;
 mod matmul;
 mod multiplier;
+mod pool;
 mod stream;
 
 use super::gpu::{self, Arrival, Backend};
@@ -21,6 +22,7 @@ use device::Device;
 use host::{Download, Pinned, Staging};
 use kernels::Kernels;
 use multiplier::Multiplier;
+use pool::Pool;
 use std::ffi::c_void;
 use std::sync::{Arc, Mutex, PoisonError};
 use stream::Stream;
@@ -50,15 +52,15 @@ pub struct Driver {
     device: Arc<Device>,
 }
 
-/// A stream, and what bytes go to it through.
+/// A stream, where its memory is from, and what bytes go to it through.
 struct Lane {
     staging: Staging,
     stream: Stream,
 }
 
 impl Lane {
-    fn new(device: &Arc<Device>) -> Result<Self> {
-        Ok(Self { staging: Staging::new(device)?, stream: Stream::new(device)? })
+    fn new(device: &Arc<Device>, pool: Pool) -> Result<Self> {
+        Ok(Self { staging: Staging::new(device)?, stream: Stream::new(device, pool)? })
     }
 }
 
@@ -70,7 +72,8 @@ impl Driver {
     pub fn open(ordinal: usize) -> Result<Self> {
         let device = Arc::new(Device::open(ordinal)?);
         device.enter()?;
-        let (main, side) = (Lane::new(&device)?, Lane::new(&device)?);
+        let [main, side] = device.pools().map(|pool| Lane::new(&device, pool));
+        let (main, side) = (main?, side?);
         let multiplier = Multiplier::new(&device)?;
         let kernels = Kernels::load(&device)?;
         Ok(Self { kernels, multiplier, pinned: Arc::default(), main, side, device })

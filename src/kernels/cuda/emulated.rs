@@ -21,26 +21,27 @@ unsafe extern "C" {
     ) -> c_int;
 }
 
-/// So much memory, by address, in pieces that any element is aligned in.
+/// So much memory.
 pub struct Emulated {
-    memory: Mutex<HashMap<u64, Vec<u128>>>,
+    memory: Mutex<Memory>,
     bytes: usize,
+}
+
+struct Memory {
+    /// By address, in pieces that any element is aligned in.
+    pieces: HashMap<u64, Vec<u128>>,
+    free: usize,
 }
 
 impl Emulated {
     /// Nothing in so many bytes.
     pub fn new(bytes: usize) -> Self {
-        Self { memory: Mutex::default(), bytes }
+        Self { memory: Mutex::new(Memory { pieces: HashMap::new(), free: bytes }), bytes }
     }
 
-    fn pieces(&self) -> MutexGuard<'_, HashMap<u64, Vec<u128>>> {
+    fn memory(&self) -> MutexGuard<'_, Memory> {
         self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// Bytes that are left of so many.
-fn free(bytes: usize, pieces: &HashMap<u64, Vec<u128>>) -> usize {
-    bytes.saturating_sub(pieces.values().map(|piece| size_of_val(piece.as_slice())).sum())
 }
 
 impl Backend for Emulated {
@@ -49,19 +50,20 @@ impl Backend for Emulated {
     }
 
     fn allocate(&self, _: Lane, bytes: usize) -> Result<u64> {
-        let mut pieces = self.pieces();
-        if bytes > free(self.bytes, &pieces) {
-            return Err(Error::OutOfMemory(bytes));
-        }
+        let mut memory = self.memory();
+        let elements = bytes.div_ceil(16).max(1);
+        memory.free = memory.free.checked_sub(elements * size_of::<u128>()).ok_or(Error::OutOfMemory(bytes))?;
         // What was never written is NaN in every type, and so is what is made of it.
-        let piece = vec![u128::MAX; bytes.div_ceil(16).max(1)];
+        let piece = vec![u128::MAX; elements];
         let address = piece.as_ptr() as u64;
-        pieces.insert(address, piece);
+        memory.pieces.insert(address, piece);
         Ok(address)
     }
 
     fn free(&self, _: Lane, address: u64) {
-        self.pieces().remove(&address);
+        let mut memory = self.memory();
+        let piece = memory.pieces.remove(&address);
+        memory.free += piece.map_or(0, |piece| size_of_val(piece.as_slice()));
     }
 
     fn upload(&self, _: Lane, address: u64, bytes: &[u8]) -> Result<()> {
@@ -107,7 +109,7 @@ impl Backend for Emulated {
     }
 
     fn memory(&self) -> Result<(usize, usize)> {
-        Ok((free(self.bytes, &self.pieces()), self.bytes))
+        Ok((self.memory().free, self.bytes))
     }
 }
 

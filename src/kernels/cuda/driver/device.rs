@@ -1,9 +1,10 @@
-//! A device with its context and pool of memory, and handles that go back to where they came from.
+//! A device with its context and pools of memory, and handles that go back to where they came from.
 #![expect(unsafe_code, reason = "CUDA is C")]
 
 use super::Failure;
-use cudarc::driver::result::{self, DriverError, mem_pool};
-use cudarc::driver::sys::{self, CUdevice_attribute, CUmemPool_attribute};
+use super::pool::Pool;
+use cudarc::driver::result::{self, DriverError};
+use cudarc::driver::sys::{self, CUdevice_attribute};
 use std::ffi::c_int;
 use std::sync::Arc;
 
@@ -16,7 +17,7 @@ const CAPABILITY_MIN: (i32, i32) = (8, 0);
 pub struct Device {
     device: sys::CUdevice,
     context: sys::CUcontext,
-    pool: sys::CUmemoryPool,
+    pools: [Pool; 2],
     name: String,
 }
 
@@ -26,7 +27,7 @@ unsafe impl Send for Device {}
 unsafe impl Sync for Device {}
 
 impl Device {
-    /// Device `ordinal`, whose pool keeps what is freed.
+    /// Device `ordinal`.
     pub fn open(ordinal: usize) -> Result<Self, Failure> {
         check_driver()?;
         result::init()?;
@@ -47,14 +48,18 @@ impl Device {
         }
         // SAFETY: the device is one that CUDA gave.
         let bytes = unsafe { result::device::total_mem(device) }?;
-        // SAFETY: as above.
-        let pool = unsafe { result::device::get_default_mem_pool(device) }.map_err(|e| Failure::from(e).of(&name))?;
+        let pools = [Pool::of(device), Pool::beside(device)];
+        let [main, side] = pools.map(|pool| pool.map_err(|failure| failure.of(&name)));
+        let pools = [main?, side?];
         // SAFETY: as above; it is released when this is dropped.
         let context = unsafe { result::primary_ctx::retain(device) }?;
         let name = format!("{name}, {:.1} GiB", bytes as f64 / f64::from(1 << 30));
-        let opened = Self { device, context, pool, name };
-        opened.keep_what_is_freed()?;
-        Ok(opened)
+        Ok(Self { device, context, pools, name })
+    }
+
+    /// Pools for what computes, and for what is brought beside it.
+    pub fn pools(&self) -> [Pool; 2] {
+        self.pools
     }
 
     /// What it is called, and its memory.
@@ -68,38 +73,22 @@ impl Device {
         Ok(unsafe { result::ctx::set_current(self.context) }?)
     }
 
-    /// Bytes that may be had, those that the pool keeps among them, and bytes in all.
+    /// Bytes that may be had, those that pools keep among them, and bytes in all.
     pub fn memory(&self) -> Result<(usize, usize), Failure> {
         let (free, total) = result::mem_get_info()?;
-        let reserved = self.pooled(CUmemPool_attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT)?;
-        let used = self.pooled(CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT)?;
-        Ok((free + reserved.saturating_sub(used), total))
+        let unused = self.pools.into_iter().try_fold(0, |bytes, pool| Ok::<_, Failure>(bytes + pool.unused()?))?;
+        Ok((free + unused, total))
     }
 
-    /// Gives the pool's unused memory back.
+    /// Gives what pools keep unused back.
     pub fn give_back(&self) -> Result<(), Failure> {
-        // SAFETY: a device's default pool lives as long as the process.
-        Ok(unsafe { mem_pool::trim_to(self.pool, 0) }?)
-    }
-
-    /// By default every wait would give it back.
-    fn keep_what_is_freed(&self) -> Result<(), Failure> {
-        let mut bytes = u64::MAX;
-        let attribute = CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
-        // SAFETY: the attribute is a u64.
-        Ok(unsafe { mem_pool::set_attribute(self.pool, attribute, (&raw mut bytes).cast()) }?)
-    }
-
-    fn pooled(&self, attribute: CUmemPool_attribute) -> Result<usize, Failure> {
-        let mut bytes = 0_u64;
-        // SAFETY: the attributes asked for are u64.
-        unsafe { mem_pool::get_attribute(self.pool, attribute, (&raw mut bytes).cast()) }?;
-        Ok(bytes as usize)
+        self.pools.into_iter().try_for_each(Pool::give_back)
     }
 }
 
 impl Drop for Device {
     fn drop(&mut self) {
+        self.pools[1].destroy();
         // SAFETY: it was retained once; everything made in it holds an `Arc` of this, and is gone.
         let _ = unsafe { result::primary_ctx::release(self.device) };
     }

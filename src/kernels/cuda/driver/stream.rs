@@ -3,20 +3,22 @@
 
 use super::Failure;
 use super::device::{Device, Owned};
-use cudarc::driver::result::{self, event, stream};
+use super::pool::Pool;
+use cudarc::driver::result::{self, event, mem_pool, stream};
 use cudarc::driver::sys::{self, CUevent_flags, CUevent_wait_flags};
 use std::sync::Arc;
 
 /// A queue of a device's work.
 pub struct Stream {
     stream: Owned<sys::CUstream>,
+    pool: Pool,
 }
 
 impl Stream {
-    /// An empty one.
-    pub fn new(device: &Arc<Device>) -> Result<Self, Failure> {
+    /// An empty one, whose memory is from a pool.
+    pub fn new(device: &Arc<Device>, pool: Pool) -> Result<Self, Failure> {
         let raw = stream::create(stream::StreamKind::NonBlocking)?;
-        Ok(Self { stream: Owned::new(device, raw, stream::destroy) })
+        Ok(Self { stream: Owned::new(device, raw, stream::destroy), pool })
     }
 
     /// The handle, which lives as long as this.
@@ -26,13 +28,13 @@ impl Stream {
 
     /// Memory for what is asked later.
     pub fn allocate(&self, bytes: usize) -> Result<u64, Failure> {
-        // SAFETY: the stream lives; who gets the memory uses it on this stream.
-        Ok(unsafe { result::malloc_async(self.raw(), bytes) }?)
+        // SAFETY: pool and stream live; who gets the memory uses it on this stream, or when what was asked on it is done.
+        Ok(unsafe { mem_pool::alloc_async(self.pool.raw(), bytes, self.raw()) }?)
     }
 
     /// Frees memory after what was asked before.
     pub fn free(&self, address: u64) {
-        // SAFETY: the caller was given the address by `allocate`, and uses it no more.
+        // SAFETY: the caller was given the address by a stream's `allocate`, and uses it no more.
         let _ = unsafe { result::free_async(address, self.raw()) };
     }
 

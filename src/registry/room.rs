@@ -1,0 +1,51 @@
+//! What every device has room for beside the models.
+
+use super::{Registry, Route};
+use crate::config::Limits;
+use crate::engine::{Place, Replica, Target};
+use crate::error::Result;
+use crate::model::{Adapter, Device};
+use std::sync::Arc;
+
+impl Registry {
+    /// The devices with their bounds: those of the configuration, and where it leaves them open what suits every model,
+    /// whatever follows it.
+    pub fn places(&self, limits: &Limits) -> Result<Vec<Place>> {
+        let targets: Vec<&Target> = self.routes().map(|route| &*route.target).collect();
+        let place = |(index, device): (usize, &Device)| {
+            let adapter_bytes_max = self.adapter_bytes_max(device, limits.max_adapter_bytes)?;
+            let mut tried: Vec<&Replica> = Vec::new();
+            for replica in targets.iter().map(|target| &target.replicas[index]) {
+                let is_tried = |other: &&Replica| {
+                    Arc::ptr_eq(&other.model, &replica.model) && Arc::ptr_eq(&other.pipeline, &replica.pipeline)
+                };
+                if !tried.iter().any(is_tried) {
+                    tried.push(replica);
+                }
+            }
+            let tokens = |Replica { model, pipeline }: &Replica| match limits.max_batch_tokens {
+                0 => model.batch_tokens_max(pipeline, adapter_bytes_max),
+                tokens => Ok(tokens),
+            };
+            let mut tokens = tried.into_iter().map(tokens);
+            let batch_tokens_max = tokens.try_fold(usize::MAX, |least, tokens| Result::Ok(least.min(tokens?)))?;
+            Ok(Place { device: device.clone(), batch_tokens_max, adapter_bytes_max })
+        };
+        self.devices.iter().enumerate().map(place).collect()
+    }
+
+    /// All adapters, where half of what is free has room for them.
+    fn adapter_bytes_max(&self, device: &Device, configured: usize) -> Result<usize> {
+        let Some((free, _)) = device.memory()? else { return Ok(0) };
+        let mut adapters: Vec<&Arc<Adapter>> =
+            self.routes().filter_map(|route| route.target.adapter.as_ref()).collect();
+        adapters.sort_by_key(|adapter| Arc::as_ptr(adapter));
+        adapters.dedup_by(|a, b| Arc::ptr_eq(a, b));
+        let bytes = adapters.into_iter().map(|adapter| adapter.bytes()).sum::<usize>();
+        Ok(bytes.min(if configured == 0 { free / 2 } else { configured }))
+    }
+
+    fn routes(&self) -> impl Iterator<Item = &Arc<Route>> {
+        self.served.iter().flat_map(|served| served.routes.iter())
+    }
+}
