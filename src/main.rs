@@ -114,7 +114,7 @@ fn hub(config: &Config, environment: &BTreeMap<String, String>) -> anyhow::Resul
 
 fn runtime(config: &Config) -> anyhow::Result<tokio::runtime::Runtime> {
     let mut builder = tokio::runtime::Builder::new_multi_thread();
-    Ok(builder.enable_all().max_blocking_threads(config.server.tokenizer_threads + 1).build()?)
+    Ok(builder.enable_all().max_blocking_threads(http::threads_max(config.server.tokenizer_threads) + 1).build()?)
 }
 
 /// Done when the process is told to stop; from then on new work is refused.

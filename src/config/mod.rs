@@ -135,7 +135,6 @@ impl Config {
             ("limits.max_body_bytes", limits.max_body_bytes),
             ("limits.max_buffered_bytes", limits.max_buffered_bytes),
             ("limits.request_timeout_s", limits.request_timeout_s as usize),
-            ("server.tokenizer_threads", self.server.tokenizer_threads),
         ];
         if !(0.0..=1.0).contains(&limits.golden_cosine_min) {
             return Err(Error::Config("limits.golden_cosine_min must be between 0 and 1".into()));

@@ -16,6 +16,7 @@ mod serving;
 pub use embed::{Call, Input, embed};
 pub use etag::Expected;
 pub use names::{Names, Several, Share};
+pub use offload::threads_max;
 pub use serving::Serving;
 
 use crate::config::Config;
@@ -62,6 +63,9 @@ impl App {
 
     /// Loading is done.
     pub fn ready(&self, serving: Serving) {
+        if !serving.registry.is_on_cpu() {
+            self.threads.are_alone();
+        }
         // A second call would be a bug of ours; the first keeps serving.
         let first = self.serving.set(serving).is_ok();
         debug_assert!(first, "ready once");

@@ -38,17 +38,39 @@ impl Gone {
 
 /// Blocking threads that may be taken. What waits for one waits here, where dropping the caller takes it out; the
 /// runtime's own queue is never longer than there are threads.
-pub struct Threads(Arc<Semaphore>);
+pub struct Threads {
+    places: Arc<Semaphore>,
+    /// Those that nobody may take beside a CPU that computes.
+    spare: usize,
+}
+
+/// How many threads there are beside a CPU that computes, unless the configuration says otherwise: it needs its cores itself.
+const BESIDE_CPU: usize = 2;
+
+/// How many there are at most, by the configuration; 0: one a core.
+pub fn threads_max(configured: usize) -> usize {
+    match configured {
+        0 => std::thread::available_parallelism().map_or(1, |cores| cores.get()).max(BESIDE_CPU),
+        count => count,
+    }
+}
 
 impl Threads {
-    /// So many.
-    pub fn new(count: usize) -> Self {
-        Self(Arc::new(Semaphore::new(count)))
+    /// As many as the configuration says; 0: as many as suit the devices.
+    pub fn new(configured: usize) -> Self {
+        let all = threads_max(configured);
+        let count = if configured == 0 { BESIDE_CPU } else { all };
+        Self { places: Arc::new(Semaphore::new(count)), spare: all - count }
+    }
+
+    /// No CPU computes beside them.
+    pub fn are_alone(&self) {
+        self.places.add_permits(self.spare);
     }
 
     /// Runs work on a blocking thread.
     pub async fn run<T: Send + 'static>(&self, work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-        let place = self.0.clone().acquire_owned().await.expect("the semaphore is never closed");
+        let place = self.places.clone().acquire_owned().await.expect("the semaphore is never closed");
         let task = tokio::task::spawn_blocking(move || {
             let _place = place;
             work()

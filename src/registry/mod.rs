@@ -138,6 +138,11 @@ impl Registry {
         Ok(Self { devices, served: served.collect::<Result<_>>()?, by_name })
     }
 
+    /// Whether models compute on this machine's processors.
+    pub fn is_on_cpu(&self) -> bool {
+        self.devices.iter().any(Device::is_cpu)
+    }
+
     /// All names, bases before their adapters' own order.
     pub fn iter(&self) -> impl Iterator<Item = &Lease> {
         self.served.iter()
