@@ -30,7 +30,7 @@ mod view;
 
 pub use activation::{Activation, Gate};
 pub use attention::Attention;
-pub use cuda::{Factor, HostFactors};
+pub use cuda::{Change, HostFactors};
 pub use device::Device;
 pub use disentangled::Disentangled;
 pub use finite::all_finite;

@@ -1,17 +1,18 @@
-//! What adapters add to a product: row range by row range on the CPU, for all of a batch at once on a GPU.
+//! What adapters add to a product, on a GPU also how they scale and shift its columns: row range by row range on the CPU,
+//! for all of a batch at once on a GPU.
 
-use super::cuda::{self, HostFactors};
+use super::cuda::{self, Change, HostFactors};
 use super::device::Device;
 use super::packed::Update;
 use super::tensor::Tensor;
 use crate::error::Result;
 use std::ops::Range;
 
-/// What is added to a product before what follows it.
+/// How a product is changed before what follows it.
 pub enum Updates {
     /// One by one.
     Each(Vec<Update>),
-    /// All at once.
+    /// All at once, columns too.
     Grouped(Box<cuda::Grouped>),
 }
 
@@ -21,7 +22,7 @@ impl Updates {
         Self::Each(Vec::new())
     }
 
-    /// Whether nothing is added.
+    /// Whether nothing is changed.
     pub(super) fn is_none(&self) -> bool {
         self.each().is_some_and(<[Update]>::is_empty)
     }
@@ -34,7 +35,7 @@ impl Updates {
         }
     }
 
-    /// Adds them to what the base made, in place.
+    /// Changes what the base made, in place.
     pub(super) fn add_to(&self, y: &Tensor) -> Result<()> {
         match self {
             Self::Grouped(grouped) => grouped.expand(y.array()?),
@@ -46,7 +47,7 @@ impl Updates {
     }
 }
 
-/// An adapter's factors where a GPU reads them all in one launch.
+/// An adapter's changes where a GPU reads them all in one launch.
 #[derive(Clone, Debug)]
 pub struct Factors(cuda::Factors);
 
@@ -57,14 +58,14 @@ impl Factors {
         Ok(Some(Self(cuda::Factors::new(gpu, host)?)))
     }
 
-    /// Whether there is an update of a site.
+    /// Whether there is a change of a site.
     pub fn changes(&self, site: usize) -> bool {
         self.0.changes(site)
     }
 
-    /// The factors of one of the sites, in the order in which they came, as `a [in, rank]` and `b [rank, out]`.
-    pub fn windows(&self, place: usize) -> Result<[Tensor; 2]> {
-        Ok(self.0.windows(place)?.map(Tensor::Gpu))
+    /// The change of one of the sites, in the order in which they came.
+    pub fn windows(&self, place: usize) -> Result<Change<Tensor>> {
+        self.0.windows(place)?.map(|window| Ok(Tensor::Gpu(window)), |window| Ok(Tensor::Gpu(window)))
     }
 }
 
@@ -91,7 +92,7 @@ impl Touched {
         Ok(Self(cuda::Touched::new(segments.map(|(rows, factors)| (rows, &factors.0)))?))
     }
 
-    /// What is added to the product of `x [tokens, in]` at these sites.
+    /// How the product of `x [tokens, in]` is changed at these sites.
     pub fn updates(&self, spans: &Spans, x: &Tensor) -> Result<Updates> {
         let grouped = match (&self.0, &spans.0, x) {
             (Some(touched), Some(spans), Tensor::Gpu(x)) => touched.shrink(spans, x)?,

@@ -1,9 +1,10 @@
-// What adapters of low rank add to a projection: y += (x * a^T) * b^T, for rows of several adapters at once.
+// How adapters change a projection, y = (y + (x * a^T) * b^T) * factor + shift, for rows of several adapters at once.
 #include "tensor_cores.cuh"
 
-/// Device addresses of an adapter's factors at one site: a [rank, in], b [out, rank]; of rank 0, none.
+/// Device addresses of what an adapter has at one site: a [rank, in] and b [out, rank], but of rank 0; factor [out] and
+/// shift [out], f32 in every type, or 0.
 struct Entry {
-    unsigned long long a, b;
+    unsigned long long a, b, factor, shift;
     int rank, unused;
 };
 
@@ -155,34 +156,49 @@ __device__ inline void add_span(Product<T> &product, T *memory, const T *left, c
     }
 }
 
-/// Columns of the result that no span of the adapter has stay as they are.
+/// What becomes of a column after the product.
+struct Column {
+    float factor, shift;
+    int is_touched;
+};
+
+/// The one at a place of a site's columns.
+__device__ inline Column column_of(const Entry &entry, int place) {
+    if (!entry.factor) return {1.0f, 0.0f, entry.rank > 0};
+    return {reinterpret_cast<const float *>(entry.factor)[place], reinterpret_cast<const float *>(entry.shift)[place], 1};
+}
+
+/// Columns of the result that no span of the adapter changes stay as they are; of spans with columns in common it changes
+/// one at most.
 template <typename T>
 __device__ inline void expand(T *y, const T *left, const Tile *tiles, const Span *spans, int count, int columns,
                               int y_stride, int left_width) {
     SHARED(T, memory, 2 * SIZE<T>);
-    SHARED(int, is_touched, SIDE);
+    SHARED(Column, changes, SIDE);
     Tile tile = tiles[blockIdx.x];
     const Entry *entries = reinterpret_cast<const Entry *>(tile.entries);
     int first = blockIdx.y * SIDE, offset = 0;
-    int own = first + static_cast<int>(threadIdx.x), own_is_touched = 0;
+    Column own = {1.0f, 0.0f, 0};
     Product<T> product;
     for (int i = 0; i < count; i++) {
         Span span = spans[i];
         Entry entry = entries[span.site];
-        if (entry.rank > 0 && span.first < first + SIDE && first < span.first + span.columns) {
+        if (span.first < first + SIDE && first < span.first + span.columns && (entry.rank > 0 || entry.factor)) {
             add_span(product, memory, left + offset, tile, entry, span, first, left_width);
-            if (own >= span.first && own < span.first + span.columns) own_is_touched = 1;
+            int place = first + static_cast<int>(threadIdx.x) - span.first;
+            if (threadIdx.x < SIDE && place >= 0 && place < span.columns) own = column_of(entry, place);
         }
         offset += entry.rank;
     }
-    if (threadIdx.x < SIDE) is_touched[threadIdx.x] = own_is_touched;
+    if (threadIdx.x < SIDE) changes[threadIdx.x] = own;
     barrier();
     UNROLL for (int i = 0; i < 8; i++) {
         UNROLL for (int j = 0; j < 4; j++) {
             int row = product.row(i, j), column = product.column(i, j);
-            if (row >= tile.rows || first + column >= columns || !is_touched[column]) continue;
+            Column change = changes[column];
+            if (row >= tile.rows || first + column >= columns || !change.is_touched) continue;
             T &target = y[static_cast<long long>(tile.first + row) * y_stride + first + column];
-            target = from_float<T>(to_float(target) + product.sums[i][j]);
+            target = from_float<T>((to_float(target) + product.sums[i][j]) * change.factor + change.shift);
         }
     }
 }

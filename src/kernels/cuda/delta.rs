@@ -1,5 +1,6 @@
-//! Updates of low rank for all adapters of a batch at once: two launches a projection, whatever the number of adapters,
-//! and none where no adapter of the batch changes it. The CPU's twin is `packed::Update`.
+//! Changes of outputs, of low rank or a factor and a shift a column, for all adapters of a batch at once: two launches a
+//! projection, whatever the number of adapters, one where columns change alone, and none where no adapter of the batch
+//! changes it. The CPU's twins are `packed::Update` and `scale_columns`.
 //!
 //! A batch has a table of tiles, rows of one adapter each with the address of that adapter's table, see [`Factors`], which
 //! is made once and read by every layer.
@@ -40,8 +41,8 @@ pub struct Touched {
     tiles: Array,
     /// Of all factors.
     dtype: DType,
-    /// Ranks of every adapter that is there.
-    ranks: Vec<Arc<[usize]>>,
+    /// Of every adapter that is there, see [`Factors::ranks`].
+    ranks: Vec<Arc<[Option<usize>]>>,
 }
 
 impl Touched {
@@ -54,20 +55,18 @@ impl Touched {
         Ok(Some(Self { tiles: Array::of_numbers(first.table().gpu(), &tiles)?, dtype: first.dtype(), ranks }))
     }
 
-    /// The most that ranks of some sites add up to in one adapter.
-    fn width(&self, sites: &[usize]) -> usize {
-        let width = |ranks: &Arc<[usize]>| sites.iter().map(|site| ranks[*site]).sum();
-        self.ranks.iter().map(width).max().unwrap_or_default()
+    /// The most that ranks of some sites add up to in one adapter; none where no adapter changes any.
+    fn width(&self, sites: &[usize]) -> Option<usize> {
+        let width = |ranks: &Arc<[Option<usize>]>| sites.iter().filter_map(|site| ranks[*site]).reduce(|a, b| a + b);
+        self.ranks.iter().filter_map(width).max()
     }
 
     /// What `x [tokens, in]` makes of the matrices `a` at a projection's sites; nothing where none of these adapters
     /// changes any.
     pub fn shrink(&self, spans: &Spans, x: &Array) -> Result<Option<Grouped>> {
-        // Rows of an even number of 16 bytes.
-        let width = self.width(&spans.sites).next_multiple_of(8);
-        if width == 0 {
-            return Ok(None);
-        }
+        let Some(width) = self.width(&spans.sites) else { return Ok(None) };
+        // Rows of an even number of 16 bytes; of no rank at all they are empty, and there is nothing to launch.
+        let width = width.next_multiple_of(8);
         if x.dtype() != self.dtype {
             return Err(Error::Internal(format!("factors of {:?} for {x:?}", self.dtype)));
         }
@@ -90,9 +89,9 @@ fn tiles(segments: impl Iterator<Item = (Range<usize>, u64)>) -> Vec<u32> {
     segments.flat_map(split).flatten().collect()
 }
 
-/// The left factors of a projection's updates, for all rows of a batch.
+/// A projection's changes, with the left factors of those of low rank, for all rows of a batch.
 pub struct Grouped {
-    /// `[tokens, ranks]`, of every adapter the ranks of its sites side by side.
+    /// `[tokens, ranks]`, of every adapter the ranks of its sites side by side; no ranks where columns change alone.
     left: Array,
     tiles: Array,
     spans: Array,
@@ -100,7 +99,7 @@ pub struct Grouped {
 }
 
 impl Grouped {
-    /// Adds the updates to what the base made, `y [tokens, out]`, in place.
+    /// Changes what the base made, `y [tokens, out]`, in place.
     pub fn expand(&self, y: &Array) -> Result<()> {
         let [rows, columns, stride] = y.matrix()?;
         if rows != self.left.dims()[0] || y.dtype() != self.left.dtype() {

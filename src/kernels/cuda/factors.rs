@@ -1,5 +1,5 @@
-//! An adapter's factors of low rank: on the host in one piece, as a GPU takes them, and on a device, with a table of where
-//! they lie, a line a site.
+//! What an adapter changes beside the base's products: on the host in one piece a type, as a GPU takes it, and on a device,
+//! with a table of where it lies, a line a site.
 
 use super::array::Array;
 use super::gpu::Gpu;
@@ -7,79 +7,118 @@ use crate::error::Result;
 use candle_core::{DType, Tensor};
 use std::sync::Arc;
 
-/// Numbers of 32 bits that a line of an adapter's table takes: two addresses, a rank, and nothing.
-const LINE: usize = 6;
+/// Numbers of 32 bits that a line of an adapter's table takes: four addresses, a rank, and nothing.
+const LINE: usize = 10;
 
-/// One site's factors: its number, `a [in, rank]` and `b [rank, out]`.
-pub type Factor<'a> = (usize, &'a Tensor, &'a Tensor);
+/// How a site's outputs change, `(y + (x a) b) * factor + shift`; either pair may be missing.
+#[derive(Clone, Copy, Debug)]
+pub struct Change<T> {
+    /// `a [in, rank]` and `b [rank, out]`.
+    pub low_rank: Option<[T; 2]>,
+    /// `factor [out]` and `shift [out]`, in f32.
+    pub columns: Option<[T; 2]>,
+}
 
-/// Factors on the host, in one piece; clones share it.
+impl<T> Change<T> {
+    /// Its parts where they are.
+    pub fn each_ref(&self) -> Change<&T> {
+        let [low_rank, columns] = [&self.low_rank, &self.columns].map(|pair| pair.as_ref().map(<[T; 2]>::each_ref));
+        Change { low_rank, columns }
+    }
+
+    /// What is made of every part of the one pair, and of the other.
+    pub fn map<U>(
+        self,
+        low_rank: impl FnMut(T) -> Result<U>,
+        columns: impl FnMut(T) -> Result<U>,
+    ) -> Result<Change<U>> {
+        Ok(Change { low_rank: both(self.low_rank, low_rank)?, columns: both(self.columns, columns)? })
+    }
+}
+
+fn both<T, U>(pair: Option<[T; 2]>, mut make: impl FnMut(T) -> Result<U>) -> Result<Option<[U; 2]>> {
+    let Some([first, second]) = pair else { return Ok(None) };
+    Ok(Some([make(first)?, make(second)?]))
+}
+
+/// An adapter's changes on the host, in one piece a type; clones share them.
 #[derive(Clone, Debug)]
 pub struct HostFactors {
-    /// Side by side, as kernels read them: of every site a row a rank, and a row an output.
+    /// Factors of low rank side by side, as kernels read them: of every site a row a rank, and a row an output.
     numbers: Tensor,
+    /// Factors and shifts of columns side by side, f32 whatever the others are.
+    columns: Tensor,
     layout: Arc<Layout>,
 }
 
 /// Where they lie there.
 #[derive(Debug)]
 struct Layout {
-    /// In the order in which they came.
-    places: Vec<Place>,
-    /// By site; 0 where there is no update.
-    ranks: Arc<[usize]>,
+    /// Sites in the order in which they came.
+    places: Vec<(usize, Change<Place>)>,
+    /// By site: 0 where columns change alone, none where nothing does.
+    ranks: Arc<[Option<usize>]>,
 }
 
+/// Numbers among others: the first one, and how many; a vector is one row.
 #[derive(Clone, Copy, Debug)]
 struct Place {
-    site: usize,
-    /// First number.
     start: usize,
-    inputs: usize,
-    rank: usize,
-    outputs: usize,
+    rows: usize,
+    columns: usize,
 }
 
-impl Place {
-    /// `a` and `b`: first number, rows and columns each.
-    fn parts(&self) -> [[usize; 3]; 2] {
-        let Self { start, inputs, rank, outputs, .. } = *self;
-        [[start, rank, inputs], [start + rank * inputs, outputs, rank]]
+/// Tensors on their way to be side by side.
+struct Row {
+    dtype: DType,
+    tensors: Vec<Tensor>,
+    end: usize,
+}
+
+impl Row {
+    fn new(dtype: DType) -> Self {
+        Self { dtype, tensors: Vec::new(), end: 0 }
+    }
+
+    /// Puts a matrix `[rows, columns]` at its end.
+    fn put(&mut self, matrix: &Tensor) -> Result<Place> {
+        let (rows, columns) = matrix.dims2()?;
+        self.tensors.push(matrix.contiguous()?.flatten_all()?.to_dtype(self.dtype)?);
+        let start = self.end;
+        self.end += rows * columns;
+        Ok(Place { start, rows, columns })
+    }
+
+    fn joined(self) -> Result<Tensor> {
+        match self.tensors.as_slice() {
+            [] => Ok(Tensor::zeros(0, self.dtype, &candle_core::Device::Cpu)?),
+            tensors => Ok(Tensor::cat(tensors, 0)?),
+        }
     }
 }
 
 impl HostFactors {
-    /// Factors in `dtype` for a model of so many sites.
-    pub fn new(sites: usize, dtype: DType, factors: &[Factor]) -> Result<Self> {
-        let flat = |t: &Tensor| t.t()?.contiguous()?.flatten_all()?.to_dtype(dtype);
-        let pieces = factors.iter().flat_map(|(_, a, b)| [*a, *b]).map(flat);
-        let pieces = pieces.collect::<candle_core::Result<Vec<_>>>()?;
-        let numbers = match pieces.as_slice() {
-            [] => Tensor::zeros(0, dtype, &candle_core::Device::Cpu)?,
-            pieces => Tensor::cat(pieces, 0)?,
-        };
-        let (mut ranks, mut places, mut start) = (vec![0; sites], Vec::new(), 0);
-        for (site, a, b) in factors {
-            let [inputs, rank, outputs] = [a.dims()[0], a.dims()[1], b.dims()[1]];
-            ranks[*site] = rank;
-            places.push(Place { site: *site, start, inputs, rank, outputs });
-            start += (inputs + outputs) * rank;
+    /// Changes of sites by number, for a model of so many; those of low rank in `dtype`.
+    pub fn new(sites: usize, dtype: DType, changes: &[(usize, Change<&Tensor>)]) -> Result<Self> {
+        let (mut numbers, mut columns) = (Row::new(dtype), Row::new(DType::F32));
+        let (mut ranks, mut places) = (vec![None; sites], Vec::new());
+        for (site, change) in changes {
+            ranks[*site] = Some(change.low_rank.map_or(0, |[a, _]| a.dims()[1]));
+            places
+                .push((*site, change.map(|matrix| numbers.put(&matrix.t()?), |all| columns.put(&all.unsqueeze(0)?))?));
         }
-        Ok(Self { numbers, layout: Arc::new(Layout { places, ranks: ranks.into() }) })
+        let layout = Arc::new(Layout { places, ranks: ranks.into() });
+        Ok(Self { numbers: numbers.joined()?, columns: columns.joined()?, layout })
     }
 
-    /// Whether there is an update of a site.
-    pub fn changes(&self, site: usize) -> bool {
-        self.layout.ranks[site] > 0
-    }
-
-    /// The factors of one of the sites, in the order in which they came, as `a [in, rank]` and `b [rank, out]`.
-    pub fn windows(&self, place: usize) -> Result<[Tensor; 2]> {
-        let window = |[start, rows, columns]: [usize; 3]| {
-            self.numbers.narrow(0, start, rows * columns)?.reshape((rows, columns))?.t()
-        };
-        let [a, b] = self.layout.places[place].parts();
-        Ok([window(a)?, window(b)?])
+    /// The change of one of the sites, in the order in which they came.
+    pub fn windows(&self, place: usize) -> Result<Change<Tensor>> {
+        self.layout.places[place].1.map(
+            |Place { start, rows, columns }| {
+                Ok(self.numbers.narrow(0, start, rows * columns)?.reshape((rows, columns))?.t()?)
+            },
+            |Place { start, columns, .. }| Ok(self.columns.narrow(0, start, columns)?),
+        )
     }
 }
 
@@ -90,36 +129,42 @@ pub struct Factors {
     table: Array,
     /// What the table points to.
     numbers: Array,
+    columns: Array,
     layout: Arc<Layout>,
 }
 
 impl Factors {
     /// Brings them there.
     pub fn new(gpu: &Gpu, host: &HostFactors) -> Result<Self> {
-        let (numbers, layout) = (Array::of(gpu, &host.numbers)?, host.layout.clone());
+        let (numbers, columns) = (Array::of(gpu, &host.numbers)?, Array::of(gpu, &host.columns)?);
+        let layout = host.layout.clone();
         let mut table = vec![0; layout.ranks.len() * LINE];
-        for place in &layout.places {
-            let [a, b] = place.parts().map(|[start, ..]| words(address(&numbers, start)));
-            table[place.site * LINE..][..LINE].copy_from_slice([a, b, [place.rank as u32, 0]].as_flattened());
+        for (site, change) in &layout.places {
+            let there = change.map(|place| Ok(address(&numbers, place)), |place| Ok(address(&columns, place)))?;
+            let [a, b] = there.low_rank.unwrap_or_default().map(words);
+            let [factor, shift] = there.columns.unwrap_or_default().map(words);
+            let rank = layout.ranks[*site].unwrap_or_default() as u32;
+            table[site * LINE..][..LINE].copy_from_slice([a, b, factor, shift, [rank, 0]].as_flattened());
         }
-        Ok(Self { table: Array::of_numbers(gpu, &table)?, numbers, layout })
+        Ok(Self { table: Array::of_numbers(gpu, &table)?, numbers, columns, layout })
     }
 
-    /// Whether there is an update of a site.
+    /// Whether a site changes.
     pub fn changes(&self, site: usize) -> bool {
-        self.layout.ranks[site] > 0
+        self.layout.ranks[site].is_some()
     }
 
-    /// The factors of one of the sites, in the order in which they came, as `a [in, rank]` and `b [rank, out]`.
-    pub fn windows(&self, place: usize) -> Result<[Array; 2]> {
-        let window = |[start, rows, columns]: [usize; 3]| {
-            self.numbers.narrow(0, start, rows * columns)?.reshape(&[rows, columns])?.transposed()
-        };
-        let [a, b] = self.layout.places[place].parts();
-        Ok([window(a)?, window(b)?])
+    /// The change of one of the sites, in the order in which they came.
+    pub fn windows(&self, place: usize) -> Result<Change<Array>> {
+        self.layout.places[place].1.map(
+            |Place { start, rows, columns }| {
+                self.numbers.narrow(0, start, rows * columns)?.reshape(&[rows, columns])?.transposed()
+            },
+            |Place { start, columns, .. }| self.columns.narrow(0, start, columns),
+        )
     }
 
-    /// Of every factor.
+    /// Of every factor of low rank.
     pub(super) fn dtype(&self) -> DType {
         self.numbers.dtype()
     }
@@ -128,14 +173,14 @@ impl Factors {
         &self.table
     }
 
-    /// By site.
-    pub(super) fn ranks(&self) -> &Arc<[usize]> {
+    /// By site: 0 where columns change alone, none where nothing does.
+    pub(super) fn ranks(&self) -> &Arc<[Option<usize>]> {
         &self.layout.ranks
     }
 }
 
-fn address(numbers: &Array, start: usize) -> u64 {
-    numbers.address() + (start * numbers.dtype().size_in_bytes()) as u64
+fn address(numbers: &Array, place: Place) -> u64 {
+    numbers.address() + (place.start * numbers.dtype().size_in_bytes()) as u64
 }
 
 /// The halves of an address, the lower first, as memory has it.
@@ -154,41 +199,63 @@ mod tests {
         assert_eq!(bytes, address.to_le_bytes());
     }
 
-    /// Factors of random sites and ranks take their own bytes and a table, and no more, and are found where the table says.
+    /// A change of any kind of a site of `inputs`.
+    #[cfg(feature = "emulated")]
+    fn any_change(inputs: usize) -> Change<Tensor> {
+        use crate::kernels::sample::{below, normal};
+        let (rank, outputs, kind) = (1 + below(20), 1 + below(50), below(3));
+        let low_rank = (kind > 0).then(|| [normal(1.0, (inputs, rank)), normal(1.0, (rank, outputs))]);
+        Change { low_rank, columns: (kind < 2).then(|| [normal(1.0, outputs), normal(1.0, outputs)]) }
+    }
+
+    /// Changes of random sites and ranks take their own bytes and a table, and no more, and are found where the table says.
     #[cfg(feature = "emulated")]
     #[test]
     fn factors_lie_in_memory_of_their_exact_size_where_their_table_says() {
-        use crate::kernels::sample::{below, normal};
+        use crate::kernels::sample::below;
         let gpu = Gpu::emulated(64).unwrap();
-        let gap = |there: &Tensor, factor: &Tensor| {
-            let gap = (there.contiguous().unwrap() - factor).unwrap().to_dtype(DType::F32).unwrap();
-            gap.abs().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap()
+        let is_same = |there: &Tensor, own: &Tensor, dtype: DType| {
+            let gap = (there.contiguous().unwrap() - own.to_dtype(dtype).unwrap()).unwrap();
+            let gap = gap.to_dtype(DType::F32).unwrap().abs().unwrap().sum_all().unwrap();
+            there.dtype() == dtype && gap.to_scalar::<f32>().unwrap() == 0.0
         };
         for dtype in [DType::F32, DType::BF16, DType::F16] {
             for _ in 0..20 {
                 let (sites, inputs) = (1 + below(30), 1 + below(50));
                 let changed: Vec<usize> = (0..sites).filter(|_| below(2) == 0).collect();
-                let factor = |rank: usize| (normal(1.0, (inputs, rank)), normal(1.0, (rank, 1 + below(50))));
-                let pairs: Vec<(Tensor, Tensor)> = changed.iter().map(|_| factor(1 + below(20))).collect();
-                let list: Vec<Factor> = changed.iter().zip(&pairs).map(|(site, (a, b))| (*site, a, b)).collect();
+                let changes: Vec<_> = changed.iter().map(|site| (*site, any_change(inputs))).collect();
+                let list: Vec<_> = changes.iter().map(|(site, change)| (*site, change.each_ref())).collect();
                 let host = HostFactors::new(sites, dtype, &list).unwrap();
                 let (factors, bytes) = gpu.watch(|| Factors::new(&gpu.beside(), &host)).unwrap();
-                let elements: usize = pairs.iter().map(|(a, b)| a.elem_count() + b.elem_count()).sum();
-                assert_eq!(bytes, elements * dtype.size_in_bytes() + sites * LINE * 4);
+                let size = |pair: &Option<[Tensor; 2]>| pair.iter().flatten().map(Tensor::elem_count).sum::<usize>();
+                let own = changes
+                    .iter()
+                    .map(|(_, change)| size(&change.low_rank) * dtype.size_in_bytes() + size(&change.columns) * 4);
+                assert_eq!(bytes, own.sum::<usize>() + sites * LINE * 4);
                 let table = factors.table.depart().unwrap().wait().unwrap().to_vec1::<u32>().unwrap();
                 let mut lines: Vec<&[u32]> = table.chunks(LINE).collect();
-                for (place, (site, a, b)) in list.iter().enumerate() {
-                    let windows = factors.windows(place).unwrap();
-                    let ranks = [a.dims()[1] as u32, 0];
-                    let line = [words(windows[0].address()), words(windows[1].address()), ranks];
+                for (place, (site, change)) in changes.iter().enumerate() {
+                    let (there, on_host) = (factors.windows(place).unwrap(), host.windows(place).unwrap());
+                    let rank = change.low_rank.as_ref().map_or(0, |[a, _]| a.dims()[1] as u32);
+                    let pairs = [
+                        (&there.low_rank, &on_host.low_rank, &change.low_rank, dtype),
+                        (&there.columns, &on_host.columns, &change.columns, DType::F32),
+                    ];
+                    let addresses = pairs.map(|(there, ..)| {
+                        there.as_ref().map_or([[0; 2]; 2], |pair| pair.each_ref().map(|window| words(window.address())))
+                    });
+                    let line = [addresses.as_flattened(), &[[rank, 0]]].concat();
                     assert_eq!(std::mem::take(&mut lines[*site]), line.as_flattened());
-                    for ((window, on_host), factor) in windows.iter().zip(host.windows(place).unwrap()).zip([a, b]) {
-                        let factor = factor.to_dtype(dtype).unwrap();
-                        assert_eq!(gap(&window.depart().unwrap().wait().unwrap(), &factor), 0.0);
-                        assert_eq!(gap(&on_host, &factor), 0.0);
+                    for (there, on_host, own, dtype) in pairs {
+                        assert_eq!((there.is_some(), on_host.is_some()), (own.is_some(), own.is_some()));
+                        let windows = there.iter().flatten().zip(on_host.iter().flatten());
+                        for ((there, on_host), own) in windows.zip(own.iter().flatten()) {
+                            assert!(is_same(&there.depart().unwrap().wait().unwrap(), own, dtype));
+                            assert!(is_same(on_host, own, dtype));
+                        }
                     }
                 }
-                assert!(lines.concat().iter().all(|number| *number == 0), "a site without an update");
+                assert!(lines.concat().iter().all(|number| *number == 0), "a site without a change");
             }
         }
     }

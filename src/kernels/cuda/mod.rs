@@ -31,7 +31,7 @@ pub use array::{Array, Arriving};
 pub use attention::{Spread, attention, disentangled};
 pub use columns::{add_difference, add_to_each, affine, assign, joined, scale_columns, scatter_add, sum};
 pub use delta::{Grouped, Spans, Touched};
-pub use factors::{Factor, Factors, HostFactors};
+pub use factors::{Change, Factors, HostFactors};
 pub use gpu::Gpu;
 pub use lookup::{look_up, pick};
 pub use norm::{norm, unit};

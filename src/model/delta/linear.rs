@@ -1,7 +1,7 @@
 //! Changes of a linear module.
 
 use crate::error::{Error, Result};
-use crate::kernels::{Device, Packed, Tensor, add_product, product, scale_columns};
+use crate::kernels::{Change, Device, Packed, Tensor, add_product, product, scale_columns};
 use crate::model::sites::Weight;
 use candle_core::{DType, Tensor as Host};
 
@@ -156,6 +156,23 @@ impl LinearDelta {
 
     pub(super) fn as_update(&self) -> Option<&LowRank> {
         self.low_rank.as_ref().filter(|_| self.own.is_none() && self.columns.is_none())
+    }
+
+    /// What it does to the base's product, where it has none of its own and does something.
+    pub(super) fn as_change(&self) -> Option<Change<&Tensor>> {
+        let low_rank = self.low_rank.as_ref().map(|LowRank { a, b }| [a, b]);
+        let columns = self.columns.as_ref().map(|Columns { factor, shift }| [factor, shift]);
+        let is_change = self.own.is_none() && (low_rank.is_some() || columns.is_some());
+        is_change.then_some(Change { low_rank, columns })
+    }
+
+    /// One that does no more.
+    pub(super) fn of_change<T: Into<Tensor>>(Change { low_rank, columns }: Change<T>) -> Self {
+        Self {
+            own: None,
+            low_rank: low_rank.map(|pair| pair.map(T::into)).map(|[a, b]| LowRank { a, b }),
+            columns: columns.map(|pair| pair.map(T::into)).map(|[factor, shift]| Columns { factor, shift }),
+        }
     }
 
     /// The same with another matrix in the place of its update's `a`.

@@ -10,9 +10,9 @@ pub use norm::NormDelta;
 pub use plan::Plan;
 pub use table::{OwnRows, TableDelta};
 
-use super::sites::{Site, Sites, Weight};
+use super::sites::{Site, SiteKind, Sites, Weight};
 use crate::error::{Error, Result};
-use crate::kernels::{Device, Factors, HostFactors, Tensor, add_difference};
+use crate::kernels::{Change, Device, Factors, HostFactors, Tensor, add_difference};
 use candle_core::{DType, Tensor as Host};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -48,12 +48,16 @@ impl Delta {
         }
     }
 
-    /// The update that it is, where it is nothing else.
-    fn as_update(&self) -> Option<&LowRank> {
+    fn as_linear(&self) -> Option<&LinearDelta> {
         match self {
-            Self::Linear(delta) => delta.as_update(),
+            Self::Linear(delta) => Some(delta),
             Self::Table(_) | Self::Norm(_) | Self::Blend(_) => None,
         }
+    }
+
+    /// The update that it is, where it is nothing else.
+    fn as_update(&self) -> Option<&LowRank> {
+        self.as_linear()?.as_update()
     }
 
     /// The rows `[ids, width]` that it gives for `ids` of the base's `table [rows, width]`.
@@ -114,7 +118,8 @@ pub struct Adapter {
     is_sum: bool,
 }
 
-/// All updates of an adapter as its model's device takes them; those in its deltas are windows of them.
+/// All updates of an adapter as its model's device takes them, on a GPU with all else that changes products; those in its
+/// deltas are windows of them.
 #[derive(Clone, Debug)]
 enum Updates {
     /// On the CPU: the matrices `a` of sites with one input side by side, `[in, ranks]`, and where a site's begins.
@@ -147,33 +152,33 @@ impl Adapter {
         }
     }
 
-    /// The same with all updates in one piece of memory.
+    /// The same with all that changes products in one piece of memory a type.
     fn gathered(mut self, sites: &Sites, dtype: DType) -> Result<Self> {
-        // Kernels read factors of one type; a weight of another, such as a router's, has its updates beside it.
-        let updates = self.deltas.iter().filter(|(site, _)| sites.dtype(**site, dtype) == dtype);
-        let updates = updates.filter_map(|(site, delta)| Some((*site, delta.as_update()?)));
-        let (updated, updates): (Vec<Site>, Vec<&LowRank>) = updates.unzip();
-        let factors =
-            updated.iter().zip(&updates).map(|(site, LowRank { a, b })| Ok((site.number(), a.cpu()?, b.cpu()?)));
-        let factors = HostFactors::new(sites.count(), dtype, &factors.collect::<Result<Vec<_>>>()?)?;
-        for (place, site) in updated.iter().enumerate() {
-            let [a, b] = factors.windows(place)?;
-            self.deltas.insert(*site, Delta::Linear(LinearDelta::low_rank(LowRank::new(a, b))));
+        // Kernels read factors of one type; a weight of another, such as a router's, has its changes beside it, and so
+        // has a convolution, whose product is its own.
+        let is_read = |site: Site| sites.kind(site) == SiteKind::Linear && sites.dtype(site, dtype) == dtype;
+        let changes = self.deltas.iter().filter(|(site, _)| is_read(**site));
+        let changes = changes.filter_map(|(site, delta)| Some((*site, delta.as_linear()?.as_change()?)));
+        let (changed, changes): (Vec<Site>, Vec<Change<&Tensor>>) = changes.unzip();
+        let numbered = changed.iter().zip(changes);
+        let numbered = numbered.map(|(site, change)| Ok((site.number(), change.map(Tensor::cpu, Tensor::cpu)?)));
+        let factors = HostFactors::new(sites.count(), dtype, &numbered.collect::<Result<Vec<_>>>()?)?;
+        for (place, site) in changed.iter().enumerate() {
+            self.deltas.insert(*site, Delta::Linear(LinearDelta::of_change(factors.windows(place)?)));
         }
-        Ok(Self { updates: Updates::Host(factors, updated), ..self })
+        Ok(Self { updates: Updates::Host(factors, changed), ..self })
     }
 
     /// The same, which is [prepared](Self::prepared), on the GPU of a model of these sites.
     pub(super) fn placed(&self, sites: &Sites, device: &Device, dtype: DType) -> Result<Self> {
         let not_prepared = || Error::Internal("an adapter is placed that is not prepared for a GPU".into());
-        let Updates::Host(factors, updated) = &self.updates else { return Err(not_prepared()) };
+        let Updates::Host(factors, changed) = &self.updates else { return Err(not_prepared()) };
         let factors = Factors::new(device, factors)?.ok_or_else(not_prepared)?;
         let mut deltas = HashMap::with_capacity(self.deltas.len());
-        for (place, site) in updated.iter().enumerate() {
-            let [a, b] = factors.windows(place)?;
-            deltas.insert(*site, Delta::Linear(LinearDelta::low_rank(LowRank { a, b })));
+        for (place, site) in changed.iter().enumerate() {
+            deltas.insert(*site, Delta::Linear(LinearDelta::of_change(factors.windows(place)?)));
         }
-        for (site, delta) in self.deltas.iter().filter(|(site, _)| !updated.contains(site)) {
+        for (site, delta) in self.deltas.iter().filter(|(site, _)| !changed.contains(site)) {
             deltas.insert(*site, delta.placed(device, sites.dtype(*site, dtype), sites.weight(*site))?);
         }
         Ok(Self { deltas, updates: Updates::There(factors), parts: Vec::new(), is_sum: self.is_sum })
@@ -210,8 +215,8 @@ impl Adapter {
         Ok(Self { updates: Updates::Joined(beside), ..self })
     }
 
-    /// Whether what it does at a linear site is an update that is added to the base's product, see [`Plan::updates`].
-    pub(super) fn adds(&self, site: Site) -> bool {
+    /// Whether what it does at a linear site is among [`Plan::updates`].
+    pub(super) fn is_among_updates(&self, site: Site) -> bool {
         match &self.updates {
             Updates::There(factors) => factors.changes(site.number()),
             _ => self.delta(site).is_some_and(|delta| delta.as_update().is_some()),

@@ -31,8 +31,9 @@ impl Plan {
         Ok(Self { touched, grouped })
     }
 
-    /// What is added to the base's product of `x [tokens, in]` at linear sites, each with its columns there, first and count;
-    /// nothing of adapters that change a site otherwise. `spans` are the same sites.
+    /// What is added to the base's product of `x [tokens, in]` at linear sites, each with its columns there, first and count,
+    /// and on a GPU how these are scaled and shifted after it; nothing of adapters that change a site otherwise. `spans` are
+    /// the same sites.
     pub(in crate::model) fn updates(
         &self,
         sites: &[(Site, usize, usize)],
@@ -79,7 +80,7 @@ impl Plan {
     }
 
     fn changing_otherwise(&self, site: Site) -> impl Iterator<Item = &(Range<usize>, Arc<Adapter>)> {
-        let is_other = move |adapter: &Adapter| adapter.delta(site).is_some() && !adapter.adds(site);
+        let is_other = move |adapter: &Adapter| adapter.delta(site).is_some() && !adapter.is_among_updates(site);
         self.touched.iter().filter(move |(_, adapter)| is_other(adapter))
     }
 

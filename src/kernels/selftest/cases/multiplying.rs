@@ -4,15 +4,19 @@ use super::{BOUND, Case, Run, Shape, Work, case};
 use crate::error::Result;
 use crate::kernels::sample::normal;
 use crate::kernels::selftest::Side;
-use crate::kernels::twins::{add_product, attention, disentangled, product, rotate, set_product};
-use crate::kernels::{Attention, Disentangled, Factors, HostFactors, Places, Sequences, Spans, Tensor, Touched};
+use crate::kernels::twins::{add_product, attention, disentangled, product, rotate, scale_columns, set_product};
+use crate::kernels::{
+    Attention, Change, Disentangled, Factors, HostFactors, Places, Sequences, Spans, Tensor, Touched,
+};
 use candle_core::{DType, Device, Tensor as Host};
 use std::ops::Range;
 
 /// Every case.
 pub fn all(shape: &Shape) -> Vec<Case> {
     let mut cases = products(shape);
-    cases.push(updates(shape));
+    cases.push(updates("updates of all adapters", shape, true, false));
+    cases.push(updates("updates with magnitudes", shape, true, true));
+    cases.push(updates("magnitudes of all adapters", shape, false, true));
     cases.extend(attentions(shape));
     cases
 }
@@ -43,60 +47,78 @@ fn products(shape: &Shape) -> Vec<Case> {
     vec![plain, into]
 }
 
-/// An adapter's factors at one of two sites that stand side by side.
-struct Factor {
+/// An adapter's change of one of two sites that stand side by side.
+struct Changed {
     rows: Range<usize>,
     site: usize,
-    /// `[in, rank]`.
-    a: Host,
-    /// `[rank, out]`.
-    b: Host,
+    change: Change<Host>,
 }
 
-/// Every sequence but the first has an adapter of its own, some of which leave out a site.
-fn factors(shape: &Shape) -> Vec<Factor> {
-    let (width, rank) = (shape.width, shape.rank);
+/// Every sequence but the first has an adapter of its own, some of which leave out a site, or one part of its change.
+fn changes(shape: &Shape, has_ranks: bool, has_columns: bool) -> Vec<Changed> {
+    let width = shape.width;
+    let change = |i: usize, site: usize| {
+        let rank = match site {
+            _ if !has_ranks => 0,
+            0 if has_columns && i % 3 == 1 => 0,
+            0 => shape.rank + i % 3,
+            _ if i % 4 == 1 => 0,
+            _ => shape.rank,
+        };
+        let low_rank = (rank > 0).then(|| [normal(0.05, (width, rank)), normal(1.0, (rank, width))]);
+        let has_columns = has_columns && (i + site) % 3 != 2;
+        Change { low_rank, columns: has_columns.then(|| [normal(1.0, width), normal(1.0, width)]) }
+    };
     let adapters = shape.offsets.windows(2).map(|span| span[0]..span[1]).enumerate().skip(1);
-    let sites =
-        adapters.flat_map(|(i, rows)| [(rows.clone(), 0, rank + i % 3), (rows, 1, if i % 4 == 1 { 0 } else { rank })]);
-    let there = sites.filter(|(.., rank)| *rank > 0);
-    there
-        .map(|(rows, site, rank)| Factor { rows, site, a: normal(0.05, (width, rank)), b: normal(1.0, (rank, width)) })
+    adapters
+        .flat_map(|(i, rows)| [0, 1].map(|site| Changed { rows: rows.clone(), site, change: change(i, site) }))
+        .filter(|changed| changed.change.low_rank.is_some() || changed.change.columns.is_some())
         .collect()
 }
 
-fn updates(shape: &Shape) -> Case {
-    let (width, tokens, factors) = (shape.width, shape.tokens(), factors(shape));
+fn updates(name: &str, shape: &Shape, has_ranks: bool, has_columns: bool) -> Case {
+    let (width, tokens, changes) = (shape.width, shape.tokens(), changes(shape, has_ranks, has_columns));
     let (x, y) = (shape.rows(), normal(1.0, (tokens, 2 * width)));
+    let rank = if has_ranks { shape.rank } else { 0 };
+    let read = if has_ranks { 5 } else { 4 };
     let work = Work {
-        operations: 2.0 * (tokens * shape.rank * width * 4) as f64,
-        numbers: (tokens * width * 5 + factors.len() * shape.rank * width * 2) as f64,
+        operations: 2.0 * (tokens * rank * width * 4) as f64,
+        numbers: (tokens * width * read + changes.len() * (rank + usize::from(has_columns)) * width * 2) as f64,
     };
-    case("updates of all adapters", BOUND, work, move |side| {
+    // The left factors are rounded as well as the result, and what that loses is scaled too.
+    let bound = if has_ranks && has_columns { 2.0 * BOUND } else { BOUND };
+    case(name, bound, work, move |side| {
         let (x, y) = (side.rounded(&x)?, side.rounded(&y)?);
-        if side.device.is_cpu() { one_by_one(side, &factors, x, y) } else { together(side, &factors, x, y) }
+        if side.device.is_cpu() { one_by_one(side, &changes, x, y) } else { together(side, &changes, x, y) }
     })
 }
 
-fn one_by_one(side: &Side, factors: &[Factor], x: Tensor, y: Tensor) -> Result<Run> {
-    let place = |Factor { rows, site, a, b }: &Factor| Ok((rows.clone(), *site, side.weight(a)?, side.weight(b)?));
-    let placed = factors.iter().map(place).collect::<Result<Vec<_>>>()?;
+fn one_by_one(side: &Side, changes: &[Changed], x: Tensor, y: Tensor) -> Result<Run> {
+    let place = |Changed { rows, site, change }: &Changed| {
+        let placed = change.each_ref().map(|matrix| side.weight(matrix), |all| side.exact(all))?;
+        Ok((rows.clone(), *site, placed))
+    };
+    let placed = changes.iter().map(place).collect::<Result<Vec<_>>>()?;
     Ok(Box::new(move || {
-        let y = y.copy()?;
-        for (rows, site, a, b) in &placed {
-            let width = b.dims()[1];
+        let (y, width) = (y.copy()?, x.dims()[1]);
+        for (rows, site, Change { low_rank, columns }) in &placed {
             let window = y.narrow(0, rows.start, rows.len())?.narrow(1, site * width, width)?;
-            add_product(&window, &product(&x.narrow(0, rows.start, rows.len())?, a, None)?, b)?;
+            if let Some([a, b]) = low_rank {
+                add_product(&window, &product(&x.narrow(0, rows.start, rows.len())?, a, None)?, b)?;
+            }
+            if let Some([factor, shift]) = columns {
+                scale_columns(&window, factor, shift)?;
+            }
         }
         Ok(y)
     }))
 }
 
-fn together(side: &Side, factors: &[Factor], x: Tensor, y: Tensor) -> Result<Run> {
+fn together(side: &Side, changes: &[Changed], x: Tensor, y: Tensor) -> Result<Run> {
     let width = x.dims()[1];
     let mut residents = Vec::new();
-    for adapter in factors.chunk_by(|one, next| one.rows == next.rows) {
-        let list: Vec<_> = adapter.iter().map(|Factor { site, a, b, .. }| (*site, a, b)).collect();
+    for adapter in changes.chunk_by(|one, next| one.rows == next.rows) {
+        let list: Vec<_> = adapter.iter().map(|Changed { site, change, .. }| (*site, change.each_ref())).collect();
         let resident = Factors::new(&side.device, &HostFactors::new(2, side.dtype, &list)?)?;
         residents.extend(resident.map(|resident| (adapter[0].rows.clone(), resident)));
     }
