@@ -28,6 +28,9 @@ mod twins;
 mod updates;
 mod view;
 
+#[cfg(all(test, feature = "emulated"))]
+pub use {cuda::asked, sample::normal};
+
 pub use activation::{Activation, Gate};
 pub use attention::Attention;
 pub use cuda::{Change, HostFactors};

@@ -81,6 +81,8 @@ impl Backend for Emulated {
         let name = CString::new(kernel).map_err(|e| Error::Internal(e.to_string()))?;
         let mut pointers: Vec<*mut c_void> = arguments.iter().map(Argument::pointer).collect();
         let block = [block, 1, 1];
+        #[cfg(test)]
+        asked::note(kernel);
         // SAFETY: the arguments are those that the kernel takes, and outlive the call, in which it runs to its end.
         match unsafe { emulated_launch(name.as_ptr(), grid.as_ptr(), block.as_ptr(), pointers.as_mut_ptr()) } {
             0 => Ok(()),
@@ -90,6 +92,8 @@ impl Backend for Emulated {
     }
 
     fn multiply(&self, matmul: &Matmul) -> Result<()> {
+        #[cfg(test)]
+        asked::note("multiply");
         match (matmul.element, matmul.element_out) {
             (Element::Bf16, Element::F32) => multiply::<bf16, f32>(matmul),
             (Element::Bf16, _) => multiply::<bf16, bf16>(matmul),
@@ -181,5 +185,24 @@ struct Here(Vec<u8>);
 impl Arrival for Here {
     fn wait(self: Box<Self>) -> Result<Vec<u8>> {
         Ok(self.0)
+    }
+}
+
+/// What this thread has asked of emulated devices.
+#[cfg(test)]
+pub mod asked {
+    use std::cell::RefCell;
+
+    thread_local! {
+        static NAMES: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
+    }
+
+    pub(super) fn note(name: &str) {
+        NAMES.with_borrow_mut(|names| names.push(name.to_owned()));
+    }
+
+    /// Kernels and products since this was asked last, in order.
+    pub fn names() -> Vec<String> {
+        NAMES.take()
     }
 }

@@ -31,6 +31,8 @@ pub use array::{Array, Arriving};
 pub use attention::{Spread, attention, disentangled};
 pub use columns::{add_difference, add_to_each, affine, assign, joined, scale_columns, scatter_add, sum};
 pub use delta::{Grouped, Spans, Touched};
+#[cfg(all(test, feature = "emulated"))]
+pub use emulated::asked;
 pub use factors::{Change, Factors, HostFactors};
 pub use gpu::Gpu;
 pub use lookup::{look_up, pick};

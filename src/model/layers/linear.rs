@@ -106,3 +106,135 @@ fn stack(spec: &Projection, loader: &mut Loader) -> Result<(Packed, Option<Tenso
     loader.shared.stacks.insert(key, stack.clone());
     Ok(stack)
 }
+
+#[cfg(test)]
+#[cfg(feature = "emulated")]
+mod tests {
+    use super::*;
+    use crate::kernels::{Device, asked, normal};
+    use crate::model::delta::{Delta, LinearDelta, LowRank, Magnitude};
+    use crate::model::sites::Sites;
+    use candle_core::DType;
+
+    const INPUTS: usize = 48;
+    const OUTPUTS: usize = 40;
+    const TOKENS: usize = 30;
+
+    type Deltas = Vec<(Site, Delta)>;
+
+    /// A projection of two modules, q and k, with one that is both by another name, on a device.
+    struct Side {
+        device: Device,
+        linear: Linear,
+        sites: Sites,
+    }
+
+    impl Side {
+        fn new(device: Device, weight: &Host, bias: &Host) -> Self {
+            let mut sites = Sites::default();
+            let mut add = |path, first| (sites.add_linear(path, [OUTPUTS, INPUTS], true), first, OUTPUTS);
+            let [q, k] = [add("q", 0), add("k", OUTPUTS)];
+            let all = [q, k, (sites.add_alias("qk", [2 * OUTPUTS, INPUTS], true), 0, 2 * OUTPUTS)];
+            let weight = Packed::plain(device.place_weight(weight, DType::F32).unwrap());
+            let bias = Some(device.place(bias, None).unwrap());
+            sites.hold(&all, &weight, bias.as_ref()).unwrap();
+            let spans = Spans::new(&device, &all.map(|(site, first, count)| (site.number(), first, count))).unwrap();
+            Self { linear: Linear { weight, bias, sites: all.to_vec(), spans }, sites, device }
+        }
+
+        /// Rows of the base, and of every adapter so many.
+        fn plan(&self, adapters: &[&Deltas]) -> Plan {
+            let prepared = |deltas: &Deltas| {
+                let adapter =
+                    Adapter::new(deltas.clone(), true).prepared(&self.sites, &self.device, DType::F32).unwrap();
+                let placed = || adapter.placed(&self.sites, &self.device, DType::F32).unwrap();
+                std::sync::Arc::new(if self.device.is_cpu() { adapter.clone() } else { placed() })
+            };
+            let rows = |place: usize| (place + 1) * TOKENS..(place + 2) * TOKENS;
+            Plan::new(adapters.iter().enumerate().map(|(place, deltas)| (rows(place), Some(prepared(deltas))))).unwrap()
+        }
+
+        fn run(&self, x: &Host, plan: &Plan, activation: Option<Activation>) -> Vec<[f32; 2 * OUTPUTS]> {
+            let x = self.device.place(x, None).unwrap();
+            let y = self.linear.forward_active(&x, plan, activation).unwrap().to_host().unwrap();
+            y.flatten_all().unwrap().to_vec1().unwrap().as_chunks().0.to_vec()
+        }
+    }
+
+    fn low_rank(rank: usize, outputs: usize) -> LowRank {
+        LowRank::new(normal(0.3, (INPUTS, rank)), normal(1.0, (rank, outputs)))
+    }
+
+    /// Both sides, and adapters: DoRA, IA3 on outputs, LoRA, the last two of both modules as one, and biases with LoRA and
+    /// without.
+    fn sides() -> ([Side; 2], [Deltas; 6]) {
+        let (weight, bias) = (normal(0.1, (INPUTS, 2 * OUTPUTS)), normal(1.0, 2 * OUTPUTS));
+        let sides = [Device::Cpu, Device::named("emulated").unwrap()].map(|device| Side::new(device, &weight, &bias));
+        let [q, k, both] = ["q", "k", "qk"].map(|path| sides[0].sites.find(path).unwrap());
+        let update = low_rank(5, OUTPUTS);
+        let magnitude = Magnitude::new(&normal(1.0, OUTPUTS), &update, &weight.narrow(1, 0, OUTPUTS).unwrap()).unwrap();
+        let bias = bias.narrow(0, 0, OUTPUTS).unwrap();
+        let dora = LinearDelta::low_rank(update).with_magnitude(&magnitude, Some(&bias)).unwrap();
+        let lora = |outputs| LinearDelta::low_rank(low_rank(9, outputs));
+        let ia3 = |outputs| LinearDelta::of_scaled_outputs(&normal(1.0, outputs)).unwrap();
+        let shifted = |delta: LinearDelta| delta.shifted(&normal(1.0, OUTPUTS)).unwrap();
+        let adapters = [
+            vec![(q, dora), (k, lora(OUTPUTS))],
+            vec![(k, ia3(OUTPUTS))],
+            vec![(k, lora(OUTPUTS))],
+            vec![(both, ia3(2 * OUTPUTS))],
+            vec![(both, lora(2 * OUTPUTS))],
+            vec![(q, shifted(lora(OUTPUTS))), (k, shifted(LinearDelta::default()))],
+        ];
+        let deltas = |adapter: Vec<_>| adapter.into_iter().map(|(site, delta)| (site, Delta::Linear(delta))).collect();
+        (sides, adapters.map(deltas))
+    }
+
+    #[test]
+    fn adapters_that_keep_the_weight_take_two_launches_together_and_one_without_a_rank() {
+        let (sides, [dora, ia3, lora, ia3_of_both, lora_of_both, biases]) = sides();
+        let all = [&dora, &ia3, &lora, &ia3_of_both, &lora_of_both, &biases];
+        let elsewhere = Deltas::new();
+        let batches: [(&[&Deltas], &[&str]); 4] = [
+            (&all, &["shrink_f32", "multiply", "expand_f32"]),
+            (&[&lora, &elsewhere], &["shrink_f32", "multiply", "expand_f32"]),
+            (&[&ia3, &elsewhere, &ia3_of_both], &["multiply", "expand_f32"]),
+            (&[&elsewhere], &["multiply"]),
+        ];
+        let x = normal(1.0, (8 * TOKENS, INPUTS));
+        for (adapters, launches) in batches {
+            for activation in [None, Some(Activation::Relu)] {
+                let expected = sides[0].run(&x, &sides[0].plan(adapters), activation);
+                let plan = sides[1].plan(adapters);
+                asked::names();
+                let made = sides[1].run(&x, &plan, activation);
+                // Where nothing changes, the product itself makes what is below 0 to 0.
+                let activated = activation.is_some() && launches.len() > 1;
+                let expected_names = [launches, &["activate_f32"][..usize::from(activated)]].concat();
+                assert_eq!(asked::names(), expected_names);
+                for (made, expected) in made.as_flattened().iter().zip(expected.as_flattened()) {
+                    assert!((made - expected).abs() < 1e-4, "{made} {expected}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn rows_are_the_same_bits_whatever_changes_others() {
+        let ([_, side], adapters) = sides();
+        let adapters = adapters.each_ref();
+        let x = normal(1.0, (8 * TOKENS, INPUTS));
+        let base = side.run(&x, &Plan::default(), None);
+        let made = side.run(&x, &side.plan(&adapters), None);
+        let end = (1 + adapters.len()) * TOKENS;
+        assert!(made[..TOKENS] == base[..TOKENS] && made[end..] == base[end..], "rows of the base");
+        let elsewhere = Deltas::new();
+        for (place, adapter) in adapters.into_iter().enumerate() {
+            let mut alone = [&elsewhere; 6];
+            alone[place] = adapter;
+            let alone = side.run(&x, &side.plan(&alone), None);
+            let rows = (place + 1) * TOKENS..(place + 2) * TOKENS;
+            assert!(made[rows.clone()] == alone[rows.clone()] && alone[rows.clone()] != base[rows], "adapter {place}");
+        }
+    }
+}
