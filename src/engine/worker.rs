@@ -43,12 +43,7 @@ enum Next {
 
 impl Worker {
     pub fn new(queue: Arc<Queue>, index: usize, place: &Place, gauge: Arc<Gauge>, threads: usize) -> Result<Self> {
-        let count = match threads {
-            0 => std::thread::available_parallelism().map_or(1, |cores| cores.get()),
-            count => count,
-        };
-        let threads = Threads::new(count);
-        let threads = threads.map_err(|e| Error::Internal(format!("cannot start compute threads: {e}")))?;
+        let threads = Threads::new(threads)?;
         let (batch_tokens_max, is_lost) = (AtomicUsize::new(place.batch_tokens_max), AtomicBool::new(false));
         let device = place.device.clone();
         Ok(Self { queue, index, device, gauge, batch_tokens_max, is_lost, threads })

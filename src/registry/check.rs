@@ -5,6 +5,7 @@ use super::Loaded;
 use super::golden::Agreement;
 use super::readings::Parts;
 use crate::error::{Error, Result};
+use crate::kernels::Threads;
 use crate::model::{Adapter, Batch, Model, Pipeline, Segment};
 use crate::text::{Prompt, Reading, Truncation};
 use std::path::Path;
@@ -45,9 +46,9 @@ impl Effect {
 }
 
 /// Runs probes; what a base alone makes of them is kept for its next adapter.
-#[derive(Default)]
 pub struct Prober {
     alone: Vec<Alone>,
+    threads: Threads,
 }
 
 /// Tokens of a batch of probes.
@@ -63,6 +64,11 @@ struct Alone {
 }
 
 impl Prober {
+    /// One that runs them on so many threads; 0: one a core.
+    pub fn new(threads: usize) -> Result<Self> {
+        Ok(Self { alone: Vec::new(), threads: Threads::new(threads)? })
+    }
+
     /// What an adapter does to its base, whose own model, pipeline and reading these are. One that does nothing is
     /// warned of.
     pub fn effect(&mut self, loaded: &Loaded, kind: String, base: &Parts) -> Result<Effect> {
@@ -130,7 +136,7 @@ impl Prober {
             };
             let count = rest.iter().take_while(fits).count().max(1);
             let (taken, left) = rest.split_at(count);
-            vectors.extend(model.embed(&batch(taken, adapter, pipeline))?);
+            vectors.extend(self.threads.run(|| model.embed(&batch(taken, adapter, pipeline)))?);
             rest = left;
         }
         if !vectors.iter().flatten().all(|element| element.is_finite()) {

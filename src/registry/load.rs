@@ -63,7 +63,7 @@ impl<'a> Loading<'a> {
             config,
             hub,
             readings: Readings::new(device.clone(), format(&config.server)?),
-            prober: Prober::default(),
+            prober: Prober::new(config.server.threads)?,
             bases: Vec::new(),
             loaded: Vec::new(),
         })

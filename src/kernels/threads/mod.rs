@@ -5,8 +5,8 @@
 
 mod shares;
 
+use crate::error::{Error, Result};
 use std::cell::{Cell, UnsafeCell};
-use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -21,13 +21,21 @@ pub struct Threads {
 }
 
 impl Threads {
-    /// So many with the one that will lead.
-    pub fn new(count: usize) -> io::Result<Self> {
+    /// So many with the one that will lead; 0: one for every core that the process may use.
+    ///
+    /// # Errors
+    /// Where one cannot be started.
+    pub fn new(count: usize) -> Result<Self> {
+        let count = match count {
+            0 => std::thread::available_parallelism().map_or(1, |cores| cores.get()),
+            count => count,
+        };
         let mut threads = Self { team: Arc::new(Team::new(count)), helpers: Vec::new() };
         for number in 1..count {
             let team = threads.team.clone();
             let helper = std::thread::Builder::new().name(format!("compute-{number}"));
-            threads.helpers.push(helper.spawn(move || team.help())?);
+            let helper = helper.spawn(move || team.help());
+            threads.helpers.push(helper.map_err(|e| Error::Internal(format!("cannot start compute threads: {e}")))?);
         }
         Ok(threads)
     }
