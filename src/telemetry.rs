@@ -64,6 +64,10 @@ fn describe() {
     describe_counter!("veneer_batches_total", "Batches, by the number of their device in the configuration");
     describe_counter!("veneer_batches_halved_total", "Batches that did not fit into a device's memory");
     describe_counter!("veneer_adapters_brought_total", "Adapters brought to a GPU's memory, by how it went");
+    describe_counter!(
+        "veneer_graphs_launched_total",
+        "Times that a GPU was asked for all of a small batch's kernels at once"
+    );
     describe_histogram!("veneer_batch_tokens", "Tokens of a batch");
     describe_histogram!("veneer_batch_sequences", "Sequences of a batch");
     describe_histogram!("veneer_batch_segments", "Adapters and pipelines mixed in a batch");
@@ -86,6 +90,11 @@ pub fn halved() {
 /// An adapter was brought to a GPU, or could not be.
 pub fn brought(is_there: bool) {
     counter!("veneer_adapters_brought_total", "result" => if is_there { "ok" } else { "failed" }).increment(1);
+}
+
+/// A GPU was asked for a list of kernels at once.
+pub fn graph() {
+    counter!("veneer_graphs_launched_total").increment(1);
 }
 
 /// One batch has run, on the device of so many.

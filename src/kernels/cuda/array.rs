@@ -35,16 +35,19 @@ impl Array {
     /// Dense, of whatever was there.
     pub fn new(gpu: &Gpu, dtype: DType, dims: &[usize]) -> Result<Self> {
         let elements: usize = dims.iter().product();
-        let memory = Arc::new(gpu.allocate(elements * dtype.size_in_bytes())?);
-        Ok(Self { memory, dtype, start: 0, dims: dims.to_vec(), strides: dense_strides(dims), rounded: None })
+        Ok(Self::dense_in(gpu.allocate(elements * dtype.size_in_bytes())?, dtype, dims))
+    }
+
+    fn dense_in(memory: Memory, dtype: DType, dims: &[usize]) -> Self {
+        let (memory, dims, strides) = (Arc::new(memory), dims.to_vec(), dense_strides(dims));
+        Self { memory, dtype, start: 0, dims, strides, rounded: None }
     }
 
     /// A dense copy of a host's tensor.
     pub fn of(gpu: &Gpu, tensor: &Tensor) -> Result<Self> {
-        let array = Self::new(gpu, tensor.dtype(), tensor.dims())?;
         let tensor = tensor.contiguous()?;
         let (storage, layout) = tensor.storage_and_layout();
-        let elements = layout.start_offset()..layout.start_offset() + array.elements();
+        let elements = layout.start_offset()..layout.start_offset() + tensor.elem_count();
         let bytes = match &*storage {
             Storage::Cpu(CpuStorage::F32(numbers)) => bytes(&numbers[elements]),
             Storage::Cpu(CpuStorage::BF16(numbers)) => bytes(&numbers[elements]),
@@ -52,15 +55,12 @@ impl Array {
             Storage::Cpu(CpuStorage::U32(numbers)) => bytes(&numbers[elements]),
             _ => return Err(Error::Internal(format!("numbers of {:?} are not for a GPU", tensor.dtype()))),
         };
-        gpu.upload(array.address(), bytes)?;
-        Ok(array)
+        Ok(Self::dense_in(gpu.bring(bytes)?, tensor.dtype(), tensor.dims()))
     }
 
     /// Numbers as they are.
     pub fn of_numbers(gpu: &Gpu, numbers: &[u32]) -> Result<Self> {
-        let array = Self::new(gpu, DType::U32, &[numbers.len()])?;
-        gpu.upload(array.address(), bytes(numbers))?;
-        Ok(array)
+        Ok(Self::dense_in(gpu.bring(bytes(numbers))?, DType::U32, &[numbers.len()]))
     }
 
     /// Its way to the host, which begins once it is computed and needs nobody to wait.

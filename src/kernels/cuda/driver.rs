@@ -3,6 +3,7 @@
 #![expect(unsafe_code, reason = "CUDA is C")]
 
 mod device;
+mod graph;
 mod host;
 mod kernels;
 mod matmul;
@@ -10,15 +11,15 @@ mod multiplier;
 mod pool;
 mod stream;
 
+use super::command::{Argument, Command};
 use super::gpu::{self, Arrival, Backend};
-use super::launch::Argument;
-use super::matmul::Matmul;
 use crate::error::{Error, Result};
 use cudarc::cublaslt::result::CublasError;
 use cudarc::cublaslt::sys::cublasStatus_t;
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys::CUresult;
 use device::Device;
+use graph::Graph;
 use host::{Download, Pinned, Staging};
 use kernels::Kernels;
 use multiplier::Multiplier;
@@ -55,12 +56,12 @@ pub struct Driver {
 /// A stream, where its memory is from, and what bytes go to it through.
 struct Lane {
     staging: Staging,
-    stream: Stream,
+    stream: Arc<Stream>,
 }
 
 impl Lane {
     fn new(device: &Arc<Device>, pool: Pool) -> Result<Self> {
-        Ok(Self { staging: Staging::new(device)?, stream: Stream::new(device, pool)? })
+        Ok(Self { staging: Staging::new(device)?, stream: Arc::new(Stream::new(device, pool)?) })
     }
 }
 
@@ -84,6 +85,21 @@ impl Driver {
             gpu::Lane::Main => &self.main,
             gpu::Lane::Side => &self.side,
         }
+    }
+
+    /// Asks a stream for something.
+    fn ask(&self, stream: &Stream, command: &Command) -> std::result::Result<(), Failure> {
+        let (kernel, [x, y, z], block, arguments) = match command {
+            Command::Multiply(matmul) => return self.multiplier.run(stream, matmul),
+            Command::Launch { kernel, grid, block, arguments } => (kernel, *grid, *block, arguments),
+        };
+        let function = self.kernels.find(kernel)?;
+        let mut pointers: Vec<*mut c_void> = arguments.iter().map(Argument::pointer).collect();
+        // SAFETY: these are what the kernel takes, see [`Launch`](super::launch::Launch); they are copied before the call
+        // returns.
+        let launched =
+            unsafe { result::launch_kernel(function, (x, y, z), (block, 1, 1), 0, stream.raw(), &mut pointers) };
+        launched.map_err(|error| Failure::from(error).of(kernel))
     }
 
     /// Free host memory of so many bytes.
@@ -145,21 +161,15 @@ impl Backend for Driver {
         Ok(Box::new(Arriving { download, bytes, free: self.pinned.clone() }))
     }
 
-    fn launch(&self, kernel: &str, grid: [u32; 3], block: u32, arguments: &[Argument]) -> Result<()> {
+    fn run(&self, command: &Command) -> Result<()> {
         self.device.enter()?;
-        let (function, [x, y, z]) = (self.kernels.find(kernel)?, grid);
-        let mut pointers: Vec<*mut c_void> = arguments.iter().map(Argument::pointer).collect();
-        // SAFETY: these are what the kernel takes, see [`Launch`](super::launch::Launch); they are copied before the call
-        // returns.
-        let launched = unsafe {
-            result::launch_kernel(function, (x, y, z), (block, 1, 1), 0, self.main.stream.raw(), &mut pointers)
-        };
-        Ok(launched.map_err(|error| Failure::from(error).of(kernel))?)
+        Ok(self.ask(&self.main.stream, command)?)
     }
 
-    fn multiply(&self, matmul: &Matmul) -> Result<()> {
+    fn capture(&self, commands: &[Command]) -> Result<Box<dyn gpu::Graph>> {
         self.device.enter()?;
-        Ok(self.multiplier.run(&self.main.stream, matmul)?)
+        let ask = |stream: &Stream| commands.iter().try_for_each(|command| self.ask(stream, command));
+        Ok(Box::new(Graph::new(&self.device, &self.main.stream, ask)?))
     }
 
     fn synchronize(&self, lane: gpu::Lane) -> Result<()> {
@@ -209,7 +219,7 @@ impl Drop for Driver {
     fn drop(&mut self) {
         // Kernels and workspace must not go while they are in use; whatever went wrong has nobody left to hear of it.
         let streams = [&self.main.stream, &self.side.stream];
-        let _ = self.device.enter().and_then(|()| streams.into_iter().try_for_each(Stream::synchronize));
+        let _ = self.device.enter().and_then(|()| streams.into_iter().try_for_each(|stream| stream.synchronize()));
     }
 }
 

@@ -2,8 +2,8 @@
 //! address is one of this process.
 #![expect(unsafe_code, reason = "kernels take raw addresses")]
 
-use super::gpu::{Arrival, Backend, Lane};
-use super::launch::Argument;
+use super::command::{Argument, Command};
+use super::gpu::{Arrival, Backend, Graph, Lane};
 use super::matmul::{Element, Matmul};
 use crate::error::{Error, Result};
 use half::{bf16, f16};
@@ -77,31 +77,12 @@ impl Backend for Emulated {
         Ok(Box::new(Here(unsafe { std::slice::from_raw_parts(address as *const u8, bytes) }.to_vec())))
     }
 
-    fn launch(&self, kernel: &str, grid: [u32; 3], block: u32, arguments: &[Argument]) -> Result<()> {
-        let name = CString::new(kernel).map_err(|e| Error::Internal(e.to_string()))?;
-        let mut pointers: Vec<*mut c_void> = arguments.iter().map(Argument::pointer).collect();
-        let block = [block, 1, 1];
-        #[cfg(test)]
-        asked::note(kernel);
-        // SAFETY: the arguments are those that the kernel takes, and outlive the call, in which it runs to its end.
-        match unsafe { emulated_launch(name.as_ptr(), grid.as_ptr(), block.as_ptr(), pointers.as_mut_ptr()) } {
-            0 => Ok(()),
-            1 => Err(Error::Internal(format!("there is no kernel '{kernel}'"))),
-            _ => Err(Error::Internal(format!("the threads of '{kernel}' wait for each other"))),
-        }
+    fn run(&self, command: &Command) -> Result<()> {
+        run(command)
     }
 
-    fn multiply(&self, matmul: &Matmul) -> Result<()> {
-        #[cfg(test)]
-        asked::note("multiply");
-        match (matmul.element, matmul.element_out) {
-            (Element::Bf16, Element::F32) => multiply::<bf16, f32>(matmul),
-            (Element::Bf16, _) => multiply::<bf16, bf16>(matmul),
-            (Element::F16, Element::F32) => multiply::<f16, f32>(matmul),
-            (Element::F16, _) => multiply::<f16, f16>(matmul),
-            (Element::F32, _) => multiply::<f32, f32>(matmul),
-        }
-        Ok(())
+    fn capture(&self, commands: &[Command]) -> Result<Box<dyn Graph>> {
+        Ok(Box::new(List(commands.to_vec())))
     }
 
     fn synchronize(&self, _: Lane) -> Result<()> {
@@ -114,6 +95,47 @@ impl Backend for Emulated {
 
     fn memory(&self) -> Result<(usize, usize)> {
         Ok((self.memory().free, self.bytes))
+    }
+}
+
+/// A graph is what it is of.
+struct List(Vec<Command>);
+
+impl Graph for List {
+    fn launch(&self) -> Result<()> {
+        self.0.iter().try_for_each(run)
+    }
+}
+
+fn run(command: &Command) -> Result<()> {
+    match command {
+        Command::Launch { kernel, grid, block, arguments } => launch(kernel, *grid, *block, arguments),
+        Command::Multiply(matmul) => {
+            #[cfg(test)]
+            asked::note("multiply");
+            match (matmul.element, matmul.element_out) {
+                (Element::Bf16, Element::F32) => multiply::<bf16, f32>(matmul),
+                (Element::Bf16, _) => multiply::<bf16, bf16>(matmul),
+                (Element::F16, Element::F32) => multiply::<f16, f32>(matmul),
+                (Element::F16, _) => multiply::<f16, f16>(matmul),
+                (Element::F32, _) => multiply::<f32, f32>(matmul),
+            }
+            Ok(())
+        }
+    }
+}
+
+fn launch(kernel: &str, grid: [u32; 3], block: u32, arguments: &[Argument]) -> Result<()> {
+    let name = CString::new(kernel).map_err(|e| Error::Internal(e.to_string()))?;
+    let mut pointers: Vec<*mut c_void> = arguments.iter().map(Argument::pointer).collect();
+    let block = [block, 1, 1];
+    #[cfg(test)]
+    asked::note(kernel);
+    // SAFETY: the arguments are those that the kernel takes, and outlive the call, in which it runs to its end.
+    match unsafe { emulated_launch(name.as_ptr(), grid.as_ptr(), block.as_ptr(), pointers.as_mut_ptr()) } {
+        0 => Ok(()),
+        1 => Err(Error::Internal(format!("there is no kernel '{kernel}'"))),
+        _ => Err(Error::Internal(format!("the threads of '{kernel}' wait for each other"))),
     }
 }
 

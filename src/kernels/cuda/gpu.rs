@@ -1,7 +1,7 @@
 //! A device with its memory, whatever stands behind it.
 
-use super::launch::Argument;
-use super::matmul::Matmul;
+use super::command::Command;
+use super::pass::Passes;
 use crate::error::{Error, Result};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -37,11 +37,11 @@ pub(super) trait Backend: Send + Sync {
     /// So many bytes from the device, once what was asked before is done.
     fn download(&self, address: u64, bytes: usize) -> Result<Box<dyn Arrival>>;
 
-    /// Runs a kernel by its name.
-    fn launch(&self, kernel: &str, grid: [u32; 3], block: u32, arguments: &[Argument]) -> Result<()>;
+    /// Computes something.
+    fn run(&self, command: &Command) -> Result<()>;
 
-    /// Multiplies.
-    fn multiply(&self, matmul: &Matmul) -> Result<()>;
+    /// What computes all of these, in their order. Nothing is computed yet.
+    fn capture(&self, commands: &[Command]) -> Result<Box<dyn Graph>>;
 
     /// Waits for all that was asked on a lane.
     fn synchronize(&self, lane: Lane) -> Result<()>;
@@ -53,6 +53,12 @@ pub(super) trait Backend: Send + Sync {
 
     /// Bytes that are free, and all there are.
     fn memory(&self) -> Result<(usize, usize)>;
+}
+
+/// Commands that a device takes at once.
+pub(super) trait Graph: Send {
+    /// Computes all of it.
+    fn launch(&self) -> Result<()>;
 }
 
 /// Bytes on their way from a device.
@@ -67,7 +73,7 @@ pub trait Arrival: Send {
 /// A device; clones are the same one.
 #[derive(Clone)]
 pub struct Gpu {
-    backend: Arc<dyn Backend>,
+    passes: Arc<Passes>,
     usage: Arc<Usage>,
     lane: Lane,
 }
@@ -109,8 +115,8 @@ impl Gpu {
     }
 
     #[cfg_attr(not(any(feature = "cuda", feature = "emulated")), expect(dead_code, reason = "there is no device"))]
-    fn new(backend: impl Backend + 'static) -> Self {
-        Self { backend: Arc::new(backend), usage: Arc::default(), lane: Lane::Main }
+    pub(super) fn new(backend: impl Backend + 'static) -> Self {
+        Self { passes: Arc::new(Passes::new(Box::new(backend))), usage: Arc::default(), lane: Lane::Main }
     }
 
     /// The same device for who brings it something while it computes.
@@ -122,24 +128,31 @@ impl Gpu {
         Self { lane: Lane::Main, ..self.clone() }
     }
 
+    fn backend(&self) -> &dyn Backend {
+        self.passes.backend()
+    }
+
     /// Which device it is, for logs.
     pub fn name(&self) -> &str {
-        self.backend.name()
+        self.backend().name()
     }
 
     /// Whether its kernels run on the host.
     pub fn is_emulated(&self) -> bool {
-        self.backend.is_emulated()
+        self.backend().is_emulated()
     }
 
     /// Waits for all that was asked, but for what was asked [beside](Self::beside).
     pub fn synchronize(&self) -> Result<()> {
-        self.backend.synchronize(self.lane)
+        if self.lane == Lane::Main {
+            self.passes.send()?;
+        }
+        self.backend().synchronize(self.lane)
     }
 
     /// Bytes that are free, and all there are.
     pub fn memory(&self) -> Result<(usize, usize)> {
-        self.backend.memory()
+        self.backend().memory()
     }
 
     /// What `run` gives, and the most bytes that it had at once.
@@ -150,27 +163,50 @@ impl Gpu {
         Ok((made, self.usage.most.load(Ordering::Relaxed) - before))
     }
 
-    pub(super) fn allocate(&self, bytes: usize) -> Result<Memory> {
-        let address = self.backend.allocate(self.lane, bytes)?;
-        let now = self.usage.now.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        self.usage.most.fetch_max(now, Ordering::Relaxed);
-        Ok(Memory { address, bytes, lane: self.lane, gpu: self.main() })
+    /// What `run` gives, which asks for what is fast to compute and slow to ask for. The device is asked when something of
+    /// it is to come to the host, or in the end, and is fast if it was asked for the very same before.
+    ///
+    /// # Errors
+    /// Those of `run`, and of what it asks for.
+    pub fn pass<T>(&self, run: impl FnOnce() -> Result<T>) -> Result<T> {
+        let begun = self.passes.begin();
+        let made = run()?;
+        if begun.is_some() {
+            self.passes.send()?;
+        }
+        Ok(made)
     }
 
-    pub(super) fn upload(&self, address: u64, bytes: &[u8]) -> Result<()> {
-        self.backend.upload(self.lane, address, bytes)
+    pub(super) fn allocate(&self, bytes: usize) -> Result<Memory> {
+        let piece = if self.lane == Lane::Main { self.passes.allocate(bytes)? } else { None };
+        let address = piece.map_or_else(|| self.backend().allocate(self.lane, bytes), Ok)?;
+        Ok(self.memory_at(address, bytes))
+    }
+
+    /// Memory with these bytes in it.
+    pub(super) fn bring(&self, bytes: &[u8]) -> Result<Memory> {
+        let piece = if self.lane == Lane::Main { self.passes.stage(bytes)? } else { None };
+        if let Some(address) = piece {
+            return Ok(self.memory_at(address, bytes.len()));
+        }
+        let memory = self.allocate(bytes.len())?;
+        self.backend().upload(self.lane, memory.address, bytes)?;
+        Ok(memory)
+    }
+
+    fn memory_at(&self, address: u64, bytes: usize) -> Memory {
+        let now = self.usage.now.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        self.usage.most.fetch_max(now, Ordering::Relaxed);
+        Memory { address, bytes, lane: self.lane, gpu: self.main() }
     }
 
     pub(super) fn download(&self, address: u64, bytes: usize) -> Result<Box<dyn Arrival>> {
-        self.backend.download(address, bytes)
+        self.passes.send()?;
+        self.backend().download(address, bytes)
     }
 
-    pub(super) fn launch(&self, kernel: &str, grid: [u32; 3], block: u32, arguments: &[Argument]) -> Result<()> {
-        self.backend.launch(kernel, grid, block, arguments)
-    }
-
-    pub(super) fn multiply(&self, matmul: &Matmul) -> Result<()> {
-        self.backend.multiply(matmul)
+    pub(super) fn run(&self, command: Command) -> Result<()> {
+        self.passes.run(command)
     }
 }
 
@@ -192,6 +228,6 @@ pub(super) struct Memory {
 impl Drop for Memory {
     fn drop(&mut self) {
         self.gpu.usage.now.fetch_sub(self.bytes, Ordering::Relaxed);
-        self.gpu.backend.free(self.lane, self.address);
+        self.gpu.passes.free(self.lane, self.address, self.bytes);
     }
 }

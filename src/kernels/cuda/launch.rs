@@ -1,35 +1,10 @@
 //! A kernel's name and arguments, put together and sent off.
 
 use super::array::Array;
+use super::command::{Argument, Command};
 use super::gpu::Gpu;
 use crate::error::Result;
 use candle_core::DType;
-use std::ffi::c_void;
-
-/// A value that a kernel takes.
-#[derive(Clone, Copy, Debug)]
-pub enum Argument {
-    /// An address.
-    Address(u64),
-    /// `int`.
-    Int(i32),
-    /// `long long`.
-    Long(i64),
-    /// `float`.
-    Float(f32),
-}
-
-impl Argument {
-    /// Where the value lies, as launches take it.
-    pub fn pointer(&self) -> *mut c_void {
-        match self {
-            Self::Address(value) => (&raw const *value).cast_mut().cast(),
-            Self::Int(value) => (&raw const *value).cast_mut().cast(),
-            Self::Long(value) => (&raw const *value).cast_mut().cast(),
-            Self::Float(value) => (&raw const *value).cast_mut().cast(),
-        }
-    }
-}
 
 /// Threads of a block, in every kernel.
 pub const BLOCK: u32 = 128;
@@ -81,7 +56,7 @@ impl<'a> Launch<'a> {
 
     /// A `float`.
     pub fn float(mut self, value: f32) -> Self {
-        self.arguments.push(Argument::Float(value));
+        self.arguments.push(Argument::Float(value.to_bits()));
         self
     }
 
@@ -90,7 +65,8 @@ impl<'a> Launch<'a> {
         if blocks.contains(&0) {
             return Ok(());
         }
-        self.gpu.launch(kernel, [blocks[0] as u32, blocks[1] as u32, 1], BLOCK, &self.arguments)
+        let (kernel, grid) = (kernel.to_owned(), [blocks[0] as u32, blocks[1] as u32, 1]);
+        self.gpu.run(Command::Launch { kernel, grid, block: BLOCK, arguments: self.arguments })
     }
 }
 

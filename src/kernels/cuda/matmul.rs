@@ -4,7 +4,7 @@ use candle_core::DType;
 
 /// A product of rows: `y [rows, outputs] = f(x [rows, inputs] w + bias)`, or `f(y + x w + bias)`. Sums are f32, and so
 /// are the products of f32 in full.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Matmul {
     /// Rows of `x` and `y`.
     pub rows: usize,
@@ -33,7 +33,7 @@ pub struct Matmul {
 }
 
 /// Rows of a matrix, in which elements follow each other.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Operand {
     /// Of the first row.
     pub address: u64,

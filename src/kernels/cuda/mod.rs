@@ -4,11 +4,15 @@
 //! All of it is written against [`Gpu`], behind which stands CUDA's driver in a build with the feature `cuda`, and in one
 //! with `emulated` the same kernels compiled for the host: slow, and so exact in what they do that where there is no GPU
 //! their arithmetic can be held to the CPU's. In a build with neither there is no [`Gpu`] to be had, and nothing comes here.
+//!
+//! A small batch is one `pass`: what it asks for is written down, and launched in one call if it was asked for before.
 
 mod activation;
 mod array;
 mod attention;
 mod columns;
+#[cfg_attr(not(any(feature = "cuda", feature = "emulated")), expect(dead_code, reason = "no device makes use of it"))]
+mod command;
 mod delta;
 #[cfg(feature = "cuda")]
 mod driver;
@@ -16,15 +20,16 @@ mod driver;
 mod emulated;
 mod factors;
 mod gpu;
-#[cfg_attr(not(any(feature = "cuda", feature = "emulated")), expect(dead_code, reason = "no device makes use of it"))]
+mod graphs;
 mod launch;
 mod lookup;
-#[cfg_attr(not(any(feature = "cuda", feature = "emulated")), expect(dead_code, reason = "no device makes use of it"))]
 mod matmul;
 mod norm;
+mod pass;
 mod pooling;
 mod product;
 mod rotary;
+mod slab;
 
 pub use activation::activate;
 pub use array::{Array, Arriving};

@@ -2,6 +2,7 @@
 
 use super::activation::activate;
 use super::array::Array;
+use super::command::Command;
 use super::matmul::{Element, Matmul, Operand};
 use crate::error::{Error, Result};
 use crate::kernels::{Activation, Gate};
@@ -58,7 +59,7 @@ fn multiply(y: &Array, x: &Array, weight: &Array, followed: Followed) -> Result<
         return Err(Error::Internal(format!("a product of {weight:?} in {y:?}")));
     }
     let operand = |array: &Array, stride: usize| Operand { address: array.address(), stride };
-    y.gpu().multiply(&Matmul {
+    y.gpu().run(Command::Multiply(Matmul {
         rows,
         inputs,
         outputs,
@@ -71,5 +72,5 @@ fn multiply(y: &Array, x: &Array, weight: &Array, followed: Followed) -> Result<
         bias: followed.bias.map(Array::address),
         accumulate: followed.accumulate,
         is_rectified: followed.is_rectified,
-    })
+    }))
 }

@@ -1,0 +1,100 @@
+//! Lists of commands that came before, and the graphs that a device has of them.
+
+use super::command::Command;
+use super::gpu::{Backend, Graph, Lane};
+use crate::error::Result;
+use crate::telemetry;
+use std::collections::{HashMap, HashSet};
+use std::hash::{BuildHasher, BuildHasherDefault, Hasher};
+
+/// Graphs that are kept; with one more all are forgotten.
+pub(super) const GRAPHS_MAX: usize = 256;
+
+/// Lists that came once and are remembered, by their hashes; with one more all are forgotten.
+const SEEN_MAX: usize = 4096;
+
+/// Lists that came before.
+#[derive(Default)]
+pub struct Graphs {
+    known: HashMap<Vec<Command>, Box<dyn Graph>, BuildHasherDefault<Words>>,
+    /// Hashes of those that came once.
+    seen: HashSet<u64>,
+    /// Whether the device could not make one, and is asked for no more.
+    is_unable: bool,
+}
+
+impl Graphs {
+    /// Sends a list: as a graph if it has come before, else one by one.
+    pub fn send(&mut self, backend: &dyn Backend, commands: Vec<Command>) -> Result<()> {
+        if let Some(graph) = self.known.get(&commands) {
+            return launch(&**graph);
+        }
+        if !self.is_unable && self.has_come(&commands) {
+            match backend.capture(&commands) {
+                Ok(graph) => {
+                    if self.known.len() >= GRAPHS_MAX {
+                        // They must not go while they run.
+                        backend.synchronize(Lane::Main)?;
+                        self.known.clear();
+                    }
+                    return launch(&**self.known.entry(commands).insert_entry(graph).get());
+                }
+                Err(reason) => {
+                    self.is_unable = true;
+                    tracing::warn!(%reason, "the device takes no more graphs; kernels are launched one by one");
+                }
+            }
+        }
+        commands.iter().try_for_each(|command| backend.run(command))
+    }
+
+    /// Whether a list has come before. Of two that have one hash, which are rare, the second may be taken for the first.
+    fn has_come(&mut self, commands: &[Command]) -> bool {
+        let hash = self.known.hasher().hash_one(commands);
+        if self.seen.remove(&hash) {
+            return true;
+        }
+        if self.seen.len() >= SEEN_MAX {
+            self.seen.clear();
+        }
+        self.seen.insert(hash);
+        false
+    }
+}
+
+fn launch(graph: &dyn Graph) -> Result<()> {
+    graph.launch()?;
+    telemetry::graph();
+    Ok(())
+}
+
+/// A hash of whole words: a list has thousands, of our own numbers, and all of it is compared once it is found.
+#[derive(Default)]
+struct Words(u64);
+
+impl Hasher for Words {
+    fn write(&mut self, bytes: &[u8]) {
+        for bytes in bytes.chunks(8) {
+            let mut word = [0; 8];
+            word[..bytes.len()].copy_from_slice(bytes);
+            self.write_u64(u64::from_le_bytes(word));
+        }
+    }
+
+    fn write_u32(&mut self, word: u32) {
+        self.write_u64(u64::from(word));
+    }
+
+    fn write_usize(&mut self, word: usize) {
+        self.write_u64(word as u64);
+    }
+
+    fn write_u64(&mut self, word: u64) {
+        self.0 = (self.0.rotate_left(5) ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+
+    fn finish(&self) -> u64 {
+        // The highest bits are of all words.
+        self.0.rotate_left(26)
+    }
+}
