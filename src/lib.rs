@@ -41,7 +41,8 @@
 //!    On a CPU, where much waits, each thread takes batches of its own, as long as a core's cache holds, so that no
 //!    product waits for another thread and every answer goes out as soon as it is there; where little does, it is one
 //!    batch, whose operations the threads share. On a GPU the next batch is packed and asked for while one is computed; one
-//!    that its memory does not hold is begun again in halves.
+//!    that its memory does not hold is begun again in halves. What a small one asks for is sent at once, as a graph if
+//!    it came before (`kernels/cuda/pass.rs`).
 //! 6. [`model::Model::embed`]: one pass of the transformer over packed rows, no padding; each site adds its deltas to
 //!    the rows of the adapters that have one.
 //! 7. Pipelines by segment, one copy to the host, one reply a sequence; the handler joins them in input order.
@@ -98,8 +99,7 @@
 //!
 //! # Absent on purpose
 //! - A padded batch, a merged copy of a model, a timer in the batcher, a lock around a model.
-//! - Not built yet: loading adapters while serving; on a GPU launches recorded as graphs, and updates inside the base's
-//!   product.
+//! - Not built yet: loading adapters while serving; on a GPU updates inside the base's product.
 //! - candle's CUDA. Of its operations a forward pass needs a dozen, all trivial; for them a build takes minutes of nvcc, and
 //!   the binary does not start where CUDA's libraries are missing. [`kernels::Tensor`] is candle's on the CPU and an array of
 //!   our own on a GPU, over a driver that is opened at run time and that a test can replace: the feature `emulated` runs

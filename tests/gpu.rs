@@ -3,8 +3,6 @@
 
 mod support;
 
-use axum::body::{Body, to_bytes};
-use axum::http::Request;
 use serde_json::{Value, json};
 use support::{ADAPTERS, Door, cosine, embeddings, gap, mixed, named, read, rows, test_device, texts};
 use veneer::kernels::Device;
@@ -99,20 +97,11 @@ async fn a_batch_that_does_not_fit_into_memory_is_halved_and_nothing_is_lost() {
         let door = Door::open(&[named("base", "bert/base")], &[], &keys);
         let (status, reply) = door.ask(body.clone()).await;
         assert_eq!(status, 200, "{device}: {reply}");
-        answers.push((embeddings(&reply), counted(&door, "veneer_batches_halved_total ").await));
+        answers.push((embeddings(&reply), door.counter("veneer_batches_halved_total").await));
     }
     let [(small, some), (large, as_many)] = answers.as_slice() else { panic!("two devices") };
     assert!(*some > 0 && some == as_many, "{some} {as_many}");
     assert!(gap(small, large) <= 1e-6);
-}
-
-/// A counter of this process's, by the beginning of its line.
-async fn counted(door: &Door, name: &str) -> u64 {
-    let request = Request::get("/metrics").body(Body::empty()).unwrap();
-    let text = to_bytes(door.send(request).await.into_body(), usize::MAX).await.unwrap();
-    let text = String::from_utf8(text.to_vec()).unwrap();
-    let line = text.lines().find_map(|line| line.strip_prefix(name));
-    line.map_or(0, |count| count.parse().unwrap())
 }
 
 #[tokio::test]
@@ -143,9 +132,9 @@ async fn several_devices_share_the_requests_and_answer_alike() {
         assert_eq!(status, 200, "{reply}");
         assert!(gap(&embeddings(&reply), &oracle) <= 1e-5);
     }
-    let batches = [0, 1].map(|device| format!("veneer_batches_total{{device=\"{device}\"}} "));
+    let batches = [0, 1].map(|device| format!("veneer_batches_total{{device=\"{device}\"}}"));
     for line in batches {
-        assert!(counted(&door, &line).await > 0, "{line}");
+        assert!(door.counter(&line).await > 0, "{line}");
     }
 }
 
@@ -156,18 +145,18 @@ async fn adapters_that_do_not_fit_into_memory_together_take_turns_there() {
     }
     let golden = read("bert/golden.json");
     let (body, oracle) = asked(&golden);
-    let brought = "veneer_adapters_brought_total{result=\"ok\"} ";
+    let brought = "veneer_adapters_brought_total{result=\"ok\"}";
     let everyone = |requests: usize| (0..requests).map(|_| body.clone());
     // None fits: each is there alone. Two do; all do.
     for (bytes, least) in [("1", 3), ("30000", 3), ("0", 3)] {
         let door = door("bert", "emulated:64", &[("max_adapter_bytes", bytes)]);
-        let before = counted(&door, brought).await;
+        let before = door.counter(brought).await;
         let answers = futures_util::future::join_all(everyone(4).map(|body| door.ask(body))).await;
         for (status, reply) in answers {
             assert_eq!(status, 200, "{reply}");
             assert!(gap(&embeddings(&reply), &oracle) <= 1e-5);
         }
-        let more = counted(&door, brought).await - before;
+        let more = door.counter(brought).await - before;
         println!("{bytes}: {more} adapters brought");
         assert!(more >= least);
     }

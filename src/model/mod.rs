@@ -35,6 +35,9 @@ use std::ops::Range;
 use std::sync::Arc;
 use transformer::Transformer;
 
+/// Tokens of a batch for which a GPU computes in less time than it takes to ask for it kernel by kernel, at most.
+const SMALL_TOKENS_MAX: usize = 1024;
+
 /// A base model on a device.
 pub struct Model {
     spec: Spec,
@@ -188,6 +191,13 @@ impl Model {
 
     /// The same, which on a GPU is not there yet when this returns.
     pub fn begin(&self, batch: &Batch) -> Result<Vectors> {
+        match &self.device {
+            Device::Gpu(gpu) if batch.ids.len() <= SMALL_TOKENS_MAX => gpu.pass(|| self.ask(batch)),
+            _ => self.ask(batch),
+        }
+    }
+
+    fn ask(&self, batch: &Batch) -> Result<Vectors> {
         let rows = |segment: &Segment| batch.offsets[segment.sequences.start]..batch.offsets[segment.sequences.end];
         let plan = Plan::new(batch.segments.iter().map(|segment| (rows(segment), segment.adapter.clone())))?;
         let sequences = Sequences::new(batch.offsets.clone(), &self.device)?;

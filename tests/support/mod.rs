@@ -243,6 +243,15 @@ impl Door {
         self.post("/v1/embeddings", body.to_string()).await
     }
 
+    /// What a counter of the process stands at.
+    pub async fn counter(&self, name: &str) -> u64 {
+        let response = self.send(Request::get("/metrics").body(Body::empty()).unwrap()).await;
+        let text = response.into_body().collect().await.unwrap().to_bytes();
+        let text = String::from_utf8(text.to_vec()).unwrap();
+        let line = text.lines().find_map(|line| line.strip_prefix(&format!("{name} ")));
+        line.map_or(0, |count| count.parse().unwrap())
+    }
+
     /// Vectors as the pipeline leaves them; panics where the answer is not 200.
     pub async fn vectors(&self, model: &str, input: impl serde::Serialize) -> Vec<Vec<f32>> {
         let (status, reply) =
