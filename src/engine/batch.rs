@@ -7,8 +7,11 @@ use crate::model::{Adapter, Batch, Segment};
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-/// How many sequences are looked at for what still fits.
-const LOOKS: usize = 512;
+/// How many sequences that do not fit are passed over for one that does.
+const PASSED_MAX: usize = 512;
+
+/// How many that wait for their adapters are.
+const COMING_MAX: usize = 8192;
 
 /// What runs next, and what cannot.
 pub struct Taken<T> {
@@ -29,17 +32,26 @@ pub fn take<T, M: PartialEq>(
 ) -> Taken<T> {
     let (mut taken, mut left) = (Taken { ready: Vec::new(), failed: Vec::new() }, Vec::new());
     let (mut model, mut room) = (None, tokens_max);
-    while room > 0 && left.len() < LOOKS {
+    let (mut passed, mut coming) = (0, 0);
+    while room > 0 && passed < PASSED_MAX && coming < COMING_MAX {
         let Some(item) = queue.pop_front() else { break };
         let (tokens, of) = wanted(&item);
         let fits = model.as_ref().is_none_or(|model| *model == of && tokens <= room);
-        match if fits { found(&item) } else { Found::Coming } {
+        if !fits {
+            passed += 1;
+            left.push(item);
+            continue;
+        }
+        match found(&item) {
             Found::Here(laid) => {
                 room = room.saturating_sub(tokens);
                 model = Some(of);
                 taken.ready.push((item, laid));
             }
-            Found::Coming => left.push(item),
+            Found::Coming => {
+                coming += 1;
+                left.push(item);
+            }
             Found::Failed(error) => taken.failed.push((item, error)),
         }
     }
@@ -144,6 +156,9 @@ mod tests {
         assert_eq!(failed, [(40, 'b', 2)]);
         assert_eq!(left, [(50, 'a', 1), (60, 'a', 0), (5, 'b', 1)]);
         assert!(taken(&[(50, 'a', 1)], 100)[0].is_empty());
+        // Not even as many as one request may have.
+        let many = [vec![(50, 'a', 1); 2048], vec![(10, 'b', 0)]].concat();
+        assert_eq!(taken(&many, 100)[0], [(10, 'b', 0)]);
     }
 
     #[test]

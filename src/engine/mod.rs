@@ -149,7 +149,8 @@ impl Engine {
         };
         let mut running = Vec::with_capacity(places.len());
         for (index, place) in places.iter().enumerate() {
-            let residents = Residents::new(&place.device, place.adapter_bytes_max, queue.clone())?;
+            let (residents, bringing) = Residents::new(&place.device, place.adapter_bytes_max, queue.clone())?;
+            running.extend(bringing);
             let gauge = Arc::new(Gauge { residents, tokens_per_second: AtomicU64::new(0) });
             let worker = Worker::new(queue.clone(), index, place, gauge.clone(), threads)?;
             let thread = std::thread::Builder::new().name(format!("worker {index}")).spawn(move || worker.run());

@@ -61,6 +61,12 @@ impl Queue {
         }
     }
 
+    /// Whether nothing waits and nothing will come.
+    pub fn is_done(&self) -> bool {
+        let waiting = self.lock();
+        waiting.is_closed && waiting.jobs.is_empty()
+    }
+
     /// How many workers there are.
     pub fn workers(&self) -> usize {
         self.lock().workers
@@ -80,7 +86,7 @@ impl Queue {
 
 impl Waiting {
     /// Drops jobs whose caller has gone.
-    pub fn look(&mut self) {
+    pub fn drop_abandoned(&mut self) {
         self.jobs.retain(|job| !job.reply.is_closed());
     }
 

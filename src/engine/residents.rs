@@ -8,8 +8,10 @@ use crate::error::{Error, Result};
 use crate::model::{Adapter, Device, Model};
 use crate::telemetry;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
 
 /// An adapter where its model lies.
 #[derive(Clone)]
@@ -60,17 +62,22 @@ struct Errand {
     adapter: Arc<Adapter>,
 }
 
+/// How often one is tried to be brought where there is no memory for it, and how long after each other.
+const TRIES: usize = 50;
+const PAUSE: Duration = Duration::from_millis(2);
+
 /// Adapters that wait to be brought, at most; others are asked for again when one is there.
 const ERRANDS_MAX: usize = 256;
 
 impl Residents {
-    /// None yet on a device, and there never of more bytes, but for a single one that is larger.
+    /// None yet on a device, and there never of more bytes, but for a single one that is larger; with the thread that brings
+    /// them, which ends when this is dropped.
     ///
     /// # Errors
     /// Where no thread can be started.
-    pub fn new(device: &Device, bytes_max: usize, queue: Arc<Queue>) -> Result<Self> {
+    pub fn new(device: &Device, bytes_max: usize, queue: Arc<Queue>) -> Result<(Self, Option<JoinHandle<()>>)> {
         if device.is_cpu() {
-            return Ok(Self { bringing: None });
+            return Ok((Self { bringing: None }, None));
         }
         let (errands, coming) = sync_channel(ERRANDS_MAX);
         let known = Arc::new(Mutex::new(Known::new(bytes_max)));
@@ -78,8 +85,8 @@ impl Residents {
             let known = known.clone();
             move || bring(&coming, &known, &queue)
         });
-        thread.map_err(|e| Error::Internal(format!("cannot start a thread for adapters: {e}")))?;
-        Ok(Self { bringing: Some(Bringing { bytes_max, known, errands }) })
+        let thread = thread.map_err(|e| Error::Internal(format!("cannot start a thread for adapters: {e}")))?;
+        Ok((Self { bringing: Some(Bringing { bytes_max, known, errands }) }, Some(thread)))
     }
 
     /// Begins another look through the queue: what is found from now on does not make room for what is found later.
@@ -125,10 +132,18 @@ impl Bringing {
         let bytes = adapter.bytes();
         if known.make_room(bytes) {
             let errand = Errand { model: model.clone(), adapter: adapter.clone() };
-            if self.errands.try_send(errand).is_ok() {
-                known.expect(key, adapter.clone(), bytes);
+            match self.errands.try_send(errand) {
+                Ok(()) => known.expect(key, adapter.clone(), bytes),
+                // The next that comes wakes the queue.
+                Err(TrySendError::Full(_)) => {}
+                Err(TrySendError::Disconnected(_)) => {
+                    return Err(Error::Internal("the thread that brings adapters is gone".into()));
+                }
             }
         }
+        let gone = known.gone();
+        drop(known);
+        drop(gone);
         Ok(None)
     }
 }
@@ -141,20 +156,33 @@ fn key(adapter: &Arc<Adapter>) -> usize {
 /// Brings one adapter after the other.
 fn bring(errands: &Receiver<Errand>, known: &Mutex<Known<Arc<Adapter>>>, queue: &Queue) {
     for Errand { model, adapter } in errands {
-        let laid = loop {
-            let laid = catch_unwind(AssertUnwindSafe(|| model.lay(&adapter)));
-            let laid = laid.unwrap_or_else(|_| Err(Error::Internal("bringing an adapter panicked".into())));
-            // Batches have the memory that it was to have.
-            if matches!(laid, Err(Error::OutOfMemory(_))) && lock(known).let_go() {
-                continue;
+        let lay = || catch_unwind(AssertUnwindSafe(|| model.lay(&adapter)));
+        let lay = || lay().unwrap_or_else(|_| Err(Error::Internal("bringing an adapter panicked".into())));
+        let mut laid = lay();
+        // Batches have the memory that it was to have, and that of what goes is there when they are done.
+        if matches!(laid, Err(Error::OutOfMemory(_))) {
+            let gone = {
+                let mut known = lock(known);
+                known.let_go(adapter.bytes());
+                known.gone()
+            };
+            drop(gone);
+            for _ in 0..TRIES {
+                std::thread::sleep(PAUSE);
+                laid = lay();
+                if !matches!(laid, Err(Error::OutOfMemory(_))) {
+                    break;
+                }
             }
-            break laid;
-        };
+        }
         if let Err(error) = &laid {
             tracing::error!(%error, "an adapter was not brought to the GPU");
         }
         telemetry::brought(laid.is_ok());
         lock(known).put(key(&adapter), laid.map(|laid| (laid.bytes(), laid)));
+        if queue.is_done() {
+            return;
+        }
         queue.wake();
     }
 }

@@ -11,6 +11,12 @@ pub struct Known<T> {
     bytes_max: usize,
     /// Which look through the queue it is.
     look: u64,
+    /// The last look that had no room for something.
+    full: u64,
+    /// What failed, and during which look.
+    failed: Vec<(usize, u64)>,
+    /// What has gone and is not dropped yet, which takes a while.
+    gone: Vec<T>,
 }
 
 struct Entry<T> {
@@ -31,12 +37,23 @@ enum State<T> {
 impl<T: Clone> Known<T> {
     /// Nothing yet.
     pub fn new(bytes_max: usize) -> Self {
-        Self { entries: HashMap::new(), bytes: 0, bytes_max, look: 0 }
+        let (failed, gone) = (Vec::new(), Vec::new());
+        Self { entries: HashMap::new(), bytes: 0, bytes_max, look: 1, full: 0, failed, gone }
     }
 
-    /// Begins another look through the queue: what is found from now on stays until the next.
+    /// Begins another look through the queue: what is found from now on stays until the next. What had failed before the
+    /// last one, where all who wanted it have heard so, may be asked for again.
     pub fn look(&mut self) {
         self.look += 1;
+        let (old, new) = std::mem::take(&mut self.failed).into_iter().partition(|(_, look)| look + 1 < self.look);
+        self.failed = new;
+        let old: Vec<(usize, u64)> = old;
+        old.into_iter().for_each(|(key, _)| self.remove(key));
+    }
+
+    /// What has gone, to be dropped when nobody waits for this.
+    pub fn gone(&mut self) -> Vec<T> {
+        std::mem::take(&mut self.gone)
     }
 
     /// What is there, or nothing while it is on its way; none where it was not asked for yet.
@@ -46,25 +63,32 @@ impl<T: Clone> Known<T> {
         match &entry.state {
             State::Coming => Some(Ok(None)),
             State::Here(there) => Some(Ok(Some(there.clone()))),
-            // The next one who wants it may have more luck.
-            State::Failed(error) => {
-                let error = error.clone();
-                self.remove(key);
-                Some(Err(error))
-            }
+            State::Failed(error) => Some(Err(error.clone())),
         }
     }
 
     /// Lets those go that were not wanted for the longest, until there is room for so many bytes; whether there is. One that
     /// is larger than all room gets that and more, alone.
     pub fn make_room(&mut self, bytes: usize) -> bool {
-        while self.bytes + bytes > self.bytes_max && self.let_go() {}
-        self.bytes + bytes <= self.bytes_max || self.entries.is_empty()
+        // Who comes after one that has found no room finds none either.
+        if self.full == self.look {
+            return false;
+        }
+        while self.bytes + bytes > self.bytes_max && self.let_one_go() {}
+        let is_there = self.bytes + bytes <= self.bytes_max || self.bytes == 0;
+        self.full = if is_there { self.full } else { self.look };
+        is_there
     }
 
-    /// Lets one go, unless this look wants all; whether it did.
-    pub fn let_go(&mut self) -> bool {
-        let can_go = |entry: &Entry<T>| entry.wanted < self.look && !matches!(entry.state, State::Coming);
+    /// Lets so many bytes go, or all that this look does not want; whether there were any.
+    pub fn let_go(&mut self, bytes: usize) -> bool {
+        let before = self.bytes;
+        while before - self.bytes < bytes && self.let_one_go() {}
+        before > self.bytes
+    }
+
+    fn let_one_go(&mut self) -> bool {
+        let can_go = |entry: &Entry<T>| entry.wanted < self.look && matches!(entry.state, State::Here(_));
         let oldest = self.entries.iter().filter(|(_, entry)| can_go(entry)).min_by_key(|(_, entry)| entry.wanted);
         let oldest = oldest.map(|(key, _)| *key);
         oldest.map(|key| self.remove(key)).is_some()
@@ -73,6 +97,9 @@ impl<T: Clone> Known<T> {
     fn remove(&mut self, key: usize) {
         if let Some(entry) = self.entries.remove(&key) {
             self.bytes -= entry.bytes;
+            if let State::Here(there) = entry.state {
+                self.gone.push(there);
+            }
         }
     }
 
@@ -87,7 +114,10 @@ impl<T: Clone> Known<T> {
         let Some(entry) = self.entries.get_mut(&key) else { return };
         let (bytes, state) = match came {
             Ok((bytes, there)) => (bytes, State::Here(there)),
-            Err(error) => (0, State::Failed(error)),
+            Err(error) => {
+                self.failed.push((key, self.look));
+                (0, State::Failed(error))
+            }
         };
         self.bytes = self.bytes - entry.bytes + bytes;
         (entry.bytes, entry.state) = (bytes, state);
@@ -118,7 +148,7 @@ mod tests {
                         false
                     }
                     Some(Ok(None)) => true,
-                    Some(Err(_)) => true,
+                    Some(Err(_)) => false,
                     None => {
                         if known.make_room(sizes[*key]) {
                             known.expect(*key, *key, sizes[*key]);
@@ -132,7 +162,8 @@ mod tests {
                     let came = if below(10) == 0 { Err(Error::OutOfMemory(1)) } else { Ok((sizes[key], key)) };
                     known.put(key, came);
                 }
-                assert!(known.bytes <= bytes_max || known.entries.len() == 1, "{} of {bytes_max}", known.bytes);
+                let there = known.entries.values().filter(|entry| entry.bytes > 0).count();
+                assert!(known.bytes <= bytes_max || there == 1, "{} of {bytes_max}", known.bytes);
                 assert_eq!(known.bytes, known.entries.values().map(|entry| entry.bytes).sum::<usize>());
             }
         }
@@ -152,5 +183,21 @@ mod tests {
         assert!(known.make_room(1) && known.find(1).is_none(), "1 has gone, and not 0");
         assert!(known.make_room(2) && known.find(2).is_none(), "2 has gone");
         assert!(!known.make_room(3) && known.find(0).is_some(), "0 is wanted");
+        assert!(!known.make_room(1), "who comes later does not go before");
+        known.look();
+        assert!(known.make_room(1) && known.let_go(1) && known.find(0).is_none());
+        assert_eq!(known.gone(), [1, 2, 0]);
+    }
+
+    #[test]
+    fn of_what_failed_all_who_wait_for_it_hear_and_the_next_may_try_again() {
+        let mut known = Known::new(3);
+        known.look();
+        known.expect(7, 7, 1);
+        known.put(7, Err(Error::OutOfMemory(1)));
+        known.look();
+        assert!((0..3).all(|_| matches!(known.find(7), Some(Err(Error::OutOfMemory(1))))));
+        known.look();
+        assert!(known.find(7).is_none() && known.bytes == 0);
     }
 }

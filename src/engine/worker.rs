@@ -79,7 +79,7 @@ impl Worker {
     fn next(&self, is_idle: bool) -> Next {
         let mut waiting = self.queue.lock();
         loop {
-            waiting.look();
+            waiting.drop_abandoned();
             if self.device.is_cpu() && batch::is_worth_threads(waiting.lengths(), self.threads.count()) {
                 return Next::Parts;
             }
@@ -87,7 +87,7 @@ impl Worker {
             if !ready.is_empty() || !is_idle {
                 return Next::Batch(ready);
             }
-            if waiting.is_closed && waiting.jobs.is_empty() {
+            if waiting.is_closed && waiting.jobs.is_empty() || self.is_lost.load(Ordering::Relaxed) {
                 return Next::End;
             }
             waiting = self.queue.wait(waiting);
@@ -101,9 +101,17 @@ impl Worker {
         let found = |job: &Job| self.gauge.residents.find(self.model(job), job.sequence.target.adapter.as_ref());
         let taken = batch::take(&mut waiting.jobs, tokens_max, wanted, found);
         for (job, error) in taken.failed {
+            self.heed(&error);
             answer(job, Instant::now(), Err(error));
         }
         taken.ready
+    }
+
+    /// A device that is lost is used no more.
+    fn heed(&self, error: &Error) {
+        if matches!(error, Error::Lost(_)) {
+            self.is_lost.store(true, Ordering::Relaxed);
+        }
     }
 
     fn model<'a>(&self, job: &'a Job) -> &'a Arc<Model> {
@@ -117,7 +125,7 @@ impl Worker {
     /// What one of so many idle threads does next.
     fn part(&self, idle: usize) -> Option<Ready> {
         let mut waiting = self.queue.lock();
-        waiting.look();
+        waiting.drop_abandoned();
         let room = batch::part(waiting.lengths().sum(), idle).min(self.tokens_max());
         let jobs = self.take(&mut waiting, room);
         (!jobs.is_empty()).then_some(jobs)
@@ -142,8 +150,8 @@ impl Worker {
     fn land(&self, flight: Option<Flight>) {
         let Some(Flight { mut jobs, tokens, segments, vectors, began, computing, beside }) = flight else { return };
         let result = vectors.and_then(|vectors| whole(|| vectors.wait()));
-        if matches!(result, Err(Error::Lost(_))) {
-            self.is_lost.store(true, Ordering::Relaxed);
+        if let Err(error) = &result {
+            self.heed(error);
         }
         if matches!(result, Err(Error::OutOfMemory(_))) && jobs.len() > 1 {
             // The next one need not try.

@@ -24,7 +24,7 @@ pub async fn metrics(State(app): State<Arc<App>>) -> Response {
 }
 
 /// What Kubernetes' Gateway API Inference Extension reads, under vLLM's names. Any number of adapters runs in one batch,
-/// and one that has to be brought to a GPU is there before the next, so each counts as running and none as waiting.
+/// and one that has to be brought to a GPU takes about a millisecond, so each counts as running and none as waiting.
 fn gateway(text: &mut String, running: usize, adapters: &[&Lease]) {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let names: Vec<&str> = adapters.iter().map(|served| served.label()).collect();

@@ -15,8 +15,7 @@ pub struct Serving {
 }
 
 impl Serving {
-    /// Loads the registry, runs each base once, so that one that cannot is found before the first request, and starts the
-    /// engine.
+    /// Loads the registry, and starts the engine.
     pub fn load(config: &Config, hub: &Hub) -> Result<(Self, Workers)> {
         let registry = Registry::load(config, hub)?;
         let places = registry.places(&config.limits)?;

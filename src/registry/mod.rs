@@ -103,8 +103,17 @@ impl Registry {
     /// Loads all that the configuration names, on every device, one after the other.
     pub fn load(config: &Config, hub: &Hub) -> Result<Self> {
         let devices = sources::devices(&config.server)?;
-        let loaded = devices.iter().map(|device| load::all(config, hub, device)).collect::<Result<Vec<_>>>()?;
-        Self::new(devices, loaded)
+        let mut on_devices: Vec<Vec<Loaded>> = Vec::with_capacity(devices.len());
+        for device in &devices {
+            let mut loaded = load::all(config, hub, device)?;
+            if let Some(first) = on_devices.first() {
+                check_equal(first, &loaded)?;
+                // Those of the first serve all devices.
+                loaded.iter_mut().for_each(|loaded| loaded.adapter = None);
+            }
+            on_devices.push(loaded);
+        }
+        Self::new(devices, on_devices)
     }
 
     /// Names what was loaded, on each device the same; a name may be shared by adapters of different bases only.
@@ -171,5 +180,17 @@ impl Registry {
 
     fn named(&self, name: &str) -> impl Iterator<Item = &Lease> {
         self.by_name.get(name).into_iter().flatten().map(|index| &self.served[*index])
+    }
+}
+
+/// Files may change while they are loaded on one device after the other.
+fn check_equal(one: &[Loaded], other: &[Loaded]) -> Result<()> {
+    let is_equal = |(a, b): (&Loaded, &Loaded)| {
+        (&a.name, &a.parent, &a.provenance) == (&b.name, &b.parent, &b.provenance)
+            && a.routes.iter().count() == b.routes.iter().count()
+    };
+    match one.len() == other.len() && one.iter().zip(other).all(is_equal) {
+        true => Ok(()),
+        false => Err(Error::Config("files changed while they were loaded on one device after the other".into())),
     }
 }

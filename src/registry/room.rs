@@ -3,7 +3,7 @@
 use super::{Registry, Route};
 use crate::config::Limits;
 use crate::engine::{Place, Replica, Target};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::{Adapter, Device};
 use std::sync::Arc;
 
@@ -42,7 +42,13 @@ impl Registry {
         adapters.sort_by_key(|adapter| Arc::as_ptr(adapter));
         adapters.dedup_by(|a, b| Arc::ptr_eq(a, b));
         let bytes = adapters.into_iter().map(|adapter| adapter.bytes()).sum::<usize>();
-        Ok(bytes.min(if configured == 0 { free / 2 } else { configured }))
+        let bytes = bytes.min(if configured == 0 { free / 2 } else { configured });
+        if bytes > free / 4 * 3 {
+            let reason =
+                format!("limits.max_adapter_bytes leaves batches no room: models leave {free} bytes free on {device}");
+            return Err(Error::Config(reason));
+        }
+        Ok(bytes)
     }
 
     fn routes(&self) -> impl Iterator<Item = &Arc<Route>> {

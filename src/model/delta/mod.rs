@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::kernels::{Change, Device, Factors, HostFactors, Tensor, add_difference};
 use candle_core::{DType, Tensor as Host};
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// How an adapter changes one site, by the site's kind.
 #[derive(Clone, Debug)]
@@ -108,7 +108,9 @@ impl Delta {
     }
 }
 
-/// One adapter's deltas on one model.
+/// One adapter's deltas on one model: as its files have them, see [`Adapter::new`]; [prepared](Adapter::prepared) for the
+/// model's device, and so on the host; from there [laid](super::Model::lay) on a GPU; or a [blend](Adapter::blend) of others
+/// that are all on the host or all laid.
 #[derive(Clone, Debug, Default)]
 pub struct Adapter {
     deltas: HashMap<Site, Delta>,
@@ -116,13 +118,14 @@ pub struct Adapter {
     /// What it blends.
     parts: Vec<(Arc<Adapter>, f32)>,
     is_sum: bool,
+    bytes: OnceLock<usize>,
 }
 
 /// All updates of an adapter as its model's device takes them, on a GPU with all else that changes products; those in its
 /// deltas are windows of them.
 #[derive(Clone, Debug)]
 enum Updates {
-    /// On the CPU: the matrices `a` of sites with one input side by side, `[in, ranks]`, and where a site's begins.
+    /// On the CPU, and of what is not prepared: the matrices `a` of sites with one input side by side, `[in, ranks]`, and where a site's begins.
     Joined(HashMap<Site, (Tensor, usize)>),
     /// On the host for a GPU, those of these sites.
     Host(HostFactors, Vec<Site>),
@@ -181,7 +184,7 @@ impl Adapter {
         for (site, delta) in self.deltas.iter().filter(|(site, _)| !changed.contains(site)) {
             deltas.insert(*site, delta.placed(device, sites.dtype(*site, dtype), sites.weight(*site))?);
         }
-        Ok(Self { deltas, updates: Updates::There(factors), parts: Vec::new(), is_sum: self.is_sum })
+        Ok(Self { deltas, updates: Updates::There(factors), is_sum: self.is_sum, ..Self::default() })
     }
 
     /// The same with matrices that multiply one input put side by side, so that one product is enough.
@@ -268,7 +271,7 @@ impl Adapter {
 
     /// Bytes of all deltas.
     pub fn bytes(&self) -> usize {
-        self.deltas.values().map(Delta::bytes).sum()
+        *self.bytes.get_or_init(|| self.deltas.values().map(Delta::bytes).sum())
     }
 
     /// Its delta of a site.
