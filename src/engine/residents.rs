@@ -11,7 +11,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// An adapter where its model lies.
 #[derive(Clone)]
@@ -156,6 +156,7 @@ fn key(adapter: &Arc<Adapter>) -> usize {
 /// Brings one adapter after the other.
 fn bring(errands: &Receiver<Errand>, known: &Mutex<Known<Arc<Adapter>>>, queue: &Queue) {
     for Errand { model, adapter } in errands {
+        let began = Instant::now();
         let lay = || catch_unwind(AssertUnwindSafe(|| model.lay(&adapter)));
         let lay = || lay().unwrap_or_else(|_| Err(Error::Internal("bringing an adapter panicked".into())));
         let mut laid = lay();
@@ -175,8 +176,12 @@ fn bring(errands: &Receiver<Errand>, known: &Mutex<Known<Arc<Adapter>>>, queue: 
                 }
             }
         }
-        if let Err(error) = &laid {
-            tracing::error!(%error, "an adapter was not brought to the GPU");
+        match &laid {
+            Ok(laid) => {
+                let (kib, us) = (laid.bytes() >> 10, began.elapsed().as_micros() as u64);
+                tracing::debug!(kib, us, "an adapter was brought to the GPU");
+            }
+            Err(error) => tracing::error!(%error, "an adapter was not brought to the GPU"),
         }
         telemetry::brought(laid.is_ok());
         lock(known).put(key(&adapter), laid.map(|laid| (laid.bytes(), laid)));
