@@ -21,6 +21,10 @@ pub enum Action {
     SelfTest {
         /// As `--device` names it.
         device: String,
+        /// Only those whose name, or whose type, has this in it.
+        only: String,
+        /// Leave out what is large.
+        is_small: bool,
     },
     /// Ask a server's /health, as containers do.
     Health {
@@ -39,7 +43,8 @@ pub fn parse(args: impl Iterator<Item = OsString>, environment: &BTreeMap<String
         return Ok(Action::Health { address: text("address").unwrap_or_else(|| format!("127.0.0.1:{port}")) });
     }
     if name == "selftest" {
-        return Ok(Action::SelfTest { device: text("device").unwrap_or_else(|| "cuda".into()) });
+        let (device, only) = (text("device").unwrap_or_else(|| "cuda".into()), text("only").unwrap_or_default());
+        return Ok(Action::SelfTest { device, only, is_small: matches.get_flag("small") });
     }
     let mut flags = flags(matches);
     if name != "serve" {
@@ -80,7 +85,9 @@ fn command() -> Command {
     let device = one("device", "DEVICE", "The GPU: cuda, or cuda:N [default: cuda]");
     let selftest = Command::new("selftest")
         .about("Run every operation on a GPU and on the CPU, and say how far apart and how fast they are")
-        .arg(device);
+        .arg(device)
+        .arg(one("only", "WORD", "Those whose name has it: product, attention, BF16, ..."))
+        .arg(Arg::new("small").long("small").action(ArgAction::SetTrue).help("Small arguments only, and no times"));
     Command::new("veneer")
         .about("Sentence embeddings with any number of PEFT adapters, chosen per request")
         .version(env!("CARGO_PKG_VERSION"))

@@ -34,7 +34,7 @@ fn main() -> ExitCode {
             print!("{}", config.show());
             (Ok(()), REFUSED)
         }
-        Ok(Action::SelfTest { device }) => (once::selftest(&device), REFUSED),
+        Ok(Action::SelfTest { device, only, is_small }) => (once::selftest(&device, &only, is_small), REFUSED),
         Ok(Action::Health { address }) => (once::health(&address), 1),
         Ok(Action::Check(config)) => (run(config, &environment, once::check), 1),
         Ok(Action::Embed(config, texts)) => (run(config, &environment, |app| once::embed(app, texts)), REFUSED),

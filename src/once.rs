@@ -10,6 +10,7 @@ use veneer::http::{App, Call, Expected, Input, Names};
 use veneer::kernels::{self, Device, Size};
 use veneer::model::Adapter;
 use veneer::registry::{PROBES, Served};
+use veneer::telemetry;
 use veneer::text::Reading;
 
 /// Says what was loaded, what each adapter changes on its base, and which bits it all is.
@@ -39,18 +40,20 @@ pub async fn check(app: Arc<App>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Prints a line for every operation of a GPU; fails where one of them is not what the CPU makes of it.
-pub fn selftest(device: &str) -> anyhow::Result<()> {
+/// Prints a line for every operation of a GPU whose name has a word in it; fails where one of them is not what the CPU makes of it.
+pub fn selftest(device: &str, only: &str, is_small: bool) -> anyhow::Result<()> {
+    telemetry::log("error", false)?;
     let device = Device::named(device)?;
     println!("{device}: largest difference to the CPU's, what it may be, time, share of the ceiling");
     // Where they are emulated, large arguments would take minutes.
-    let sizes = if device.is_emulated() { &[Size::Small][..] } else { &[Size::Small, Size::Large] };
+    let sizes = if is_small || device.is_emulated() { &[Size::Small][..] } else { &[Size::Small, Size::Large] };
     let mut findings = Vec::new();
     for size in sizes {
         println!("{size:?} arguments");
-        findings.extend(kernels::selftest(&device, *size, |finding| println!("{finding}"))?);
+        findings.extend(kernels::selftest(&device, *size, only, |finding| println!("{finding}"))?);
     }
     let wrong = findings.iter().filter(|finding| !finding.is_good()).count();
+    ensure!(!findings.is_empty(), "no operation has '{only}' in its name");
     println!("{} of {} operations are as they should be", findings.len() - wrong, findings.len());
     ensure!(wrong == 0, "{wrong} operations are wrong");
     Ok(())

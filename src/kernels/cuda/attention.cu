@@ -76,7 +76,7 @@ struct Row {
     __device__ float rise(float top, float &shrink) {
         top = fmaxf(top, highest);
         float base = top == -INFINITY ? 0.0f : top;
-        shrink = exp2f(highest - base);
+        shrink = power_of_two(highest - base);
         highest = top;
         total *= shrink;
         return base;
@@ -94,7 +94,7 @@ __device__ inline void soften(float (&scores)[N][4], float (&y)[M][4], Row &row,
     float base = row.rise(top, shrink);
     UNROLL for (int n = 0; n < N; n++) {
         UNROLL for (int i = 2 * half; i < 2 * half + 2; i++) {
-            scores[n][i] = exp2f(scores[n][i] - base);
+            scores[n][i] = power_of_two(scores[n][i] - base);
             row.total += scores[n][i];
         }
     }
@@ -147,13 +147,16 @@ __device__ inline void multiply_values(float (&y)[D / 8][4], const float (&weigh
 /// Products become scores.
 template <typename T, int KEYS>
 __device__ inline void score_all(float (&scores)[KEYS / 8][4], const Task<T> &task, const int (&queries)[2], int key) {
-    bool is_plain = task.is_plain(key, KEYS);
     int own = key + threadIdx.x % 4 * 2;
+    if (task.is_plain(key, KEYS)) {
+        UNROLL for (int n = 0; n < KEYS / 8; n++) {
+            UNROLL for (int i = 0; i < 4; i++) scores[n][i] *= task.scale;
+        }
+        return;
+    }
     UNROLL for (int n = 0; n < KEYS / 8; n++) {
         UNROLL for (int i = 0; i < 4; i++) {
-            float product = scores[n][i];
-            scores[n][i] = is_plain ? product * task.scale
-                                    : task.score(product, queries[i / 2], own + n * 8 + i % 2);
+            scores[n][i] = task.score(scores[n][i], queries[i / 2], own + n * 8 + i % 2);
         }
     }
 }
@@ -164,12 +167,13 @@ __device__ inline void write_rows(const Task<T> &task, const float (&y)[D / 8][4
         float total = rows[half].total;
         total += exchanged(total, 1);
         total += exchanged(total, 2);
+        float share = 1.0f / total;
         int row = task.first + first + half * 8;
         if (row >= task.past) continue;
         T *target = task.y + static_cast<long long>(row) * task.y_stride;
         UNROLL for (int n = 0; n < D / 8; n++) {
             int column = n * 8 + threadIdx.x % 4 * 2;
-            float one = y[n][2 * half] / total, other = y[n][2 * half + 1] / total;
+            float one = y[n][2 * half] * share, other = y[n][2 * half + 1] * share;
             if (column + 1 < task.width && task.width % 2 == 0) {
                 write_pair(target + column, one, other);
             } else {
@@ -273,7 +277,7 @@ __device__ inline void soften_plain(const float (&products)[4][4], float (&y)[N]
         for (int bits = 4; bits > 0; bits /= 2) top = fmaxf(top, exchanged(top, bits));
         float base = rows[i].rise(top, shrink);
         UNROLL for (int j = 0; j < 4; j++) {
-            float weight = exp2f(scores[j] - base);
+            float weight = power_of_two(scores[j] - base);
             rows[i].total += weight;
             weights[(lane + 8 * j) * WEIGHTS_STRIDE + row + i] = weight;
         }

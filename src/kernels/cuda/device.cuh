@@ -29,6 +29,13 @@ template <> __device__ inline f16 from_float<f16>(float x) { return __float2half
 // The value of the lane whose number differs in these bits.
 __device__ inline float exchanged(float x, int bits) { return __shfl_xor_sync(0xffffffffu, x, bits); }
 
+// 2^x within 2 units of the last place; 0 where it would be less than the least normal number.
+__device__ inline float power_of_two(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 // Waits for every thread of the block.
 __device__ inline void barrier() { __syncthreads(); }
 

@@ -8,7 +8,7 @@ use super::device::Device;
 use super::tensor::Tensor;
 use crate::error::{Error, Result};
 use candle_core::{DType, Tensor as Host};
-use cases::{Run, Work};
+use cases::{Case, Run, Work};
 use std::time::Instant;
 
 /// How large the arguments are.
@@ -24,11 +24,11 @@ pub enum Size {
 pub struct Finding {
     /// The operation and its type.
     pub name: String,
-    /// Largest difference to the CPU twin, over 1 plus the twin's largest number.
+    /// Largest difference to the CPU twin, over 1 plus the twin's largest number; infinite where the device refused.
     pub difference: f32,
     /// What it may be.
     pub bound: f32,
-    /// One run on the device, the median of several; none where kernels are emulated.
+    /// One run on the device, the median of several; none of small arguments, or where kernels are emulated.
     pub microseconds: Option<f64>,
     /// Of the device's rate of arithmetic or of memory, whichever bounds it, as measured in the same run.
     pub share: Option<f64>,
@@ -83,35 +83,51 @@ impl Side {
     }
 }
 
-/// Runs every operation in every type on a device and on the CPU; `tell` hears each finding as it comes.
+/// Runs every operation whose name has a word in it, in every type, on a device and on the CPU; `tell` hears each finding
+/// as it comes. What the device refuses is a finding too, and the rest goes on.
 ///
 /// # Errors
-/// A device that is no GPU, or one that fails.
-pub fn selftest(device: &Device, size: Size, mut tell: impl FnMut(&Finding)) -> Result<Vec<Finding>> {
+/// A device that is no GPU, or one that is lost.
+pub fn selftest(device: &Device, size: Size, word: &str, mut tell: impl FnMut(&Finding)) -> Result<Vec<Finding>> {
     let Device::Gpu(gpu) = device else {
         return Err(Error::Config("a self-test is of a GPU: --device cuda[:N]".into()));
     };
     let mut findings = Vec::new();
     let mut peak = Peak::default();
     for dtype in [DType::F32, DType::BF16, DType::F16] {
-        let on = |device: &Device| Side { device: device.clone(), dtype };
         for case in cases::all(size) {
-            let (cpu, run) = ((case.prepare)(&on(&Device::Cpu))?()?, (case.prepare)(&on(device))?);
-            // By itself, as a list, and as the graph that the same list is the second time.
-            let pass = || gpu.pass(|| run()?.to_host());
-            let (ours, cpu) = ([run()?.to_host()?, pass()?, pass()?], cpu.to_host()?);
-            let difference =
-                ours.iter().try_fold(0f32, |most, ours| Ok::<_, Error>(most.max(difference(ours, &cpu)?)))?;
-            let microseconds = if gpu.is_emulated() { None } else { Some(median(gpu, &run)?) };
+            let (name, bound) = (format!("{} {dtype:?}", case.name), case.bound * coarseness(dtype));
+            if !name.contains(word) {
+                continue;
+            }
+            let is_timed = size == Size::Large && !gpu.is_emulated();
+            let (difference, microseconds) = match compare(gpu, device, dtype, &case, is_timed) {
+                Ok(compared) => compared,
+                Err(Error::Lost(text)) => return Err(Error::Lost(format!("{name}: {text}"))),
+                Err(error) => {
+                    tracing::error!(%error, name, "an operation failed");
+                    (f32::INFINITY, None)
+                }
+            };
             let share = microseconds.map(|time| peak.share(dtype, &case.work, time));
-            let bound = case.bound * coarseness(dtype);
-            let name = format!("{} {dtype:?}", case.name);
             let finding = Finding { name, difference, bound, microseconds, share };
             tell(&finding);
             findings.push(finding);
         }
     }
     Ok(findings)
+}
+
+/// How far a device is from the CPU, and its microseconds.
+fn compare(gpu: &Gpu, device: &Device, dtype: DType, case: &Case, is_timed: bool) -> Result<(f32, Option<f64>)> {
+    let on = |device: &Device| Side { device: device.clone(), dtype };
+    let (cpu, run) = ((case.prepare)(&on(&Device::Cpu))?()?, (case.prepare)(&on(device))?);
+    // By itself, as a list, and as the graph that the same list is the second time.
+    let pass = || gpu.pass(|| run()?.to_host());
+    let (ours, cpu) = ([run()?.to_host()?, pass()?, pass()?], cpu.to_host()?);
+    let difference = ours.iter().try_fold(0f32, |most, ours| Ok::<_, Error>(most.max(difference(ours, &cpu)?)))?;
+    let microseconds = is_timed.then(|| median(gpu, &run)).transpose()?;
+    Ok((difference, microseconds))
 }
 
 /// What may be lost in a type, over what may be in f32.
@@ -185,7 +201,7 @@ mod tests {
     #[test]
     fn every_kernel_does_what_its_cpu_twin_does() {
         let device = Device::named("emulated").unwrap();
-        let findings = selftest(&device, Size::Small, |finding| println!("{finding}")).unwrap();
+        let findings = selftest(&device, Size::Small, "", |finding| println!("{finding}")).unwrap();
         let bad: Vec<_> = findings.iter().filter(|finding| !finding.is_good()).collect();
         let lines = bad.iter().map(|bad| format!("{}: {} > {}", bad.name, bad.difference, bad.bound));
         assert!(bad.is_empty(), "{:#?}", lines.collect::<Vec<_>>());
