@@ -6,18 +6,29 @@ use super::launch::{Launch, suffix};
 use crate::error::{Error, Result};
 use crate::kernels::{Attention, Disentangled};
 use candle_core::DType;
+use std::ops::Range;
 
 /// Queries of a block.
 const TILE: usize = 64;
 
-/// Head widths that attention.cu has kernels for on tensor cores.
+/// Queries of a block of a long sequence's, where there is a kernel for so many.
+const MANY: usize = 128;
+
+/// Head widths that attention.cu has kernels for on tensor cores, and those of them that it has one for [`MANY`] for.
 const WIDTHS: [usize; 6] = [32, 64, 96, 128, 192, 256];
+const WIDTHS_OF_MANY: [usize; 2] = [32, 64];
 
 /// What kernels read of sequences, made once a batch.
 #[derive(Clone)]
 pub struct Spread {
-    /// Four numbers a tile: first query, first and last-plus-one row of its sequence, and nothing.
+    /// Rows of four numbers: first query, first and last-plus-one row of its sequence, and nothing.
     tiles: Array,
+    /// Of all sequences, [`TILE`] queries each.
+    all: Range<usize>,
+    /// Of those among them that have no more.
+    short: Range<usize>,
+    /// The others once more, [`MANY`] queries each.
+    long: Range<usize>,
     /// Every token's place in its sequence.
     pub positions: Array,
 }
@@ -26,18 +37,25 @@ impl Spread {
     /// Of the sequences' offsets.
     pub fn new(gpu: &Gpu, offsets: &[usize]) -> Result<Self> {
         let positions: Vec<u32> = offsets.windows(2).flat_map(|span| 0..(span[1] - span[0]) as u32).collect();
-        Ok(Self { tiles: Array::of_numbers(gpu, &tiles(offsets))?, positions: Array::of_numbers(gpu, &positions)? })
+        // How a sequence is computed must not depend on those beside it.
+        let (short, long): (Vec<_>, Vec<_>) =
+            offsets.windows(2).map(|span| span[0]..span[1]).partition(|rows| rows.len() <= TILE);
+        let parts = [tiles(&short, TILE), tiles(&long, TILE), tiles(&long, MANY)];
+        let [short, long, many] = parts.each_ref().map(|tiles| tiles.len() / 4);
+        let (short, all, long) = (0..short, 0..short + long, short + long..short + long + many);
+        let tiles = Array::of_numbers(gpu, &parts.concat())?.reshape(&[long.end, 4])?;
+        Ok(Self { tiles, all, short, long, positions: Array::of_numbers(gpu, &positions)? })
     }
 
-    fn tiles(&self) -> usize {
-        self.tiles.elements() / 4
+    /// Tiles, and how many.
+    fn part(&self, part: &Range<usize>) -> Result<(Array, usize)> {
+        Ok((self.tiles.narrow(0, part.start, part.len())?, part.len()))
     }
 }
 
-fn tiles(offsets: &[usize]) -> Vec<u32> {
-    let spans = offsets.windows(2).map(|span| span[0]..span[1]);
-    let tiles = spans.flat_map(|span| span.clone().step_by(TILE).map(move |first| [first, span.start, span.end, 0]));
-    tiles.flatten().map(|number| number as u32).collect()
+fn tiles(sequences: &[Range<usize>], queries: usize) -> Vec<u32> {
+    let tile = |rows: &Range<usize>, first: usize| [first, rows.start, rows.end, 0].map(|number| number as u32);
+    sequences.iter().flat_map(|rows| rows.clone().step_by(queries).flat_map(move |first| tile(rows, first))).collect()
 }
 
 /// See the CPU twin; `q`, `k`, `v` are of one type, which is the result's, and the bias is f32.
@@ -46,18 +64,37 @@ pub fn attention(q: &Array, k: &Array, v: &Array, attention: &Attention<Array>) 
     let heads = q.rows()?;
     let y = Array::new(q.gpu(), q.dtype(), &[heads.outer, heads.inner * heads.width])?;
     let span = attention.bias.map_or(0, |bias| bias.dims()[1].div_ceil(2));
-    let launch = Launch::on(q.gpu()).array(&y).array(q).array(k).array(v).array(&spread.tiles);
-    let launch = launch.optional(attention.bias).sizes([heads.inner / k.dims()[1], heads.width]);
-    let launch = strides(launch, [q, k, v])?.float(attention.scale).int(i32::from(attention.causal));
     let window = attention.window.map_or(-1, |window| window.min(i32::MAX as usize) as i32);
-    launch.int(window).sizes([span]).run(&kernel(q.dtype(), heads)?, [spread.tiles(), heads.inner])?;
+    let run = |kernel: &str, part: &Range<usize>| {
+        let (tiles, count) = spread.part(part)?;
+        let launch = Launch::on(q.gpu()).array(&y).array(q).array(k).array(v).array(&tiles);
+        let launch = launch.optional(attention.bias).sizes([heads.inner / k.dims()[1], heads.width]);
+        let launch = strides(launch, [q, k, v])?.float(attention.scale).int(i32::from(attention.causal));
+        launch.int(window).sizes([span]).run(kernel, [count, heads.inner])
+    };
+    let of_type = suffix(q.dtype());
+    if q.dtype() == DType::F32 {
+        run("attention_f32", &spread.all)?;
+        return Ok(y);
+    }
+    let width = WIDTHS.into_iter().find(|width| heads.width <= *width);
+    let width = width.ok_or_else(|| Error::Internal(format!("heads of width {} on a GPU", heads.width)))?;
+    let kernel = format!("attention_{of_type}_{width}");
+    let are_wide = [q, k, v].into_iter().map(is_wide).collect::<Result<Vec<_>>>()?;
+    if WIDTHS_OF_MANY.contains(&width) && are_wide.iter().all(|is_wide| *is_wide) {
+        run(&kernel, &spread.short)?;
+        run(&format!("attention_many_{of_type}_{width}"), &spread.long)?;
+    } else {
+        run(&kernel, &spread.all)?;
+    }
     Ok(y)
 }
 
-fn kernel(dtype: DType, heads: Rows) -> Result<String> {
-    let width = WIDTHS.into_iter().find(|width| heads.width <= *width);
-    let width = width.ok_or_else(|| Error::Internal(format!("heads of width {} on a GPU", heads.width)))?;
-    Ok(if dtype == DType::F32 { "attention_f32".into() } else { format!("attention_{}_{width}", suffix(dtype)) })
+/// Whether every row of every head begins and ends at 16 bytes.
+fn is_wide(heads: &Array) -> Result<bool> {
+    let Rows { width, outer_stride, inner_stride, .. } = heads.rows()?;
+    let bytes = [width, outer_stride, inner_stride].map(|count| count * heads.dtype().size_in_bytes());
+    Ok(heads.address() % 16 == 0 && bytes.into_iter().all(|bytes| bytes % 16 == 0))
 }
 
 fn strides<'a>(launch: Launch<'a>, arrays: [&Array; 3]) -> Result<Launch<'a>> {
@@ -74,11 +111,12 @@ pub fn disentangled(q: &Array, k: &Array, v: &Array, attention: &Disentangled<Ar
     let of_type = |table: Option<&Array>| table.map(|table| table.to_dtype(q.dtype())).transpose();
     let (keys, queries) = (of_type(attention.keys)?, of_type(attention.queries)?);
     let y = Array::new(q.gpu(), q.dtype(), &[heads.outer, heads.inner * heads.width])?;
-    let launch = Launch::on(q.gpu()).array(&y).array(q).array(k).array(v).array(&spread.tiles);
+    let (tiles, count) = spread.part(&spread.all)?;
+    let launch = Launch::on(q.gpu()).array(&y).array(q).array(k).array(v).array(&tiles);
     let launch = launch.optional(keys.as_ref()).optional(queries.as_ref()).array(attention.places.placed()?);
     let launch = strides(launch.sizes([heads.inner, heads.width]), [q, k, v])?;
     let launch = launch.float(attention.scale).sizes([attention.places.len() / 2]);
-    launch.run(&format!("disentangled_{}", suffix(q.dtype())), [spread.tiles(), heads.inner])?;
+    launch.run(&format!("disentangled_{}", suffix(q.dtype())), [count, heads.inner])?;
     Ok(y)
 }
 
@@ -88,13 +126,15 @@ mod tests {
 
     #[test]
     fn every_query_is_in_one_tile_of_its_sequence() {
-        let offsets = [0, 3, 3, 131, 195, 260];
-        let mut seen = vec![0; 260];
-        for tile in tiles(&offsets).chunks(4) {
-            let [first, start, end, _] = [0, 1, 2, 3].map(|i| tile[i] as usize);
-            assert!(offsets.windows(2).any(|span| span == [start, end]) && (first - start) % super::TILE == 0);
-            (first..end.min(first + super::TILE)).for_each(|query| seen[query] += 1);
+        let sequences = [0..3, 3..3, 3..131, 131..195, 195..260];
+        for queries in [super::TILE, super::MANY] {
+            let mut seen = vec![0; 260];
+            for tile in tiles(&sequences, queries).chunks(4) {
+                let [first, start, end, _] = [0, 1, 2, 3].map(|i| tile[i] as usize);
+                assert!(sequences.contains(&(start..end)) && (first - start) % queries == 0);
+                (first..end.min(first + queries)).for_each(|query| seen[query] += 1);
+            }
+            assert!(seen.iter().all(|count| *count == 1));
         }
-        assert!(seen.iter().all(|count| *count == 1));
     }
 }

@@ -1,0 +1,115 @@
+// Softmax attention within each sequence of packed rows, in one pass over the keys (arXiv:2205.14135): each query keeps
+// its highest score so far and the sum of its powers, and what it has gathered shrinks when a higher score comes. What
+// the kernels on tensor cores and the plain ones share.
+#pragma once
+
+#include "tensor_cores.cuh"
+
+/// A block's queries, from the first on, of the sequence of rows start .. end.
+struct Queries {
+    int first, start, end, unused;
+};
+
+constexpr float LOG2_E = 1.44269504f;
+
+/// The rows of one head.
+template <typename T> struct Head {
+    const T *x;
+    int stride;
+
+    /// Whether all rows begin at 16 bytes.
+    __device__ bool is_wide() const {
+        return reinterpret_cast<unsigned long long>(x) % 16 == 0 && stride * sizeof(T) % 16 == 0;
+    }
+
+    __device__ const T *row(int i, int end) const {
+        return i < end ? x + static_cast<long long>(i) * stride : nullptr;
+    }
+};
+
+/// What the queries of a sequence see.
+struct Sight {
+    int start, end, window;
+    bool is_causal;
+
+    __device__ int first(int query) const {
+        return window >= 0 && query - start > window ? query - window : start;
+    }
+
+    __device__ int past(int query) const {
+        if (is_causal) return query + 1;
+        return window >= 0 && end - query > window ? query + window + 1 : end;
+    }
+};
+
+/// What a block works on: some queries of one head.
+template <typename T> struct Task {
+    Head<T> q, k, v;
+    Sight sight;
+    /// Queries.
+    int first, past;
+    int width;
+    /// Whether every row begins at 16 bytes, and its width fills them.
+    bool is_wide;
+    /// To scores of which powers of two are taken.
+    float scale;
+    /// By key - query; may be null.
+    const float *bias;
+    /// The rows of the result, of this head.
+    T *y;
+    int y_stride;
+
+    /// A query beyond the last is treated as the last.
+    __device__ int query(int row) const { return min(first + row, past - 1); }
+
+    /// A product as a score; what the query does not see is lowest.
+    __device__ float score(float product, int query, int key) const {
+        if (key < sight.first(query) || key >= sight.past(query)) return -INFINITY;
+        float score = product * scale;
+        return bias ? score + bias[key - query] * LOG2_E : score;
+    }
+
+    /// Whether all queries see all these keys, and nothing is added.
+    __device__ bool is_plain(int key, int keys) const {
+        return !bias && key >= sight.first(past - 1) && key + keys <= sight.past(first);
+    }
+};
+
+/// What a query has seen.
+struct Row {
+    float highest = -INFINITY;
+    /// Sum of 2^(score - highest).
+    float total = 0.0f;
+
+    /// Takes the highest of more scores in; returns what to subtract from scores, and by what all before shrinks.
+    __device__ float rise(float top, float &shrink) {
+        top = fmaxf(top, highest);
+        float base = top == -INFINITY ? 0.0f : top;
+        shrink = power_of_two(highest - base);
+        highest = top;
+        total *= shrink;
+        return base;
+    }
+};
+
+#define ATTENTION(NAME, T, QUERIES, ATTEND)                                                                            \
+    KERNEL(NAME, T *y, const T *q, const T *k, const T *v, const Queries *tiles, const float *bias, int group,         \
+           int width, int q_outer, int q_inner, int k_outer, int k_inner, int v_outer, int v_inner, float scale,       \
+           int causal, int window, int span) {                                                                         \
+        Queries tile = tiles[blockIdx.x];                                                                              \
+        long long head = blockIdx.y, shared = head / group;                                                            \
+        Task<T> task;                                                                                                  \
+        task.q = {q + head * q_inner, q_outer};                                                                        \
+        task.k = {k + shared * k_inner, k_outer};                                                                      \
+        task.v = {v + shared * v_inner, v_outer};                                                                      \
+        task.sight = {tile.start, tile.end, window, causal != 0};                                                      \
+        task.first = tile.first;                                                                                       \
+        task.past = min(tile.first + QUERIES, tile.end);                                                               \
+        task.width = width;                                                                                            \
+        task.is_wide = task.q.is_wide() && task.k.is_wide() && task.v.is_wide() && width * sizeof(T) % 16 == 0;        \
+        task.scale = scale * LOG2_E;                                                                                   \
+        task.bias = bias ? bias + head * (2 * span - 1) + span - 1 : nullptr;                                          \
+        task.y = y + head * width;                                                                                     \
+        task.y_stride = static_cast<int>(gridDim.y) * width;                                                           \
+        ATTEND(task);                                                                                                  \
+    }
