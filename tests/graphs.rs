@@ -4,7 +4,7 @@
 mod support;
 
 use serde_json::json;
-use support::{ADAPTERS, Door, embeddings, gap, named, read, rows, test_device, texts};
+use support::{ADAPTERS, Door, embeddings, gap, named, read, rows, test_device, texts, together_max};
 use tokio::sync::Mutex;
 use veneer::kernels::Device;
 
@@ -86,7 +86,7 @@ async fn one_graph_serves_any_text_of_a_length_and_any_adapter_of_the_same_ranks
     let body = json!({"model": "base", "adapters": names, "input": inputs, "normalize": false});
     let (status, reply) = door.ask(body).await;
     assert_eq!((status, door.counter(LAUNCHED).await), (200, before), "{reply}");
-    assert!(gap(&embeddings(&reply), &vectors) <= 1e-6, "{}", gap(&embeddings(&reply), &vectors));
+    assert!(gap(&embeddings(&reply), &vectors) <= together_max(), "{}", gap(&embeddings(&reply), &vectors));
     // Of the same words, and each adapter of rank 4 at the same modules: one list, which only the first does not find.
     assert_eq!(launched, [vec![0], vec![1; 11]].concat());
     for (place, vector) in vectors.iter().enumerate() {
