@@ -1,13 +1,13 @@
 //! Activation functions. See the CPU twin of the same name.
 
 use super::array::Array;
-use super::launch::{Launch, suffix};
+use super::launch::{BLOCK, Launch, suffix};
 use crate::error::Result;
 use crate::kernels::{Activation, Gate};
 use std::mem::discriminant;
 
-/// Columns of a block.
-const COLUMNS: usize = 1024;
+/// Numbers of a thread.
+const OWN: usize = 16;
 
 /// See the CPU twin; the result is of the type of `x`.
 pub fn activate(x: &Array, activation: Activation, gate: Gate) -> Result<Array> {
@@ -23,9 +23,12 @@ pub fn activate(x: &Array, activation: Activation, gate: Gate) -> Result<Array> 
         _ => [0.0; 2],
     };
     let y = Array::new(x.gpu(), x.dtype(), &[rows, width])?;
-    let launch =
-        Launch::on(x.gpu()).array(&y).array(x).int(code(activation)).float(p).float(q).int(gate).sizes([width, stride]);
-    launch.run(&format!("activate_{}", suffix(x.dtype())), [rows, width.div_ceil(COLUMNS)])?;
+    let launch = Launch::on(x.gpu()).array(&y).array(x).int(code(activation)).float(p).float(q).int(gate);
+    let launch = launch.sizes([rows, width, stride]);
+    // A thread has 16 bytes of a row, side by side.
+    let columns = 16 / x.dtype().size_in_bytes();
+    let blocks = [rows.div_ceil(OWN / columns), width.div_ceil(columns * BLOCK as usize)];
+    launch.run(&format!("activate_{}", suffix(x.dtype())), blocks)?;
     Ok(y)
 }
 

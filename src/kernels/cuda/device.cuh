@@ -36,6 +36,13 @@ __device__ inline float power_of_two(float x) {
     return y;
 }
 
+// 1 / x within 1 unit of the last place; 0 where it would be less than the least normal number.
+__device__ inline float reciprocal(float x) {
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 // Waits for every thread of the block.
 __device__ inline void barrier() { __syncthreads(); }
 

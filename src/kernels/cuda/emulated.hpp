@@ -153,6 +153,7 @@ template <> inline bf16 from_float<bf16>(float x) { return bf16{emulated::bf16_o
 template <> inline f16 from_float<f16>(float x) { return f16{emulated::f16_of_float(x)}; }
 
 inline float power_of_two(float x) { return std::exp2(x); }
+inline float reciprocal(float x) { return 1.0f / x; }
 inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
 
 inline float exchanged(float x, int bits) {

@@ -1,122 +1,188 @@
 // LayerNorm and RMSNorm over the last dimension, with the residual added first where there is one, and rows of length 1.
-// A block has a row, which is read once: its values stay in registers.
+// A warp has a row, or of wide ones a block, and reads it once: its values stay in registers.
 #include "wide.cuh"
 
 namespace {
 
-/// How many times N columns a thread keeps: of 4096 columns, where they go by fours. More would leave room for too few
-/// blocks side by side; what a row has beyond them is read again, and lies in a cache then.
+/// Columns up to which a warp has a row, and a block one for each of its warps: no thread waits for other warps then.
+constexpr int OF_WARP = 1024;
+
+/// How many times N columns a thread keeps at most: of 4096 columns, where they go by fours and a block has the row. More
+/// would leave room for too few blocks side by side; what a row has beyond them is read again, and lies in a cache then.
 constexpr int KEPT = 8;
 
-/// The sum of all threads' numbers, to all of them.
-__device__ float sum_of_block(float x) {
-    SHARED(float, sums, THREADS / WARP);
+/// The sum of the numbers of so many threads, which share a row, to all of them.
+template <int SHARING> __device__ float sum_of_row(float x) {
     x = sum_of_warp(x);
-    // The sums of the time before have been read.
-    barrier();
-    if (threadIdx.x % WARP == 0) sums[threadIdx.x / WARP] = x;
-    barrier();
-    float total = 0.0f;
-    for (int i = 0; i < THREADS / WARP; i++) total += sums[i];
-    return total;
+    if constexpr (SHARING == WARP) {
+        return x;
+    } else {
+        SHARED(float, sums, THREADS / WARP);
+        // The sums of the time before have been read.
+        barrier();
+        if (threadIdx.x % WARP == 0) sums[threadIdx.x / WARP] = x;
+        barrier();
+        float total = 0.0f;
+        for (int i = 0; i < THREADS / WARP; i++) total += sums[i];
+        return total;
+    }
 }
 
-/// `x + residual [width]`, of which this thread has every 128th N columns.
-template <int N, typename X, typename R> struct Row {
+/// Which columns of a row a thread has: N side by side, PIECES times, of those that SHARING threads have together.
+template <int N, int SHARING, int PIECES> struct Share {
+    static constexpr int COLUMNS = N * SHARING;
+    /// Whether there is nothing beyond the pieces: see `run`.
+    static constexpr bool IS_ALL = N == WIDE && SHARING == WARP;
+    typedef float Kept[PIECES][N];
+
+    /// The first column of a piece.
+    static __device__ int column(int piece) { return piece * COLUMNS + threadIdx.x % SHARING * N; }
+
+    /// Reads all pieces without waiting for one. What lies past the width is read at the row's beginning, since a load
+    /// that may be left out would wait for a choice.
+    template <typename T> static __device__ void read(Kept &kept, const T *x, int width) {
+        for (int i = 0; i < PIECES; i++) read_columns(kept[i], x + (column(i) < width ? column(i) : 0));
+    }
+};
+
+/// `x + residual [width]`, of which this thread has its share.
+template <int N, int SHARING, int PIECES, typename X, typename R> struct Row {
+    typedef Share<N, SHARING, PIECES> Own;
     const X *x;
     /// May be null.
     const R *residual;
     int width;
-    float kept[KEPT][N];
+    typename Own::Kept kept;
 
     __device__ Row(const X *x, const R *residual, int width) : x(x), residual(residual), width(width) {
-        for (int i = 0; i < KEPT; i++) {
-            int column = (i * THREADS + threadIdx.x) * N;
-            if (column < width) read(kept[i], column);
+        typename Own::Kept more = {};
+        if (residual) Own::read(more, residual, width);
+        Own::read(kept, x, width);
+        for (int i = 0; i < PIECES; i++) {
+            for (int j = 0; j < N; j++) kept[i][j] += more[i][j];
         }
     }
 
-    __device__ void read(float (&values)[N], int column) const {
-        read_columns(values, x + column);
-        if (!residual) return;
-        float more[N];
-        read_columns(more, residual + column);
-        for (int i = 0; i < N; i++) values[i] += more[i];
-    }
-
-    /// Calls `f` with values and the column of their first.
+    /// Calls `f` with values, the number of their piece where all are kept, and the column of their first.
     template <typename F> __device__ void each(F f) const {
-        for (int i = 0; i < KEPT; i++) {
-            int column = (i * THREADS + threadIdx.x) * N;
-            if (column < width) f(kept[i], column);
+        for (int i = 0; i < PIECES; i++) {
+            if (Own::column(i) < width) f(kept[i], i, Own::column(i));
         }
-        for (int column = (KEPT * THREADS + threadIdx.x) * N; column < width; column += THREADS * N) {
-            float values[N];
-            read(values, column);
-            f(values, column);
+        for (int column = Own::column(PIECES); !Own::IS_ALL && column < width; column += Own::COLUMNS) {
+            float values[N], more[N] = {};
+            read_columns(values, x + column);
+            if (residual) read_columns(more, residual + column);
+            for (int i = 0; i < N; i++) values[i] += more[i];
+            f(values, 0, column);
         }
     }
 
     /// The sum of `f` of all values.
     template <typename F> __device__ float sum(F f) const {
         float sum = 0.0f;
-        each([&](const float(&values)[N], int) {
+        each([&](const float(&values)[N], int, int) {
             for (int i = 0; i < N; i++) sum += f(values[i]);
         });
-        return sum_of_block(sum);
+        return sum_of_row<SHARING>(sum);
     }
 };
 
-template <int N, typename Y, typename Z, typename X, typename R>
-__device__ void norm_row(Y *y, Z *rounded, const X *x, const R *residual, const float *weight, const float *bias,
-                         bool is_layer, float eps, int width) {
-    Row<N, X, R> row(x, residual, width);
-    float mean = is_layer ? row.sum([](float v) { return v; }) / width : 0.0f;
-    float variance = row.sum([=](float v) { return (v - mean) * (v - mean); }) / width;
-    float scale = rsqrtf(variance + eps);
-    row.each([=](const float(&values)[N], int column) {
-        float weights[N], biases[N] = {}, results[N];
-        read_columns(weights, weight + column);
-        if (bias) read_columns(biases, bias + column);
-        for (int i = 0; i < N; i++) results[i] = (values[i] - mean) * scale * weights[i] + biases[i];
-        write_columns(y + column, results);
-        if (rounded) write_columns(rounded + column, results);
-    });
-}
-
-template <typename Y, typename Z, typename X, typename R>
-__device__ void norm(Y *y, Z *rounded, const X *x, const R *residual, const float *weight, const float *bias,
-                     bool is_layer, float eps, int inner, int width, int x_outer, int x_inner) {
-    x += static_cast<long long>(blockIdx.x / inner) * x_outer + static_cast<long long>(blockIdx.x % inner) * x_inner;
-    y += static_cast<long long>(blockIdx.x) * width;
-    if (rounded) rounded += static_cast<long long>(blockIdx.x) * width;
-    if (residual) residual += static_cast<long long>(blockIdx.x) * width;
-    if (are_wide(width, y, rounded, x, residual, weight, bias)) {
-        norm_row<WIDE>(y, rounded, x, residual, weight, bias, is_layer, eps, width);
+/// Runs an operation on a row, of columns that go by fours or not, with as many pieces as it needs. Whatever rows there
+/// are beside it, its sums are added up in the same order.
+template <typename Operation> __device__ void run(const Operation &operation, bool is_wide, int width) {
+    constexpr int PIECE = WIDE * WARP;
+    if (!is_wide) {
+        width > OF_WARP ? operation.template run<1, THREADS, 2>() : operation.template run<1, WARP, 2>();
+    } else if (width > OF_WARP) {
+        operation.template run<WIDE, THREADS, KEPT>();
+    } else if (width <= 3 * PIECE) {
+        operation.template run<WIDE, WARP, 3>();
+    } else if (width <= 6 * PIECE) {
+        operation.template run<WIDE, WARP, 6>();
     } else {
-        norm_row<1>(y, rounded, x, residual, weight, bias, is_layer, eps, width);
+        operation.template run<WIDE, WARP, OF_WARP / PIECE>();
     }
 }
 
-template <int N> __device__ void unit_row(float *y, const float *x, int width) {
-    Row<N, float, float> row(x, nullptr, width);
-    float length = sqrtf(row.sum([](float v) { return v * v; }));
-    // Not `fmaxf`, which makes 1e-12 of NaN.
-    length = length < 1e-12f ? 1e-12f : length;
-    row.each([=](const float(&values)[N], int column) {
-        float results[N];
-        for (int i = 0; i < N; i++) results[i] = values[i] / length;
-        write_columns(y + column, results);
-    });
+/// The row of this thread.
+__device__ inline int row_of(int width) {
+    return width > OF_WARP ? blockIdx.x : blockIdx.x * (THREADS / WARP) + threadIdx.x / WARP;
 }
+
+template <typename Y, typename Z, typename X, typename R> struct Norm {
+    Y *y;
+    /// May be null.
+    Z *rounded;
+    const X *x;
+    const R *residual;
+    const float *weight, *bias;
+    bool is_layer;
+    float eps;
+    int width;
+
+    template <int N, int SHARING, int PIECES> __device__ void run() const {
+        typedef Share<N, SHARING, PIECES> Own;
+        Row<N, SHARING, PIECES, X, R> row(x, residual, width);
+        typename Own::Kept weights, biases = {};
+        if constexpr (Own::IS_ALL) {
+            // On their way while the sums are made, but not sooner: they would take registers from the row's.
+            warp_barrier();
+            Own::read(weights, weight, width);
+            if (bias) Own::read(biases, bias, width);
+        }
+        float mean = is_layer ? row.sum([](float v) { return v; }) / width : 0.0f;
+        float variance = row.sum([=](float v) { return (v - mean) * (v - mean); }) / width;
+        float scale = rsqrtf(variance + eps);
+        row.each([&](const float(&values)[N], int piece, int column) {
+            float factors[N], shifts[N] = {}, results[N];
+            if constexpr (!Own::IS_ALL) {
+                read_columns(factors, weight + column);
+                if (bias) read_columns(shifts, bias + column);
+            }
+            for (int i = 0; i < N; i++) {
+                float factor = Own::IS_ALL ? weights[piece][i] : factors[i];
+                float shift = Own::IS_ALL ? biases[piece][i] : shifts[i];
+                results[i] = (values[i] - mean) * scale * factor + shift;
+            }
+            write_columns(y + column, results);
+            if (rounded) write_columns(rounded + column, results);
+        });
+    }
+};
+
+struct Unit {
+    float *y;
+    const float *x;
+    int width;
+
+    template <int N, int SHARING, int PIECES> __device__ void run() const {
+        Row<N, SHARING, PIECES, float, float> row(x, nullptr, width);
+        float length = sqrtf(row.sum([](float v) { return v * v; }));
+        // Not `fmaxf`, which makes 1e-12 of NaN.
+        float scale = 1.0f / (length < 1e-12f ? 1e-12f : length);
+        row.each([&](const float(&values)[N], int, int column) {
+            float results[N];
+            for (int i = 0; i < N; i++) results[i] = values[i] * scale;
+            write_columns(y + column, results);
+        });
+    }
+};
 
 } // namespace
 
 // Of X and R to Y, and where `rounded` is not null to Z too.
 #define NORM(NAME, Y, Z, X, R)                                                                                         \
     KERNEL(NAME, Y *y, Z *rounded, const X *x, const R *residual, const float *weight, const float *bias,              \
-           int is_layer, float eps, int inner, int width, int x_outer, int x_inner) {                                  \
-        norm(y, rounded, x, residual, weight, bias, is_layer, eps, inner, width, x_outer, x_inner);                    \
+           int is_layer, float eps, int rows, int inner, int width, int x_outer, int x_inner) {                        \
+        int number = row_of(width);                                                                                    \
+        long long row = number, outer = number / inner, within = number % inner;                                       \
+        if (row >= rows) return;                                                                                       \
+        x += outer * x_outer + within * x_inner;                                                                       \
+        y += row * width;                                                                                              \
+        if (rounded) rounded += row * width;                                                                           \
+        if (residual) residual += row * width;                                                                         \
+        bool is_wide = are_wide(width, y, rounded, x, residual, weight, bias);                                         \
+        run(Norm<Y, Z, X, R>{y, rounded, x, residual, weight, bias, is_layer != 0, eps, width}, is_wide, width);       \
     }
 
 NORM(norm_f32_f32_bf16, float, bf16, float, float)
@@ -128,12 +194,10 @@ NORM(norm_f32_f16_f16, float, f16, float, f16)
 NORM(norm_bf16_bf16_bf16, bf16, bf16, bf16, bf16)
 NORM(norm_f16_f16_f16, f16, f16, f16, f16)
 
-KERNEL(unit_f32, float *y, const float *x, int width, int x_stride) {
-    y += static_cast<long long>(blockIdx.x) * width;
-    x += static_cast<long long>(blockIdx.x) * x_stride;
-    if (are_wide(width, y, x)) {
-        unit_row<WIDE>(y, x, width);
-    } else {
-        unit_row<1>(y, x, width);
-    }
+KERNEL(unit_f32, float *y, const float *x, int rows, int width, int x_stride) {
+    long long row = row_of(width);
+    if (row >= rows) return;
+    y += row * width;
+    x += row * x_stride;
+    run(Unit{y, x, width}, are_wide(width, y, x), width);
 }

@@ -1,10 +1,16 @@
 //! LayerNorm and RMSNorm. See the CPU twin of the same name.
 
 use super::array::Array;
-use super::launch::{Launch, suffix};
+use super::launch::{BLOCK, Launch, suffix};
 use crate::error::Result;
 use crate::kernels::{NormKind, Normalization};
 use candle_core::DType;
+
+/// Columns up to which a warp has a row.
+const OF_WARP: usize = 1024;
+
+/// Warps of a block.
+const WARPS: usize = BLOCK as usize / 32;
 
 /// See the CPU twin. The result is f32 where `x` or the residual is, else of their type; weights are f32.
 pub fn norm(x: &Array, residual: Option<&Array>, norm: &Normalization<Array>) -> Result<Array> {
@@ -22,9 +28,10 @@ pub fn norm(x: &Array, residual: Option<&Array>, norm: &Normalization<Array>) ->
     let launch = Launch::on(x.gpu()).array(&y).optional(rounded.as_ref()).array(x).optional(residual);
     let launch = launch.array(norm.weight).optional(norm.bias);
     let launch = launch.int(i32::from(norm.kind == NormKind::Layer)).float(norm.eps);
-    let launch = launch.sizes([rows.inner, rows.width, rows.outer_stride, rows.inner_stride]);
+    let count = rows.outer * rows.inner;
+    let launch = launch.sizes([count, rows.inner, rows.width, rows.outer_stride, rows.inner_stride]);
     let kernel = format!("norm_{}_{}_{}", suffix(x.dtype()), suffix(other), suffix(half));
-    launch.run(&kernel, [rows.outer * rows.inner, 1])?;
+    launch.run(&kernel, [blocks(count, rows.width), 1])?;
     Ok(y.with_rounded(rounded))
 }
 
@@ -32,6 +39,12 @@ pub fn norm(x: &Array, residual: Option<&Array>, norm: &Normalization<Array>) ->
 pub fn unit(x: &Array) -> Result<Array> {
     let [rows, width, stride] = x.matrix()?;
     let y = Array::new(x.gpu(), DType::F32, x.dims())?;
-    Launch::on(x.gpu()).array(&y).array(x).sizes([width, stride]).run("unit_f32", [rows, 1])?;
+    let launch = Launch::on(x.gpu()).array(&y).array(x).sizes([rows, width, stride]);
+    launch.run("unit_f32", [blocks(rows, width), 1])?;
     Ok(y)
+}
+
+/// A block has a wide row, or one for each of its warps.
+fn blocks(rows: usize, width: usize) -> usize {
+    if width > OF_WARP { rows } else { rows.div_ceil(WARPS) }
 }

@@ -1,5 +1,5 @@
-// Token vectors to one vector a sequence. A block has 128 columns of a sequence, of which each lane takes four and each
-// warp every fourth token.
+// Token vectors to one vector a sequence. A block has 32 columns of a sequence: of aligned ones a thread has four, of
+// every 16th token, else one, of every fourth. What is added to what depends on the sequence alone.
 #include "wide.cuh"
 
 namespace {
@@ -7,9 +7,10 @@ namespace {
 /// In the order of the CPU's.
 enum Pooling { CLS, MAX, MEAN, MEAN_SQRT_LEN, WEIGHTED_MEAN, LAST_TOKEN };
 
-constexpr int WARPS = THREADS / WARP;
-/// Columns of a lane: side by side where they can be read at once, else a warp's width apart.
-constexpr int OWN = THREADS / WARP;
+/// Columns of a block.
+constexpr int COLUMNS = 32;
+/// Tokens of a thread that are on their way at once.
+constexpr int TOKENS = 8;
 
 /// Tokens first .. end count.
 struct Tokens {
@@ -24,18 +25,21 @@ __device__ inline float joined(float gathered, float x, float weight, bool is_ma
     return is_max ? higher(x, gathered) : gathered + weight * x;
 }
 
-/// What this lane's columns of this warp's tokens come to.
+/// What N columns of every so many tokens, from the first on, come to.
 template <int N>
-__device__ void gather(float (&gathered)[OWN], const float *x, Tokens tokens, int mode, int column, int width,
-                       int x_stride) {
-    for (unsigned token = tokens.first + threadIdx.x / WARP; token < tokens.end; token += WARPS) {
-        const float *row = x + static_cast<long long>(token) * x_stride;
-        float weight = mode == WEIGHTED_MEAN ? token - tokens.start + 1 : 1.0f;
-        for (int i = 0; i < OWN; i += N) {
-            float values[N];
-            if (column + i * WARP >= width) break;
-            read_columns(values, row + column + i * WARP);
-            for (int j = 0; j < N; j++) gathered[i + j] = joined(gathered[i + j], values[j], weight, mode == MAX);
+__device__ void gather(float (&gathered)[N], const float *x, Tokens tokens, int step, int mode, int x_stride) {
+    for (unsigned token = tokens.first; token < tokens.end; token += TOKENS * step) {
+        float values[TOKENS][N];
+        for (int i = 0; i < TOKENS; i++) {
+            // The last again where there are no more: so no load waits for what is to be done with the others.
+            unsigned at = min(token + i * step, tokens.end - 1);
+            read_columns(values[i], x + static_cast<long long>(at) * x_stride);
+        }
+        for (int i = 0; i < TOKENS; i++) {
+            unsigned at = token + i * step;
+            float weight = mode == WEIGHTED_MEAN ? at - tokens.start + 1 : 1.0f;
+            if (at >= tokens.end) break;
+            for (int j = 0; j < N; j++) gathered[j] = joined(gathered[j], values[i][j], weight, mode == MAX);
         }
     }
 }
@@ -48,25 +52,26 @@ __device__ float divisor(Tokens tokens, int mode) {
     return mode == MEAN_SQRT_LEN ? sqrtf(sum) : sum;
 }
 
-/// Which of the block's columns a lane's number i is.
-template <int N> __device__ int place(int lane, int i) { return N == 1 ? lane + i * WARP : lane * OWN + i; }
-
 /// All but the modes of one token.
 template <int N>
 __device__ void pool_columns(float *y, const float *x, Tokens tokens, int mode, int width, int x_stride) {
-    SHARED(float, all, WARPS * THREADS);
-    int lane = threadIdx.x % WARP, first = blockIdx.y * THREADS, column = first + threadIdx.x;
+    // Threads that share a token, and those that share columns.
+    constexpr int ABREAST = COLUMNS / N, SHARES = THREADS / ABREAST;
+    SHARED(float, all, SHARES * COLUMNS);
+    int share = threadIdx.x / ABREAST, within = threadIdx.x % ABREAST * N, first = blockIdx.y * COLUMNS;
     float none = mode == MAX ? -INFINITY : 0.0f;
-    float gathered[OWN];
-    for (int i = 0; i < OWN; i++) gathered[i] = none;
-    gather<N>(gathered, x, tokens, mode, first + N * lane, width, x_stride);
-    for (int i = 0; i < OWN; i++) all[threadIdx.x / WARP * THREADS + place<N>(lane, i)] = gathered[i];
-    barrier();
-    if (column >= width) return;
-    float result = none;
-    for (int warp = 0; warp < WARPS; warp++) {
-        result = joined(result, all[warp * THREADS + threadIdx.x], 1.0f, mode == MAX);
+    float gathered[N];
+    for (int i = 0; i < N; i++) gathered[i] = none;
+    if (first + within < width) {
+        Tokens own{tokens.start, tokens.first + share, tokens.end};
+        gather(gathered, x + first + within, own, SHARES, mode, x_stride);
     }
+    write_columns(all + share * COLUMNS + within, gathered);
+    barrier();
+    int column = first + threadIdx.x;
+    if (threadIdx.x >= COLUMNS || column >= width) return;
+    float result = none;
+    for (int i = 0; i < SHARES; i++) result = joined(result, all[i * COLUMNS + threadIdx.x], 1.0f, mode == MAX);
     y[column] = mode == MAX ? result : result / divisor(tokens, mode);
 }
 
@@ -76,10 +81,10 @@ KERNEL(pool_f32, float *y, const float *x, const unsigned *offsets, const unsign
        int x_stride) {
     unsigned start = offsets[blockIdx.x], end = offsets[blockIdx.x + 1];
     unsigned first = left_out ? min(start + left_out[blockIdx.x], end) : start;
-    int column = blockIdx.y * THREADS + threadIdx.x;
+    int column = blockIdx.y * COLUMNS + threadIdx.x;
     y += static_cast<long long>(blockIdx.x) * width;
     if (mode == CLS || mode == LAST_TOKEN) {
-        if (column >= width) return;
+        if (threadIdx.x >= COLUMNS || column >= width) return;
         // Where no token counts, the first is the first of all.
         unsigned token = mode == LAST_TOKEN ? end - 1 : first < end ? first : start;
         bool is_none = mode == LAST_TOKEN && first == end;

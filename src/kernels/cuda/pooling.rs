@@ -1,10 +1,13 @@
 //! Pooling. See the CPU twin of the same name.
 
 use super::array::Array;
-use super::launch::{BLOCK, Launch};
+use super::launch::Launch;
 use crate::error::Result;
 use crate::kernels::Pooling;
 use candle_core::DType;
+
+/// Columns of a block.
+const COLUMNS: usize = 32;
 
 /// See the CPU twin; of f32.
 pub fn pool(hidden: &Array, offsets: &[usize], left_out: &[usize], mode: Pooling) -> Result<Array> {
@@ -20,7 +23,7 @@ pub fn pool(hidden: &Array, offsets: &[usize], left_out: &[usize], mode: Pooling
     let y = Array::new(gpu, DType::F32, &[sequences, width])?;
     let launch = Launch::on(gpu).array(&y).array(&hidden).array(&offsets).optional(left_out.as_ref());
     let launch = launch.int(code(mode)).sizes([width, stride]);
-    launch.run("pool_f32", [sequences, width.div_ceil(BLOCK as usize)])?;
+    launch.run("pool_f32", [sequences, width.div_ceil(COLUMNS)])?;
     Ok(y)
 }
 

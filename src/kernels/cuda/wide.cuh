@@ -1,4 +1,4 @@
-// Columns read and written four at a time where they are aligned for it: N is 4 there, else 1.
+// Columns read and written several at a time where they are aligned for it: N is 4 there, or what the file says, else 1.
 #pragma once
 
 #include "device.cuh"
@@ -21,7 +21,7 @@ template <int N, typename T> __device__ inline void write_columns(T *y, const fl
     *reinterpret_cast<Few<N, T> *>(y) = few;
 }
 
-/// Whether so many columns from each of these addresses on, of which some may be null, go by fours.
-template <typename... T> __device__ inline bool are_wide(long long columns, const T *...rows) {
-    return columns % WIDE == 0 && (... && (reinterpret_cast<unsigned long long>(rows) % sizeof(Few<WIDE, T>) == 0));
+/// Whether so many columns from each of these addresses on, of which some may be null, go by so many at once.
+template <int N = WIDE, typename... T> __device__ inline bool are_wide(long long columns, const T *...rows) {
+    return columns % N == 0 && (... && (reinterpret_cast<unsigned long long>(rows) % sizeof(Few<N, T>) == 0));
 }

@@ -1,6 +1,6 @@
 //! What goes row by row.
 
-use super::{BOUND, Case, Shape, case};
+use super::{BOUND, Case, Shape, Work, case};
 use crate::kernels::sample::normal;
 use crate::kernels::selftest::Side;
 use crate::kernels::twins::{
@@ -103,6 +103,18 @@ fn norms(shape: &Shape) -> Vec<Case> {
                 let y = norm(&x, residual.as_ref(), &norm_of)?;
                 // What products take.
                 if with_residual { rounded.map_or(Ok(y.clone()), |dtype| operand(&y, dtype)) } else { Ok(y) }
+            }))
+        }));
+    }
+    // As many columns as a warp keeps, and more.
+    for width in [1000, 1100] {
+        let (x, weight) = (normal(1.0, (shape.tokens(), width)), normal(1.0, width));
+        let work = Work { operations: 0.0, numbers: (2 * shape.tokens() * width) as f64 };
+        cases.push(case(format!("norm, layer, of {width} columns"), BOUND, work, move |side| {
+            let (x, weight) = (side.rounded(&x)?, side.exact(&weight)?);
+            Ok(Box::new(move || {
+                let kind = NormKind::Layer;
+                norm(&x, None, &Normalization { kind, weight: &weight, bias: None, eps: 1e-5, rounded: None })
             }))
         }));
     }
