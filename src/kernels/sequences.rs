@@ -48,6 +48,7 @@ impl From<&[usize]> for Sequences {
 pub struct Places {
     places: Vec<u32>,
     placed: Option<Array>,
+    are_gradual: bool,
 }
 
 impl Places {
@@ -57,12 +58,18 @@ impl Places {
             Device::Cpu => None,
             Device::Gpu(gpu) => Some(Array::of_numbers(gpu, &places)?),
         };
-        Ok(Self { places, placed })
+        let are_gradual = places.windows(2).all(|pair| pair[1] == pair[0] || pair[1] == pair[0] + 1);
+        Ok(Self { places, placed, are_gradual })
     }
 
     /// The same as a GPU reads it.
     pub(super) fn placed(&self) -> Result<&Array> {
         self.placed.as_ref().ok_or_else(elsewhere)
+    }
+
+    /// Whether each is the one before or the next after it.
+    pub(super) fn are_gradual(&self) -> bool {
+        self.are_gradual
     }
 }
 
@@ -71,5 +78,18 @@ impl Deref for Places {
 
     fn deref(&self) -> &[u32] {
         &self.places
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gradual_places_neither_fall_nor_leap() {
+        let are_gradual = |places: &[u32]| Places::new(places.to_vec(), &Device::Cpu).unwrap().are_gradual();
+        assert!(are_gradual(&[0, 0, 1, 2, 2]));
+        assert!(!are_gradual(&[0, 2]));
+        assert!(!are_gradual(&[1, 0]));
     }
 }

@@ -42,6 +42,15 @@ struct Sight {
     }
 };
 
+/// A query's biases from a key on, which may be null.
+struct Biases {
+    const float *biases;
+
+    __device__ void operator()(float &score, int place) const {
+        if (biases) score += biases[place] * LOG2_E;
+    }
+};
+
 /// What a block works on: some queries of one head.
 template <typename T> struct Task {
     Head<T> q, k, v;
@@ -68,6 +77,8 @@ template <typename T> struct Task {
         float score = product * scale;
         return bias ? score + bias[key - query] * LOG2_E : score;
     }
+
+    __device__ Biases biases(int query, int key) const { return {bias ? bias + (key - query) : nullptr}; }
 
     /// Whether all queries see all these keys, and nothing is added.
     __device__ bool is_plain(int key, int keys) const {

@@ -18,6 +18,9 @@ const MANY: usize = 128;
 const WIDTHS: [usize; 6] = [32, 64, 96, 128, 192, 256];
 const WIDTHS_OF_MANY: [usize; 2] = [32, 64];
 
+/// Head widths that disentangled.cu has kernels for.
+const WIDTHS_OF_DISENTANGLED: [usize; 2] = [32, 64];
+
 /// What kernels read of sequences, made once a batch.
 #[derive(Clone)]
 pub struct Spread {
@@ -116,7 +119,15 @@ pub fn disentangled(q: &Array, k: &Array, v: &Array, attention: &Disentangled<Ar
     let launch = launch.optional(keys.as_ref()).optional(queries.as_ref()).array(attention.places.placed()?);
     let launch = strides(launch.sizes([heads.inner, heads.width]), [q, k, v])?;
     let launch = launch.float(attention.scale).sizes([attention.places.len() / 2]);
-    launch.run(&format!("disentangled_{}", suffix(q.dtype())), [count, heads.inner])?;
+    let (kernel, blocks) = (format!("disentangled_{}", suffix(q.dtype())), [count, heads.inner]);
+    let is_banded = q.dtype() != DType::F32 && attention.places.are_gradual();
+    match WIDTHS_OF_DISENTANGLED.into_iter().find(|width| is_banded && heads.width <= *width) {
+        Some(width) => {
+            let rows = keys.as_ref().or(queries.as_ref()).map_or(0, |table| table.dims()[0]);
+            launch.sizes([rows]).run(&format!("{kernel}_{width}"), blocks)?;
+        }
+        None => launch.run(&kernel, blocks)?,
+    }
     Ok(y)
 }
 

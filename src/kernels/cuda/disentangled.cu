@@ -1,140 +1,183 @@
-// DeBERTa's disentangled attention (arXiv:2006.03654, section 3.1) within each sequence of packed rows. A warp has a
-// query at a time: its lanes take a key each for the scores, and columns each for the result.
+// DeBERTa's disentangled attention (arXiv:2006.03654, section 3.1) on tensor cores. Of the relative positions a tile of
+// queries and keys meets neighbours only: a band, whose products with the tile's queries, and with its keys, lie in the
+// block's memory where the band was, and are added to scores by distance.
+#include "attention_warp.cuh"
 #include "wide.cuh"
 
 namespace {
 
-/// Queries first .. first + 64, or to the end, of the sequence of rows start .. end.
-struct Queries {
-    int first, start, end, unused;
+constexpr int QUERIES = 64, KEYS = 32;
+/// Rows of a band: distances that a tile has, and one so that they are even.
+constexpr int BAND = QUERIES + KEYS;
+/// Of a band, what 16 queries or keys are multiplied with at once: 16 queries meet no more with a tile's keys.
+constexpr int PART = 48;
+/// Rows of a band that 16 keys meet.
+constexpr int PART_OF_KEYS = QUERIES + 16;
+/// Numbers from one row of products to the next, such that pairs of neighbouring rows lie in different banks.
+constexpr int BY_QUERY = PART + 8, BY_KEY = BAND + 8;
+
+/// Relative positions of one head.
+template <typename T> struct Relative {
+    /// Rows of relative positions, which may be null.
+    Head<T> keys, queries;
+    int rows;
+    /// Of distance 0; as many distances lie on either side.
+    const unsigned *places;
+    int span_middle;
+
+    /// Row of a distance, or of the farthest there is.
+    __device__ int place(int distance) const {
+        return static_cast<int>(places[max(-span_middle, min(distance, span_middle))]);
+    }
 };
 
-constexpr int QUERIES = 64;
-constexpr int WARPS = THREADS / WARP;
-/// Columns of the result that a lane gathers at once; where there are more, scores are formed again for the next.
-constexpr int OWN = 8;
+/// A block's memory.
+template <typename T> struct Memory {
+    T *k, *v;
+    /// Rows of both tables.
+    T *key_band, *query_band;
+    /// In their place: products of each query from the first row on that its warp meets, and of each key from the
+    /// band's first row on.
+    float *by_query, *by_key;
+    /// Row in the band by distance, from the least on.
+    int *steps;
 
-/// One head: rows of tokens, and of relative positions, which may be null.
-template <typename T> struct Head {
-    const T *q, *k, *v, *keys, *queries;
-    /// By query - key, which may be negative.
-    const unsigned *places;
-    int q_stride, k_stride, v_stride, table_stride;
-    int width;
+    /// First row that 16 queries or keys meet, by the least distance of theirs. Even, so that pairs are aligned.
+    __device__ int first_step(int distance) const { return steps[distance] / 2 * 2; }
+
+    /// First row of the band that a warp's queries meet.
+    __device__ int first_of_warp() const { return first_step(threadIdx.x / WARP * 16); }
+};
+
+/// What relative positions add to the scores of one query and those of a tile's keys that a lane has.
+struct Added {
+    const float *by_query, *by_key;
+    /// Of the query and the first of the keys.
+    const int *step;
     float scale;
 
-    __device__ const T *of_place(const T *table, unsigned place) const {
-        return table ? table + static_cast<long long>(place) * table_stride : nullptr;
-    }
-
-    /// q_query k_key + q_query keys_place + k_key queries_place, scaled.
-    __device__ float score(int query, int key) const {
-        const T *q_row = q + static_cast<long long>(query) * q_stride;
-        const T *k_row = k + static_cast<long long>(key) * k_stride;
-        unsigned place = places[query - key];
-        const T *key_row = of_place(keys, place), *query_row = of_place(queries, place);
-        bool is_wide = are_wide(width, q_row, k_row, key_row, query_row);
-        return scale * (is_wide ? product<WIDE>(q_row, k_row, key_row, query_row)
-                                : product<1>(q_row, k_row, key_row, query_row));
-    }
-
-    template <int N>
-    __device__ float product(const T *q_row, const T *k_row, const T *key_row, const T *query_row) const {
-        float sum = 0.0f;
-        for (int column = 0; column < width; column += N) {
-            float of_query[N], of_key[N], by_query[N] = {}, by_key[N] = {};
-            read_columns(of_query, q_row + column);
-            read_columns(of_key, k_row + column);
-            if (key_row) read_columns(by_query, key_row + column);
-            if (query_row) read_columns(by_key, query_row + column);
-            for (int i = 0; i < N; i++) {
-                sum += of_query[i] * of_key[i];
-                if (key_row) sum += of_query[i] * by_query[i];
-                if (query_row) sum += of_key[i] * by_key[i];
-            }
-        }
-        return sum;
+    __device__ void operator()(float &score, int key) const {
+        int row = step[-key];
+        float sum = by_query ? by_query[row] : 0.0f;
+        if (by_key) sum += by_key[key * BY_KEY + row];
+        score += sum * scale;
     }
 };
 
-/// Columns of a query's result, first and every 32nd from there.
-struct Gathered {
-    float highest = -INFINITY;
-    /// Of this lane's keys.
-    float total = 0.0f;
-    float sums[OWN] = {};
-
-    /// Takes the score of each lane in; returns its weight.
-    __device__ float weigh(float score) {
-        float top = fmaxf(highest, max_of_warp(score));
-        // Where all scores so far are -inf, their weights are 0 and not NaN.
-        float base = top == -INFINITY ? 0.0f : top;
-        float shrink = expf(highest - base), weight = expf(score - base);
-        highest = top;
-        total = total * shrink + weight;
-        for (int i = 0; i < OWN; i++) sums[i] *= shrink;
-        return weight;
-    }
-
-    /// Adds rows of values from `v` on, each by its weight.
-    template <typename T>
-    __device__ void add(const float *weights, const T *v, int count, int stride, int column, int width) {
-        for (int key = 0; key < count; key++) {
-            const T *row = v + static_cast<long long>(key) * stride;
-            float weight = weights[key];
-            for (int i = 0; i < OWN; i++) {
-                if (column + i * WARP < width) sums[i] += weight * to_float(row[column + i * WARP]);
-            }
+/// Products of 16 rows, as a part of a warp's result: each of a lane's two rows has two of every eight columns.
+__device__ inline void write_products(float *y, int stride, const float (&products)[1][PART / 8][4]) {
+    int lane = threadIdx.x % WARP;
+    UNROLL for (int half = 0; half < 2; half++) {
+        float *row = y + (lane / 4 + half * 8) * stride + lane % 4 * 2;
+        UNROLL for (int n = 0; n < PART / 8; n++) {
+            float pair[2] = {products[0][n][2 * half], products[0][n][2 * half + 1]};
+            write_columns(row + n * 8, pair);
         }
-    }
-};
-
-/// Columns from `first` on of a query's result, in `y [width]`.
-template <typename T>
-__device__ void attend(T *y, const Head<T> &head, int query, int start, int end, int first, float *weights) {
-    Gathered gathered;
-    int lane = threadIdx.x % WARP, column = first + lane;
-    for (int key = start; key < end; key += WARP) {
-        float score = key + lane < end ? head.score(query, key + lane) : -INFINITY;
-        float weight = gathered.weigh(score);
-        // The weights before have been read.
-        warp_barrier();
-        weights[lane] = weight;
-        warp_barrier();
-        const T *v = head.v + static_cast<long long>(key) * head.v_stride;
-        gathered.add(weights, v, min(WARP, end - key), head.v_stride, column, head.width);
-    }
-    float total = sum_of_warp(gathered.total);
-    for (int i = 0; i < OWN; i++) {
-        if (column + i * WARP < head.width) y[column + i * WARP] = from_float<T>(gathered.sums[i] / total);
     }
 }
 
-/// A block some queries of one head.
-template <typename T> __device__ void disentangled(T *y, const Queries &tile, const Head<T> &head, int y_stride) {
-    SHARED(float, weights, THREADS);
-    int warp = threadIdx.x / WARP, past = min(tile.first + QUERIES, tile.end);
-    for (int query = tile.first + warp; query < past; query += WARPS) {
-        T *row = y + static_cast<long long>(query) * y_stride;
-        for (int first = 0; first < head.width; first += OWN * WARP) {
-            attend(row, head, query, tile.start, tile.end, first, weights + warp * WARP);
-        }
+/// Bands become products. Every warp has 16 queries, and of 16 keys a part of the band; two parts share what both write
+/// alike. All threads, in step.
+template <typename T, int D>
+__device__ inline void multiply_bands(const Memory<T> &memory, const Relative<T> &relative,
+                                      const Warp<T, D, 1, KEYS> &warp) {
+    int number = threadIdx.x / WARP, first_key = number / 2 * 16;
+    int first = memory.first_step(KEYS - 16 - first_key) + number % 2 * (PART_OF_KEYS - PART);
+    float by_query[1][PART / 8][4], by_key[1][PART / 8][4];
+    warp_barrier();
+    // Keys first: their left side is needed no longer then.
+    if (relative.queries.x) {
+        unsigned left[1][D / 16][4];
+        load_left<T, D>(left[0], memory.k + first_key * PADDED<T, D>);
+        multiply_rows<T, D, PART>(by_key, left, memory.query_band + first * PADDED<T, D>);
     }
+    if (relative.keys.x) {
+        multiply_rows<T, D, PART>(by_query, warp.q, memory.key_band + memory.first_of_warp() * PADDED<T, D>);
+    }
+    barrier();
+    if (relative.keys.x) write_products(memory.by_query + number * 16 * BY_QUERY, BY_QUERY, by_query);
+    if (relative.queries.x) write_products(memory.by_key + first_key * BY_KEY + first, BY_KEY, by_key);
+    barrier();
+}
+
+/// Keys and values from `key` on, and the bands that they meet.
+template <typename T, int D>
+__device__ inline void load_tile(const Memory<T> &memory, const Task<T> &task, const Relative<T> &relative, int key) {
+    load_head<T, D, 1, KEYS>(memory.k, task, task.k, key, task.sight.end);
+    load_head<T, D, 1, KEYS>(memory.v, task, task.v, key, task.sight.end);
+    int least = task.first - (key + KEYS - 1), place = relative.place(least);
+    // Rows that no distance of the sequence has may lie behind the table, and are zeros.
+    if (relative.keys.x) load_head<T, D, 1, BAND>(memory.key_band, task, relative.keys, place, relative.rows);
+    if (relative.queries.x) load_head<T, D, 1, BAND>(memory.query_band, task, relative.queries, place, relative.rows);
+    if (threadIdx.x < BAND) memory.steps[threadIdx.x] = relative.place(least + threadIdx.x) - place;
+    wait_for_copies();
+}
+
+template <typename T, int D> __device__ inline void attend(const Task<T> &task, const Relative<T> &relative) {
+    constexpr int TILE = KEYS * PADDED<T, D>, ROWS = BAND * PADDED<T, D>;
+    constexpr int PRODUCTS = (QUERIES * BY_QUERY + KEYS * BY_KEY) * sizeof(float) / sizeof(T);
+    SHARED(T, tiles, 2 * TILE);
+    SHARED(T, bands, 2 * ROWS > PRODUCTS ? 2 * ROWS : PRODUCTS);
+    SHARED(int, steps, BAND);
+    static_assert(2 * KEYS >= QUERIES, "queries pass through the memory of keys and values");
+    float *products = reinterpret_cast<float *>(bands);
+    Memory<T> memory = {tiles, tiles + TILE, bands, bands + ROWS, products, products + QUERIES * BY_QUERY, steps};
+    Warp<T, D, 1, KEYS> warp;
+    load_head<T, D, 1, QUERIES>(tiles, task, task.q, task.first, task.past);
+    wait_for_copies();
+    barrier();
+    warp.load(tiles);
+    for (int key = task.sight.start; key < task.sight.end; key += KEYS) {
+        auto added = [&](int query, int lane_key) {
+            int row = query - task.first, column = lane_key - key;
+            const float *by_query = memory.by_query + row * BY_QUERY - memory.first_of_warp();
+            const float *by_key = memory.by_key + column * BY_KEY;
+            return Added{relative.keys.x ? by_query : nullptr, relative.queries.x ? by_key : nullptr,
+                         steps + row - column + KEYS - 1, task.scale};
+        };
+        barrier();
+        load_tile<T, D>(memory, task, relative, key);
+        barrier();
+        multiply_bands<T, D>(memory, relative, warp);
+        if (task.first + warp.first() >= task.past) continue;
+        warp.multiply_keys(memory.k);
+        warp.weigh(task, key, false, added);
+        warp.multiply_values(memory.v);
+    }
+    warp.write(task);
 }
 
 } // namespace
 
-#define DISENTANGLED(NAME, T)                                                                                          \
+#define DISENTANGLED(NAME, T, D)                                                                                       \
     KERNEL(NAME, T *y, const T *q, const T *k, const T *v, const Queries *tiles, const T *keys, const T *queries,      \
            const unsigned *places, int heads, int width, int q_outer, int q_inner, int k_outer, int k_inner,           \
-           int v_outer, int v_inner, float scale, int span_middle) {                                                   \
-        long long number = blockIdx.y;                                                                                 \
-        Head<T> head = {q + number * q_inner, k + number * k_inner, v + number * v_inner,                              \
-                        keys ? keys + number * width : nullptr, queries ? queries + number * width : nullptr,          \
-                        places + span_middle, q_outer, k_outer, v_outer, heads * width, width, scale};                 \
-        disentangled(y + number * width, tiles[blockIdx.x], head, heads * width);                                      \
+           int v_outer, int v_inner, float scale, int span_middle, int rows) {                                         \
+        Queries tile = tiles[blockIdx.x];                                                                              \
+        long long head = blockIdx.y;                                                                                   \
+        Relative<T> relative = {{keys ? keys + head * width : nullptr, heads * width},                                 \
+                                {queries ? queries + head * width : nullptr, heads * width},                           \
+                                rows,                                                                                  \
+                                places + span_middle,                                                                  \
+                                span_middle};                                                                          \
+        Task<T> task;                                                                                                  \
+        task.q = {q + head * q_inner, q_outer};                                                                        \
+        task.k = {k + head * k_inner, k_outer};                                                                        \
+        task.v = {v + head * v_inner, v_outer};                                                                        \
+        task.sight = {tile.start, tile.end, -1, false};                                                                \
+        task.first = tile.first;                                                                                       \
+        task.past = min(tile.first + QUERIES, tile.end);                                                               \
+        task.width = width;                                                                                            \
+        task.is_wide = task.q.is_wide() && task.k.is_wide() && task.v.is_wide() && relative.keys.is_wide() &&          \
+                       relative.queries.is_wide() && width * sizeof(T) % 16 == 0;                                      \
+        task.scale = scale * LOG2_E;                                                                                   \
+        task.bias = nullptr;                                                                                           \
+        task.y = y + head * width;                                                                                     \
+        task.y_stride = heads * width;                                                                                 \
+        attend<T, D>(task, relative);                                                                                  \
     }
 
-DISENTANGLED(disentangled_f32, float)
-DISENTANGLED(disentangled_bf16, bf16)
-DISENTANGLED(disentangled_f16, f16)
+DISENTANGLED(disentangled_bf16_32, bf16, 32)
+DISENTANGLED(disentangled_bf16_64, bf16, 64)
+DISENTANGLED(disentangled_f16_32, f16, 32)
+DISENTANGLED(disentangled_f16_64, f16, 64)

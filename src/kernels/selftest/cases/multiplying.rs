@@ -160,7 +160,7 @@ fn attentions(shape: &Shape) -> Vec<Case> {
     }
     cases.extend(HEAD_WIDTHS.map(|width| heads_of(shape, width)));
     cases.push(rotation(shape, &stacked));
-    cases.push(relative(shape, stacked, work));
+    cases.extend(relatives(shape, work));
     cases
 }
 
@@ -195,20 +195,51 @@ fn rotation(shape: &Shape, stacked: &Host) -> Case {
     })
 }
 
-fn relative(shape: &Shape, stacked: Host, work: Work) -> Case {
-    let (heads, offsets, reach) = (shape.heads, shape.offsets.clone(), 8i64);
-    let span = shape.tokens() as i64;
-    let places = ((1 - span)..span).map(|d| (d.clamp(-reach, reach - 1) + reach) as u32).collect::<Vec<_>>();
-    let tables = [(); 2].map(|()| normal(1.0, (2 * reach as usize, shape.width)));
-    case("attention, disentangled", BOUND, work, move |side| {
-        let (stacked, offsets) = (side.rounded(&stacked)?, Sequences::new(offsets.clone(), &side.device)?);
-        let (keys, queries) = (side.rounded(&tables[0])?, side.rounded(&tables[1])?);
-        let places = Places::new(places.clone(), &side.device)?;
-        Ok(Box::new(move || {
-            let [q, k, v] = [0, 1, 2].map(|i| stacked.narrow(1, i * heads, heads));
-            let (keys, queries) = (Some(&keys), Some(&queries));
-            let op = Disentangled { offsets: &offsets, scale: 0.1, keys, queries, places: &places };
-            disentangled(&q?, &k?, &v?, &op)
-        }))
-    })
+/// Relative positions of heads of a width, as far as they reach, and which tables there are.
+struct Relative {
+    name: &'static str,
+    width: usize,
+    reach: i64,
+    has_keys: bool,
+    has_queries: bool,
+}
+
+/// The first is as wide as other attention is, and what it is timed beside.
+fn relatives(shape: &Shape, work: Work) -> Vec<Case> {
+    let width = shape.width / shape.heads;
+    let of = |name, width, reach, has_keys, has_queries| Relative { name, width, reach, has_keys, has_queries };
+    let all = [
+        of("attention, disentangled", width, 8, true, true),
+        of("attention, disentangled, far", 64, 200, true, true),
+        of("attention, disentangled, keys", 64, 8, true, false),
+        of("attention, disentangled, queries", 64, 200, false, true),
+        of("attention, disentangled, neither", 32, 8, false, false),
+        of("attention, disentangled, narrow", 32, 200, true, true),
+        of("attention, disentangled, odd", 33, 40, true, true),
+        of("attention, disentangled, wide", 80, 40, true, true),
+    ];
+    all.into_iter().map(|relative| relative.case(shape, work)).collect()
+}
+
+impl Relative {
+    fn case(self, shape: &Shape, work: Work) -> Case {
+        let Self { name, width, reach, has_keys, has_queries } = self;
+        let (heads, offsets) = (shape.heads, shape.offsets.clone());
+        let stacked = normal(1.0, (shape.tokens(), 3 * heads, width));
+        let span = shape.offsets.windows(2).map(|span| span[1] - span[0]).max().unwrap_or_default() as i64;
+        let places = ((1 - span)..span).map(|d| (d.clamp(-reach, reach - 1) + reach) as u32).collect::<Vec<_>>();
+        let tables = [(); 2].map(|()| normal(1.0, (2 * reach as usize, heads * width)));
+        case(name, BOUND, work, move |side| {
+            let (stacked, offsets) = (side.rounded(&stacked)?, Sequences::new(offsets.clone(), &side.device)?);
+            let [keys, queries] = [&tables[0], &tables[1]].map(|table| side.rounded(table));
+            let (keys, queries) = (keys?, queries?);
+            let places = Places::new(places.clone(), &side.device)?;
+            Ok(Box::new(move || {
+                let [q, k, v] = [0, 1, 2].map(|i| stacked.narrow(1, i * heads, heads));
+                let (keys, queries) = (has_keys.then_some(&keys), has_queries.then_some(&queries));
+                let op = Disentangled { offsets: &offsets, scale: 0.1, keys, queries, places: &places };
+                disentangled(&q?, &k?, &v?, &op)
+            }))
+        })
+    }
 }

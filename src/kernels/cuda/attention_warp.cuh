@@ -1,0 +1,188 @@
+// What a warp does in attention on tensor cores: it has 16 queries of a head, or twice as many, which halves what it
+// reads of a block's memory and how often keys and values come there.
+#pragma once
+
+#include "attention.cuh"
+
+/// One query's scores, two of each four of its lane, times `scale` become weights; `y` shrinks with them.
+template <int N, int M>
+__device__ inline void soften(float (&scores)[N][4], float (&y)[M][4], Row &row, float scale, int half) {
+    float top = -INFINITY, shrink;
+    UNROLL for (int n = 0; n < N; n++) top = fmaxf(top, fmaxf(scores[n][2 * half], scores[n][2 * half + 1]));
+    // The four lanes of a group hold the same rows.
+    top = fmaxf(top, exchanged(top, 1));
+    top = fmaxf(top, exchanged(top, 2));
+    float base = row.rise(top * scale, shrink);
+    UNROLL for (int n = 0; n < N; n++) {
+        UNROLL for (int i = 2 * half; i < 2 * half + 2; i++) {
+            scores[n][i] = power_of_two(scores[n][i] * scale - base);
+            row.total += scores[n][i];
+        }
+    }
+    UNROLL for (int m = 0; m < M; m++) {
+        y[m][2 * half] *= shrink;
+        y[m][2 * half + 1] *= shrink;
+    }
+}
+
+/// One query's result, of which each of its four lanes has two of every eight columns.
+template <typename T, int D>
+__device__ inline void write_row(const Task<T> &task, const float (&y)[D / 8][4], float total, int row, int half) {
+    total += exchanged(total, 1);
+    total += exchanged(total, 2);
+    if (row >= task.past) return;
+    float share = 1.0f / total;
+    T *target = task.y + static_cast<long long>(row) * task.y_stride;
+    bool is_even = task.width % 2 == 0;
+    UNROLL for (int n = 0; n < D / 8; n++) {
+        int column = n * 8 + threadIdx.x % 4 * 2;
+        float one = y[n][2 * half] * share, other = y[n][2 * half + 1] * share;
+        if (is_even && column < task.width) write_pair(target + column, one, other);
+        if (!is_even && column < task.width) target[column] = from_float<T>(one);
+        if (!is_even && column + 1 < task.width) target[column + 1] = from_float<T>(other);
+    }
+}
+
+/// 16 rows of a block's memory, as the left side of products.
+template <typename T, int D> __device__ inline void load_left(unsigned (&left)[D / 16][4], const T *rows) {
+    int lane = threadIdx.x % WARP;
+    const T *row = rows + lane % 16 * PADDED<T, D> + lane / 16 * 8;
+    UNROLL for (int d = 0; d < D / 16; d++) load_matrices(left[d], row + d * 16);
+}
+
+/// Products of left sides with each of so many rows of a block's memory.
+template <typename T, int D, int ROWS, int TIMES>
+__device__ inline void multiply_rows(float (&y)[TIMES][ROWS / 8][4], const unsigned (&left)[TIMES][D / 16][4],
+                                     const T *rows) {
+    int lane = threadIdx.x % WARP;
+    const T *row = rows + (lane / 16 * 8 + lane % 8) * PADDED<T, D> + lane / 8 % 2 * 8;
+    UNROLL for (int n = 0; n < ROWS / 16; n++) {
+        UNROLL for (int time = 0; time < TIMES; time++) {
+            UNROLL for (int i = 0; i < 4; i++) y[time][2 * n][i] = y[time][2 * n + 1][i] = 0.0f;
+        }
+        UNROLL for (int d = 0; d < D / 16; d++) {
+            unsigned right[4];
+            load_matrices(right, row + n * 16 * PADDED<T, D> + d * 16);
+            UNROLL for (int time = 0; time < TIMES; time++) {
+                multiply_add<T>(y[time][2 * n], left[time][d], right[0], right[1]);
+                multiply_add<T>(y[time][2 * n + 1], left[time][d], right[2], right[3]);
+            }
+        }
+    }
+}
+
+/// Of a warp: so many times 16 queries, heads of up to D columns, and so many keys at once.
+template <typename T, int D, int TIMES, int KEYS> struct Warp {
+    unsigned q[TIMES][D / 16][4];
+    float y[TIMES][D / 8][4] = {};
+    float scores[TIMES][KEYS / 8][4];
+    Row rows[TIMES][2];
+
+    /// The first of its queries, of the block's.
+    __device__ static int first() { return threadIdx.x / WARP * 16 * TIMES; }
+
+    /// Of a lane's two queries of each 16 the first; the other is 8 behind it.
+    __device__ static int own(int time) { return first() + time * 16 + threadIdx.x % WARP / 4; }
+
+    /// The queries, as left sides of products.
+    __device__ void load(const T *memory) {
+        warp_barrier();
+        UNROLL for (int time = 0; time < TIMES; time++) {
+            load_left<T, D>(q[time], memory + (first() + time * 16) * PADDED<T, D>);
+        }
+    }
+
+    /// Plain scores, with keys that lie row by row.
+    __device__ void multiply_keys(const T *keys) {
+        // Copies and scores let lanes go their own ways.
+        warp_barrier();
+        multiply_rows<T, D, KEYS>(scores, q, keys);
+    }
+
+    /// Scores become weights. To those of plain keys nothing is added, see `score_all`.
+    template <typename F> __device__ void weigh(const Task<T> &task, int key, bool is_plain, F added) {
+        float scale = task.scale;
+        if (!is_plain) {
+            score_all(task, key, added);
+            scale = 1.0f;
+        }
+        warp_barrier();
+        UNROLL for (int time = 0; time < TIMES; time++) {
+            UNROLL for (int half = 0; half < 2; half++) {
+                soften(scores[time], y[time], rows[time][half], scale, half);
+            }
+        }
+    }
+
+    /// Where not every query sees every key, or something is added: `added(query, key)` makes what adds to the score of
+    /// the key so many places on.
+    template <typename F> __device__ void score_all(const Task<T> &task, int key, F added) {
+        key += threadIdx.x % 4 * 2;
+        UNROLL for (int time = 0; time < TIMES; time++) {
+            UNROLL for (int half = 0; half < 2; half++) {
+                int query = task.query(own(time) + half * 8);
+                int first = task.sight.first(query) - key, past = task.sight.past(query) - key;
+                auto add = added(query, key);
+                UNROLL for (int n = 0; n < KEYS / 8; n++) {
+                    UNROLL for (int i = 0; i < 2; i++) {
+                        int place = n * 8 + i;
+                        float &score = scores[time][n][2 * half + i];
+                        score *= task.scale;
+                        add(score, max(first, min(place, past - 1)));
+                        score = place >= first && place < past ? score : -INFINITY;
+                    }
+                }
+            }
+        }
+    }
+
+    /// y += the values by weights.
+    __device__ void multiply_values(const T *values) {
+        warp_barrier();
+        int lane = threadIdx.x % WARP;
+        const T *row = values + lane % 16 * PADDED<T, D> + lane / 16 * 8;
+        UNROLL for (int n = 0; n < KEYS / 16; n++) {
+            // A product's lanes hold what the next one wants as its left side.
+            unsigned left[TIMES][4];
+            UNROLL for (int time = 0; time < TIMES; time++) {
+                UNROLL for (int i = 0; i < 4; i++) {
+                    const float *pair = &scores[time][2 * n + i / 2][i % 2 * 2];
+                    left[time][i] = packed<T>(pair[0], pair[1]);
+                }
+            }
+            UNROLL for (int d = 0; d < D / 16; d++) {
+                unsigned v[4];
+                load_transposed(v, row + n * 16 * PADDED<T, D> + d * 16);
+                UNROLL for (int time = 0; time < TIMES; time++) {
+                    multiply_add<T>(y[time][2 * d], left[time], v[0], v[1]);
+                    multiply_add<T>(y[time][2 * d + 1], left[time], v[2], v[3]);
+                }
+            }
+        }
+    }
+
+    __device__ void write(const Task<T> &task) const {
+        UNROLL for (int time = 0; time < TIMES; time++) {
+            UNROLL for (int half = 0; half < 2; half++) {
+                write_row<T, D>(task, y[time], rows[time][half].total, task.first + own(time) + half * 8, half);
+            }
+        }
+    }
+};
+
+/// Copies rows of a head, and zeros from `past` on; all threads. With twice the queries a warp, rows are wide.
+template <typename T, int D, int TIMES, int ROWS>
+__device__ inline void load_head(T *memory, const Task<T> &task, const Head<T> &head, int first, int past) {
+    constexpr int PIECE = 16 / sizeof(T), PIECES = D / PIECE;
+    if (TIMES == 1 && !task.is_wide) {
+        load_rows<ROWS, D>(memory, [&](int row) { return head.row(first + row, past); }, 0, task.width);
+        return;
+    }
+    const T *x = head.row(first, past);
+    UNROLL for (int i = 0; i < ROWS * PIECES / THREADS; i++) {
+        int piece = i * THREADS + threadIdx.x, row = piece / PIECES, column = piece % PIECES * PIECE;
+        bool is_there = row < past - first && column < task.width;
+        // Of what is not there nothing is read; its address is one of the head's all the same.
+        copy_later(memory + row * PADDED<T, D> + column, x + (is_there ? row * head.stride + column : 0), is_there ? 16 : 0);
+    }
+}
