@@ -74,9 +74,12 @@ __device__ inline void wait_for_copies() { asm volatile("cp.async.wait_all;" :::
 
 #ifdef EMULATED
 #define UNROLL
+#define ROLLED
 #else
 /// Before loops over arrays that live in registers.
 #define UNROLL _Pragma("unroll")
+/// Before loops that are not worth more registers.
+#define ROLLED _Pragma("unroll 1")
 #endif
 
 /// Copies numbers that fill 16 bytes into a block's memory: the first `count` of them, which may be none or negative,
