@@ -279,16 +279,16 @@ __device__ inline void expand(T *y, const T *left, const Tile *tiles, const Span
     }
 }
 
-#define DELTA(NAME, T)                                                                                                 \
-    KERNEL(shrink_##NAME, T *left, const T *x, const Tile *tiles, const Span *spans, int count, int in, int x_stride,  \
-           int left_width) {                                                                                           \
+#define DELTA(NAME, T, SHRINKS, EXPANDS)                                                                               \
+    CROWDED_KERNEL(SHRINKS, shrink_##NAME, T *left, const T *x, const Tile *tiles, const Span *spans, int count,       \
+                   int in, int x_stride, int left_width) {                                                             \
         shrink(left, x, tiles, spans, count, in, x_stride, left_width);                                                \
     }                                                                                                                  \
-    KERNEL(expand_##NAME, T *y, const T *left, const Tile *tiles, const Span *spans, int touched, int y_stride,        \
-           int left_width) {                                                                                           \
+    CROWDED_KERNEL(EXPANDS, expand_##NAME, T *y, const T *left, const Tile *tiles, const Span *spans, int touched,     \
+                   int y_stride, int left_width) {                                                                     \
         expand(y, left, tiles, spans, touched, y_stride, left_width);                                                  \
     }
 
-DELTA(f32, float)
-DELTA(bf16, bf16)
-DELTA(f16, f16)
+DELTA(f32, float, 2, 2)
+DELTA(bf16, bf16, 4, 5)
+DELTA(f16, f16, 4, 5)
