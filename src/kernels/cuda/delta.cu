@@ -1,5 +1,8 @@
 // How adapters change a projection, y = (y + (x * a^T) * b^T) * factor + shift, for rows of several adapters at once.
+// There is little to multiply: what takes time is to wait for memory, so a warp asks for much of it at once, and goes
+// through no block's memory where it need not.
 #include "tensor_cores.cuh"
+#include "wide.cuh"
 
 /// Device addresses of what an adapter has at one site: a [rank, in] and b [out, rank], but of rank 0; factor [out] and
 /// shift [out], f32 in every type, or 0.
@@ -8,7 +11,7 @@ struct Entry {
     int rank, unused;
 };
 
-/// Rows that belong to one adapter, at most 64 of them, and the address of its entries, one a site.
+/// Rows that belong to one adapter, at most 32 of them, and the address of its entries, one a site.
 struct Tile {
     unsigned long long entries;
     int first, rows;
@@ -19,200 +22,273 @@ struct Span {
     int site, first, columns, unused;
 };
 
-/// Rows and columns of a block's product.
-constexpr int SIDE = 64;
+/// Rows and columns of a warp's product.
+constexpr int SIDE = 32;
+constexpr int WARPS = THREADS / WARP;
 
-/// Numbers of a row that are in a block's memory at once, and the memory of one side of a product.
-template <typename T> constexpr int DEPTH = 128 / static_cast<int>(sizeof(T));
-template <typename T> constexpr int SIZE = SIDE * PADDED<T, DEPTH<T>>;
+/// Neighbouring numbers of a row. They are not parted before they are needed: that would be to wait for them.
+template <int N, typename T> struct alignas(N * sizeof(T)) Piece {
+    unsigned words[N * sizeof(T) / 4];
 
-/// A thread's part of a product of 64 rows and 64 columns; `row` and `column` say where a sum belongs.
-template <typename T> struct Product {
-    float sums[8][4] = {};
-
-    __device__ static int row(int, int j) {
-        return threadIdx.x / WARP * 16 + threadIdx.x % WARP / 4 + j / 2 * 8;
-    }
-
-    __device__ static int column(int i, int j) { return i * 8 + threadIdx.x % 4 * 2 + j % 2; }
-
-    /// Adds left * right^T of sides that lie in the block's memory: a warp has 16 rows. Only so many rows and columns
-    /// are wanted, and behind `depth` there are zeros.
-    __device__ void add(const T *left, const T *right, int rows, int columns, int depth) {
-        constexpr int STRIDE = PADDED<T, DEPTH<T>>;
-        int lane = threadIdx.x % WARP, first = threadIdx.x / WARP * 16;
-        if (first >= rows) return;
-        // Copies let lanes go their own ways.
-        warp_barrier();
-        left += (first + lane % 16) * STRIDE + lane / 16 * 8;
-        right += (lane / 16 * 8 + lane % 8) * STRIDE + lane / 8 % 2 * 8;
-        UNROLL for (int d = 0; d < DEPTH<T>; d += 16) {
-            if (d >= depth) break;
-            unsigned a[4], b[4];
-            load_matrices(a, left + d);
-            UNROLL for (int n = 0; n < SIDE / 16; n++) {
-                if (n * 16 >= columns) break;
-                load_matrices(b, right + n * 16 * STRIDE + d);
-                multiply_add<T>(sums[2 * n], a, b[0], b[1]);
-                multiply_add<T>(sums[2 * n + 1], a, b[2], b[3]);
-            }
-        }
+    __device__ float operator[](int n) const {
+        constexpr int EACH = 4 / sizeof(T);
+        unsigned bits = words[n / EACH] >> n % EACH * 16;
+        T number;
+        memcpy(&number, &bits, sizeof number);
+        return to_float(number);
     }
 };
 
-template <> struct Product<float> {
-    float sums[8][4] = {};
+/// Those of a row from a place on, and zeros behind its end. Wide, they are aligned, and the end is not among them.
+template <int N, bool IS_WIDE, typename T> __device__ inline Piece<N, T> piece_of(const T *row, int place, int width) {
+    Piece<N, T> piece = {};
+    if (IS_WIDE) {
+        if (place < width) piece = *reinterpret_cast<const Piece<N, T> *>(row + place);
+    } else {
+        T numbers[N];
+        UNROLL for (int n = 0; n < N; n++) numbers[n] = place + n < width ? row[place + n] : from_float<T>(0.0f);
+        memcpy(&piece, numbers, sizeof piece);
+    }
+    return piece;
+}
 
-    __device__ static int row(int i, int) { return threadIdx.x / 16 * 8 + i; }
-    __device__ static int column(int, int j) { return threadIdx.x % 16 + 16 * j; }
+/// Rows at equal distances. What is asked for behind the last one is the last one: its sums are not wanted.
+template <typename T> struct Rows {
+    const T *first;
+    long long stride;
+    int last;
 
-    __device__ void add(const float *left, const float *right, int rows, int, int depth) {
-        constexpr int STRIDE = PADDED<float, DEPTH<float>>;
-        if (row(0, 0) >= rows) return;
-        left += row(0, 0) * STRIDE;
-        right += column(0, 0) * STRIDE;
-        for (int d = 0; d < depth; d += 4) {
-            float4 b[4];
-            UNROLL for (int j = 0; j < 4; j++) b[j] = *reinterpret_cast<const float4 *>(right + 16 * j * STRIDE + d);
-            UNROLL for (int i = 0; i < 8; i++) {
-                float4 a = *reinterpret_cast<const float4 *>(left + i * STRIDE + d);
-                UNROLL for (int j = 0; j < 4; j++) {
-                    sums[i][j] += a.x * b[j].x + a.y * b[j].y + a.z * b[j].z + a.w * b[j].w;
+    __device__ const T *operator[](int i) const { return first + min(i, last) * stride; }
+};
+
+/// A lane's part of a product of 32 rows and 32 columns. It reads its numbers where they lie, as many in a row as it can:
+/// tensor cores do not care in which order a sum's terms come if it is the same on both sides, nor in which the columns.
+template <typename T> struct Product {
+    /// Rows of the lane's sums, neighbouring columns of each, and columns that it reads the right side of.
+    static constexpr int ROWS = 4, COLUMNS = 8, RIGHT = 4;
+    float sums[ROWS / 2][RIGHT][4] = {};
+
+    __device__ static int row(int i) { return threadIdx.x % WARP / 4 + 8 * i; }
+    __device__ static int column() { return threadIdx.x % 4 * COLUMNS; }
+    __device__ static int right(int i) { return threadIdx.x % WARP / 8 * 8 + 2 * i + threadIdx.x / 4 % 2; }
+    __device__ float sum(int i, int n) const { return sums[i / 2][n / 2][i % 2 * 2 + n % 2]; }
+
+    /// Adds what a part of the depth gives, N numbers of a row a lane.
+    template <int N, int DEPTH, bool IS_WIDE>
+    __device__ void add(const Rows<T> &left, const T *const (&right)[RIGHT], int depth, int width) {
+        constexpr int STEPS = DEPTH / (4 * N);
+        Piece<N, T> a[STEPS][ROWS], b[STEPS][RIGHT];
+        UNROLL for (int s = 0; s < STEPS; s++) {
+            int place = depth + (4 * s + threadIdx.x % 4) * N;
+            UNROLL for (int i = 0; i < ROWS; i++) a[s][i] = piece_of<N, IS_WIDE>(left[row(i)], place, width);
+            UNROLL for (int i = 0; i < RIGHT; i++) b[s][i] = piece_of<N, IS_WIDE>(right[i], place, width);
+        }
+        // The end of a row lets lanes go their own ways.
+        warp_barrier();
+        UNROLL for (int s = 0; s < STEPS; s++) {
+            UNROLL for (int w = 0; w < N / 2; w += 2) {
+                UNROLL for (int i = 0; i < ROWS / 2; i++) {
+                    const Piece<N, T> &upper = a[s][2 * i], &lower = a[s][2 * i + 1];
+                    unsigned both[4] = {upper.words[w], lower.words[w], upper.words[w + 1], lower.words[w + 1]};
+                    UNROLL for (int j = 0; j < RIGHT; j++) {
+                        multiply_add<T>(sums[i][j], both, b[s][j].words[w], b[s][j].words[w + 1]);
+                    }
                 }
             }
         }
     }
 };
 
-/// The row of an `a` that makes a column of the result, where the ranks of all spans stand side by side.
-template <typename T>
-__device__ inline const T *factor_of(const Entry *entries, const Span *spans, int count, int column, int in) {
-    for (int i = 0; i < count; i++) {
-        const Entry &entry = entries[spans[i].site];
-        if (column < entry.rank) return reinterpret_cast<const T *>(entry.a) + static_cast<long long>(column) * in;
-        column -= entry.rank;
+/// A lane has a column.
+template <> struct Product<float> {
+    static constexpr int ROWS = SIDE, COLUMNS = 1, RIGHT = 1;
+    float sums[ROWS] = {};
+
+    __device__ static int row(int i) { return i; }
+    __device__ static int column() { return threadIdx.x % WARP; }
+    __device__ static int right(int) { return threadIdx.x % WARP; }
+    __device__ float sum(int i, int) const { return sums[i]; }
+
+    template <int N, int DEPTH, bool IS_WIDE>
+    __device__ void add(const Rows<float> &left, const float *const (&right)[RIGHT], int depth, int width) {
+        // A few rows at a time, so that there are registers for their addresses.
+        constexpr int FEW = 8;
+        int end = min(depth + DEPTH, width);
+        UNROLL for (int first = 0; first < ROWS; first += FEW) {
+            ROLLED for (int place = depth; place < end; place += N) {
+                Piece<N, float> b = piece_of<N, IS_WIDE>(right[0], place, width);
+                UNROLL for (int i = first; i < first + FEW; i++) {
+                    Piece<N, float> a = piece_of<N, IS_WIDE>(left[i], place, width);
+                    UNROLL for (int n = 0; n < N; n++) sums[i] += a[n] * b[n];
+                }
+            }
+        }
     }
-    return nullptr;
+};
+
+/// What a warp multiplies, of the right side the rows that the lane reads. It is wide where every piece is aligned.
+template <typename T> struct Sides {
+    Rows<T> left;
+    const T *right[Product<T>::RIGHT];
+    int width;
+    bool is_wide;
+};
+
+/// Adds every `step`th part of the depth, from `first` on.
+template <int N, int DEPTH, typename T>
+__device__ inline void multiply(Product<T> &product, const Sides<T> &sides, int first, int step) {
+    if (sides.is_wide) {
+        ROLLED for (int depth = first; depth < sides.width; depth += step) {
+            product.template add<N, DEPTH, true>(sides.left, sides.right, depth, sides.width);
+        }
+    } else {
+        // The same terms in the same order, by fewer registers.
+        ROLLED for (int depth = first; depth < sides.width; depth += step) {
+            ROLLED for (int part = depth; part < depth + DEPTH; part += 4 * N) {
+                product.template add<N, 4 * N, false>(sides.left, sides.right, part, sides.width);
+            }
+        }
+    }
 }
 
-/// While one part of the depth is multiplied, the next arrives.
+__device__ inline unsigned long long address_of(const void *x) { return reinterpret_cast<unsigned long long>(x); }
+
+/// The ranks of all spans stand side by side. The warps share the depth, and how depends on nothing but the depth.
 template <typename T>
 __device__ inline void shrink(T *left, const T *x, const Tile *tiles, const Span *spans, int count, int in,
                               int x_stride, int left_width) {
-    SHARED(const T *, factors, SIDE);
-    SHARED(T, memory, 4 * SIZE<T>);
+    constexpr int PIECE = 16 / sizeof(T), DEPTH = 64, STRIDE = SIDE + 1;
+    SHARED(float, sums, WARPS * SIDE * STRIDE);
     Tile tile = tiles[blockIdx.x];
     const Entry *entries = reinterpret_cast<const Entry *>(tile.entries);
-    int first = blockIdx.y * SIDE, ranks = 0;
-    for (int i = 0; i < count; i++) ranks += entries[spans[i].site].rank;
-    if (first >= ranks) return;
-    if (threadIdx.x < SIDE) factors[threadIdx.x] = factor_of<T>(entries, spans, count, first + threadIdx.x, in);
-    barrier();
-    auto load = [&](int depth) {
-        T *target = memory + depth / DEPTH<T> % 2 * 2 * SIZE<T>;
-        auto row_at = [&](int i) {
-            return i < tile.rows ? x + static_cast<long long>(tile.first + i) * x_stride : nullptr;
-        };
-        load_rows<SIDE, DEPTH<T>>(target, row_at, depth, in);
-        load_rows<SIDE, DEPTH<T>>(target + SIZE<T>, [&](int i) { return factors[i]; }, depth, in);
-    };
-    Product<T> product;
-    load(0);
-    for (int depth = 0; depth < in; depth += DEPTH<T>) {
-        wait_for_copies();
-        barrier();
-        if (depth + DEPTH<T> < in) load(depth + DEPTH<T>);
-        const T *own = memory + depth / DEPTH<T> % 2 * 2 * SIZE<T>;
-        product.add(own, own + SIZE<T>, tile.rows, ranks - first, min(DEPTH<T>, in - depth));
+    int first = blockIdx.y * SIDE, warp = threadIdx.x / WARP, ranks = 0;
+    Sides<T> sides = {{x + static_cast<long long>(tile.first) * x_stride, x_stride, tile.rows - 1}, {}, in, false};
+    unsigned long long addresses = address_of(x);
+    for (int i = 0; i < count; i++) {
+        Entry entry = entries[spans[i].site];
+        const T *a = reinterpret_cast<const T *>(entry.a);
+        UNROLL for (int j = 0; j < Product<T>::RIGHT; j++) {
+            int rank = first + Product<T>::right(j) - ranks;
+            const T *row = a + static_cast<long long>(min(rank, entry.rank - 1)) * in;
+            sides.right[j] = rank >= 0 && entry.rank > 0 ? row : sides.right[j];
+        }
+        ranks += entry.rank;
+        addresses |= entry.a;
     }
-    UNROLL for (int i = 0; i < 8; i++) {
-        UNROLL for (int j = 0; j < 4; j++) {
-            int row = product.row(i, j), column = first + product.column(i, j);
-            if (row >= tile.rows || column >= ranks) continue;
-            left[static_cast<long long>(tile.first + row) * left_width + column] = from_float<T>(product.sums[i][j]);
+    if (first >= ranks) return;
+    sides.is_wide = addresses % 16 == 0 && (in | x_stride) % PIECE == 0;
+    Product<T> product;
+    multiply<PIECE, DEPTH>(product, sides, warp * DEPTH, WARPS * DEPTH);
+    UNROLL for (int i = 0; i < product.ROWS; i++) {
+        float *row = sums + (warp * SIDE + product.row(i)) * STRIDE + product.column();
+        UNROLL for (int n = 0; n < product.COLUMNS; n++) row[n] = product.sum(i, n);
+    }
+    barrier();
+    for (int i = threadIdx.x; i < SIDE * SIDE / WIDE; i += THREADS) {
+        int row = i / (SIDE / WIDE), column = i % (SIDE / WIDE) * WIDE;
+        if (row >= tile.rows || first + column >= ranks) continue;
+        float values[WIDE] = {};
+        UNROLL for (int j = 0; j < WARPS; j++) {
+            UNROLL for (int n = 0; n < WIDE; n++) values[n] += sums[(j * SIDE + row) * STRIDE + column + n];
+        }
+        // Rows are longer than the ranks, by what fills the last four.
+        write_columns(left + static_cast<long long>(tile.first + row) * left_width + first + column, values);
+    }
+}
+
+/// What becomes of the numbers of a row of the result, of which so many are there.
+template <int N> struct Change {
+    float factors[N], shifts[N];
+    int count;
+
+    /// By an entry's numbers from a column on.
+    __device__ Change(const Entry &entry, int column, int columns) : count(columns - column) {
+        UNROLL for (int n = 0; n < N; n++) {
+            bool is_there = entry.factor && n < count;
+            factors[n] = is_there ? reinterpret_cast<const float *>(entry.factor)[column + n] : 1.0f;
+            shifts[n] = is_there ? reinterpret_cast<const float *>(entry.shift)[column + n] : 0.0f;
         }
     }
-}
 
-/// Adds to the product what one span gives to the columns from `first` on. `left` is its part of the first row.
-template <typename T>
-__device__ inline void add_span(Product<T> &product, T *memory, const T *left, const Tile &tile, const Entry &entry,
-                                const Span &span, int first, int left_width) {
-    const T *b = reinterpret_cast<const T *>(entry.b);
-    auto row_at = [&](int i) {
-        return i < tile.rows ? left + static_cast<long long>(tile.first + i) * left_width : nullptr;
-    };
-    auto factor_at = [&](int i) {
-        int column = first + i - span.first;
-        return column >= 0 && column < span.columns ? b + static_cast<long long>(column) * entry.rank : nullptr;
-    };
-    for (int depth = 0; depth < entry.rank; depth += DEPTH<T>) {
-        barrier();
-        load_rows<SIDE, DEPTH<T>>(memory, row_at, depth, entry.rank);
-        load_rows<SIDE, DEPTH<T>>(memory + SIZE<T>, factor_at, depth, entry.rank);
-        wait_for_copies();
-        barrier();
-        product.add(memory, memory + SIZE<T>, tile.rows, SIDE, min(DEPTH<T>, entry.rank - depth));
-    }
-}
-
-/// What becomes of a column after the product.
-struct Column {
-    float factor, shift;
-    int is_touched;
+    __device__ float changed(float y, float sum, int n) const { return (y + sum) * factors[n] + shifts[n]; }
 };
 
-/// The one at a place of a site's columns.
-__device__ inline Column column_of(const Entry &entry, int place) {
-    if (!entry.factor) return {1.0f, 0.0f, entry.rank > 0};
-    return {reinterpret_cast<const float *>(entry.factor)[place], reinterpret_cast<const float *>(entry.shift)[place], 1};
+/// The factors of some rows of `left`, where their ranks begin, and of columns from `first` on.
+template <typename T>
+__device__ inline Sides<T> sides_of(const T *left, int left_width, const Tile &tile, const Entry &entry, int first,
+                                    int columns) {
+    const T *b = reinterpret_cast<const T *>(entry.b);
+    Rows<T> rows = {left + static_cast<long long>(tile.first) * left_width, left_width, tile.rows - 1};
+    bool is_wide = (address_of(left) | entry.b) % (4 * sizeof(T)) == 0 && (left_width | entry.rank) % 4 == 0;
+    Sides<T> sides = {rows, {}, entry.rank, is_wide};
+    UNROLL for (int j = 0; j < Product<T>::RIGHT; j++) {
+        sides.right[j] = b + static_cast<long long>(min(first + Product<T>::right(j), columns - 1)) * entry.rank;
+    }
+    return sides;
 }
 
-/// Columns of the result that no span of the adapter changes stay as they are; of spans with columns in common it changes
-/// one at most.
+/// A block has columns of one span, of those whose bit is set: of spans with columns in common an adapter changes one at
+/// most. What is to be changed is asked for before it is known by what.
 template <typename T>
-__device__ inline void expand(T *y, const T *left, const Tile *tiles, const Span *spans, int count, int columns,
-                              int y_stride, int left_width) {
-    SHARED(T, memory, 2 * SIZE<T>);
-    SHARED(Column, changes, SIDE);
+__device__ inline void expand(T *y, const T *left, const Tile *tiles, const Span *spans, int touched, int y_stride,
+                              int left_width) {
+    typedef Product<T> P;
+    constexpr int N = P::COLUMNS;
     Tile tile = tiles[blockIdx.x];
     const Entry *entries = reinterpret_cast<const Entry *>(tile.entries);
-    int first = blockIdx.y * SIDE, offset = 0;
-    Column own = {1.0f, 0.0f, 0};
-    Product<T> product;
-    for (int i = 0; i < count; i++) {
-        Span span = spans[i];
-        Entry entry = entries[span.site];
-        if (span.first < first + SIDE && first < span.first + span.columns && (entry.rank > 0 || entry.factor)) {
-            add_span(product, memory, left + offset, tile, entry, span, first, left_width);
-            int place = first + static_cast<int>(threadIdx.x) - span.first;
-            if (threadIdx.x < SIDE && place >= 0 && place < span.columns) own = column_of(entry, place);
-        }
-        offset += entry.rank;
+    int block = blockIdx.y, number = 0;
+    Span span;
+    while (true) {
+        span = spans[number];
+        int blocks = touched >> number & 1 ? (span.columns + THREADS - 1) / THREADS : 0;
+        if (block < blocks) break;
+        block -= blocks;
+        number++;
     }
-    if (threadIdx.x < SIDE) changes[threadIdx.x] = own;
-    barrier();
-    UNROLL for (int i = 0; i < 8; i++) {
-        UNROLL for (int j = 0; j < 4; j++) {
-            int row = product.row(i, j), column = product.column(i, j);
-            Column change = changes[column];
-            if (row >= tile.rows || first + column >= columns || !change.is_touched) continue;
-            T &target = y[static_cast<long long>(tile.first + row) * y_stride + first + column];
-            target = from_float<T>((to_float(target) + product.sums[i][j]) * change.factor + change.shift);
+    int first = block * THREADS + threadIdx.x / WARP * SIDE, column = first + P::column();
+    if (first >= span.columns) return;
+    T *own = y + static_cast<long long>(tile.first) * y_stride + span.first;
+    bool is_wide = address_of(y + span.first) % sizeof(Piece<N, T>) == 0 && (y_stride | span.columns) % N == 0;
+    Piece<N, T> pieces[P::ROWS];
+    UNROLL for (int i = 0; i < P::ROWS; i++) {
+        const T *row = own + static_cast<long long>(min(P::row(i), tile.rows - 1)) * y_stride;
+        pieces[i] = piece_of<N, true>(row, column, is_wide ? span.columns : 0);
+    }
+    Entry entry = entries[span.site];
+    if (entry.rank == 0 && !entry.factor) return;
+    P product;
+    if (entry.rank > 0) {
+        ROLLED for (int i = 0; i < number; i++) left += entries[spans[i].site].rank;
+        multiply<4, 16>(product, sides_of(left, left_width, tile, entry, first, span.columns), 0, 16);
+    }
+    Change<N> change(entry, column, span.columns);
+    UNROLL for (int i = 0; i < P::ROWS; i++) {
+        int row = P::row(i);
+        if (row >= tile.rows || column >= span.columns) continue;
+        T *target = own + static_cast<long long>(row) * y_stride + column;
+        if (is_wide) {
+            float numbers[N];
+            UNROLL for (int n = 0; n < N; n++) numbers[n] = change.changed(pieces[i][n], product.sum(i, n), n);
+            write_columns(target, numbers);
+        } else {
+            UNROLL for (int n = 0; n < N; n++) {
+                if (n >= change.count) break;
+                target[n] = from_float<T>(change.changed(to_float(target[n]), product.sum(i, n), n));
+            }
         }
     }
 }
 
-#define DELTA(NAME, T)                                                                                                 \
-    KERNEL(shrink_##NAME, T *left, const T *x, const Tile *tiles, const Span *spans, int count, int in, int x_stride,  \
-           int left_width) {                                                                                           \
+#define DELTA(NAME, T, SHRINKS, EXPANDS)                                                                               \
+    CROWDED_KERNEL(SHRINKS, shrink_##NAME, T *left, const T *x, const Tile *tiles, const Span *spans, int count,       \
+                   int in, int x_stride, int left_width) {                                                             \
         shrink(left, x, tiles, spans, count, in, x_stride, left_width);                                                \
     }                                                                                                                  \
-    KERNEL(expand_##NAME, T *y, const T *left, const Tile *tiles, const Span *spans, int count, int columns,           \
-           int y_stride, int left_width) {                                                                             \
-        expand(y, left, tiles, spans, count, columns, y_stride, left_width);                                           \
+    CROWDED_KERNEL(EXPANDS, expand_##NAME, T *y, const T *left, const Tile *tiles, const Span *spans, int touched,     \
+                   int y_stride, int left_width) {                                                                     \
+        expand(y, left, tiles, spans, touched, y_stride, left_width);                                                  \
     }
 
-DELTA(f32, float)
-DELTA(bf16, bf16)
-DELTA(f16, f16)
+DELTA(f32, float, 2, 2)
+DELTA(bf16, bf16, 4, 5)
+DELTA(f16, f16, 4, 5)

@@ -15,23 +15,35 @@ use std::ops::Range;
 use std::sync::Arc;
 
 /// Rows of a tile, at most.
-const TILE: usize = 64;
+const TILE: usize = 32;
 
-/// Columns of a block.
-const COLUMNS: usize = 64;
+/// Ranks of a block that shrinks.
+const RANKS: usize = 32;
+
+/// Columns of a block that expands.
+const COLUMNS: usize = 128;
+
+/// Sites of a projection, at most: which of them change are the bits of an `int`.
+const SITES: usize = 31;
 
 /// The sites of a projection, each with its columns of the output.
 pub struct Spans {
     spans: Array,
     sites: Vec<usize>,
+    /// Of each site its columns.
+    columns: Vec<Range<usize>>,
 }
 
 impl Spans {
     /// Sites with their first column and how many.
     pub fn new(gpu: &Gpu, spans: &[(usize, usize, usize)]) -> Result<Self> {
+        if spans.len() > SITES {
+            return Err(Error::Internal(format!("a projection of {} sites", spans.len())));
+        }
         let numbers = spans.iter().flat_map(|(site, first, count)| [*site as u32, *first as u32, *count as u32, 0]);
         let sites = spans.iter().map(|(site, ..)| *site).collect();
-        Ok(Self { spans: Array::of_numbers(gpu, &numbers.collect::<Vec<u32>>())?, sites })
+        let columns = spans.iter().map(|(_, first, count)| *first..first + count).collect();
+        Ok(Self { spans: Array::of_numbers(gpu, &numbers.collect::<Vec<u32>>())?, sites, columns })
     }
 }
 
@@ -74,8 +86,10 @@ impl Touched {
         let left = Array::new(x.gpu(), x.dtype(), &[tokens, width])?;
         let launch = Launch::on(x.gpu()).array(&left).array(x).array(&self.tiles).array(&spans.spans);
         let launch = launch.sizes([spans.sites.len(), inputs, stride, width]);
-        launch.run(&format!("shrink_{}", suffix(x.dtype())), [self.tiles.elements() / 4, width.div_ceil(COLUMNS)])?;
-        Ok(Some(Grouped { left, tiles: self.tiles.clone(), spans: spans.spans.clone(), sites: spans.sites.len() }))
+        launch.run(&format!("shrink_{}", suffix(x.dtype())), [self.tiles.elements() / 4, width.div_ceil(RANKS)])?;
+        let is_touched = |site: usize| self.ranks.iter().any(|ranks| ranks[site].is_some());
+        let touched = spans.sites.iter().map(|site| is_touched(*site)).zip(spans.columns.iter().cloned()).collect();
+        Ok(Some(Grouped { left, tiles: self.tiles.clone(), spans: spans.spans.clone(), touched }))
     }
 }
 
@@ -95,19 +109,24 @@ pub struct Grouped {
     left: Array,
     tiles: Array,
     spans: Array,
-    sites: usize,
+    /// Of each span whether any adapter changes it, and its columns.
+    touched: Vec<(bool, Range<usize>)>,
 }
 
 impl Grouped {
     /// Changes what the base made, `y [tokens, out]`, in place.
     pub fn expand(&self, y: &Array) -> Result<()> {
         let [rows, columns, stride] = y.matrix()?;
-        if rows != self.left.dims()[0] || y.dtype() != self.left.dtype() {
+        let is_within = self.touched.iter().all(|(_, span)| span.end <= columns);
+        if rows != self.left.dims()[0] || y.dtype() != self.left.dtype() || !is_within {
             return Err(Error::Internal(format!("updates {:?} of {y:?}", self.left)));
         }
+        let touched = || self.touched.iter().enumerate().filter(|(_, (is_touched, _))| *is_touched);
+        let bits = touched().fold(0, |bits, (i, _)| bits | 1 << i);
+        let blocks = touched().map(|(_, (_, span))| span.len().div_ceil(COLUMNS)).sum();
         let launch = Launch::on(y.gpu()).array(y).array(&self.left).array(&self.tiles).array(&self.spans);
-        let launch = launch.sizes([self.sites, columns, stride, self.left.dims()[1]]);
-        launch.run(&format!("expand_{}", suffix(y.dtype())), [self.tiles.elements() / 4, columns.div_ceil(COLUMNS)])
+        let launch = launch.sizes([bits, stride, self.left.dims()[1]]);
+        launch.run(&format!("expand_{}", suffix(y.dtype())), [self.tiles.elements() / 4, blocks])
     }
 }
 

@@ -14,6 +14,9 @@ typedef __half f16;
 // A kernel that can be launched by its name, in blocks of 128 threads: KERNEL(name, int count, ...) { body }
 #define KERNEL(name, ...) extern "C" __global__ void __launch_bounds__(128) name(__VA_ARGS__)
 
+// The same with no more registers than let so many blocks run on a multiprocessor at once.
+#define CROWDED_KERNEL(blocks, name, ...) extern "C" __global__ void __launch_bounds__(128, blocks) name(__VA_ARGS__)
+
 // Memory of a block.
 #define SHARED(type, name, count) __shared__ __align__(16) type name[count]
 

@@ -86,7 +86,6 @@ void prepare(Context &context, char *stack, void (*begin)()) {
 struct Copy {
     void *target;
     const void *source;
-    int bytes;
 };
 
 struct Fiber {
@@ -287,17 +286,14 @@ void *memory_of_block(const void *key, std::size_t bytes) {
 }
 
 /// The target is spoilt until the copy is waited for.
-void copy_later(void *target, const void *source, int bytes) {
+void copy_later(void *target, const void *source) {
     if (reinterpret_cast<std::uintptr_t>(target) % 16 || reinterpret_cast<std::uintptr_t>(source) % 16) std::abort();
     std::memset(target, 0xff, 16);
-    block->running->copies.push_back({target, source, bytes});
+    block->running->copies.push_back({target, source});
 }
 
 void wait_for_copies() {
-    for (const Copy &copy : block->running->copies) {
-        std::memset(copy.target, 0, 16);
-        std::memcpy(copy.target, copy.source, static_cast<std::size_t>(copy.bytes));
-    }
+    for (const Copy &copy : block->running->copies) std::memcpy(copy.target, copy.source, 16);
     block->running->copies.clear();
 }
 

@@ -82,7 +82,7 @@ void wait_for_block();
 /// Memory of the block: the same for every thread that names this key. It begins as NaN.
 void *memory_of_block(const void *key, std::size_t bytes);
 
-void copy_later(void *target, const void *source, int bytes);
+void copy_later(void *target, const void *source);
 void wait_for_copies();
 
 inline float float_of_bits(unsigned bits) {
@@ -133,6 +133,7 @@ inline unsigned short bf16_of_float(float x) {
 extern __thread emulated::Place threadIdx, blockIdx, blockDim, gridDim;
 
 #define KERNEL(name, ...) EMULATED_KERNEL(name, __VA_ARGS__)
+#define CROWDED_KERNEL(blocks, name, ...) EMULATED_KERNEL(name, __VA_ARGS__)
 #define EMULATED_KERNEL(name, ...)                                                                                     \
     static void name(__VA_ARGS__);                                                                                     \
     static const emulated::Kernel kernel_##name(#name, name);                                                          \
@@ -167,7 +168,7 @@ inline float exchanged(float x, int bits) {
 inline void barrier() { emulated::wait_for_block(); }
 inline void warp_barrier() { emulated::wait_for_warp(emulated::MEET); }
 
-inline void copy_later(void *target, const void *source, int bytes) { emulated::copy_later(target, source, bytes); }
+inline void copy_later(void *target, const void *source) { emulated::copy_later(target, source); }
 inline void wait_for_copies() { emulated::wait_for_copies(); }
 
 template <typename T> inline unsigned packed(float low, float high) {

@@ -60,11 +60,12 @@ __device__ inline void load_transposed(unsigned (&y)[4], const void *row) {
                  : "memory");
 }
 
-/// Copies the first `bytes` of 16 into a block's memory, and zeros for the others. Both addresses are multiples of 16.
-__device__ inline void copy_later(void *target, const void *source, int bytes) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
+/// Copies 16 bytes into a block's memory. Both addresses are multiples of 16. Not fewer: how many are left out goes into
+/// the machine's address, which a memory checker then takes for one that is not aligned.
+__device__ inline void copy_later(void *target, const void *source) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;"
                  :
-                 : "r"(shared_address(target)), "l"(source), "r"(bytes)
+                 : "r"(shared_address(target)), "l"(source)
                  : "memory");
 }
 
@@ -74,17 +75,20 @@ __device__ inline void wait_for_copies() { asm volatile("cp.async.wait_all;" :::
 
 #ifdef EMULATED
 #define UNROLL
+#define ROLLED
 #else
 /// Before loops over arrays that live in registers.
 #define UNROLL _Pragma("unroll")
+/// Before loops that are not worth more registers.
+#define ROLLED _Pragma("unroll 1")
 #endif
 
 /// Copies numbers that fill 16 bytes into a block's memory: the first `count` of them, which may be none or negative,
 /// and zeros for the others. They are there after wait_for_copies and a barrier.
 template <typename T> __device__ inline void copy_piece(T *target, const T *source, int count) {
     constexpr int PIECE = 16 / sizeof(T);
-    if (count > 0 && reinterpret_cast<unsigned long long>(source) % 16 == 0) {
-        copy_later(target, source, count < PIECE ? count * static_cast<int>(sizeof(T)) : 16);
+    if (count >= PIECE && reinterpret_cast<unsigned long long>(source) % 16 == 0) {
+        copy_later(target, source);
         return;
     }
     alignas(16) T piece[PIECE];
