@@ -183,6 +183,7 @@ __device__ inline void load_head(T *memory, const Task<T> &task, const Head<T> &
         int piece = i * THREADS + threadIdx.x, row = piece / PIECES, column = piece % PIECES * PIECE;
         bool is_there = row < past - first && column < task.width;
         // Of what is not there nothing is read; its address is one of the head's all the same.
-        copy_later(memory + row * PADDED<T, D> + column, x + (is_there ? row * head.stride + column : 0), is_there ? 16 : 0);
+        const T *source = x + (is_there ? row * head.stride + column : 0);
+        copy_later_or_zeros(memory + row * PADDED<T, D> + column, source, is_there);
     }
 }

@@ -169,6 +169,11 @@ inline void barrier() { emulated::wait_for_block(); }
 inline void warp_barrier() { emulated::wait_for_warp(emulated::MEET); }
 
 inline void copy_later(void *target, const void *source) { emulated::copy_later(target, source); }
+
+inline void copy_later_or_zeros(void *target, const void *source, bool is_there) {
+    static const uint4 zeros = {};
+    emulated::copy_later(target, is_there ? source : &zeros);
+}
 inline void wait_for_copies() { emulated::wait_for_copies(); }
 
 template <typename T> inline unsigned packed(float low, float high) {

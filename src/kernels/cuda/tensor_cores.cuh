@@ -69,6 +69,14 @@ __device__ inline void copy_later(void *target, const void *source) {
                  : "memory");
 }
 
+/// The same, or 16 bytes of zeros: then nothing is read.
+__device__ inline void copy_later_or_zeros(void *target, const void *source, bool is_there) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
+                 :
+                 : "r"(shared_address(target)), "l"(source), "r"(is_there ? 16 : 0)
+                 : "memory");
+}
+
 /// Waits for this thread's copies; others see them after a barrier.
 __device__ inline void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 #endif
