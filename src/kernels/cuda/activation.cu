@@ -155,7 +155,8 @@ __device__ void activate_rows(const Rows<T> &rows, int activation, float p, floa
 template <typename T>
 __device__ void activate(T *y, const T *x, int activation, float p, float q, int gate, int count, int width,
                          int x_stride) {
-    int row = blockIdx.x * ROWS<T>;
+    // The last rows first: a product made them last, so they may lie in a cache yet, and the next begins with the first.
+    int row = (gridDim.x - 1 - blockIdx.x) * ROWS<T>;
     y += static_cast<long long>(row) * width;
     x += static_cast<long long>(row) * x_stride;
     const T *other = gate == ABSENT ? nullptr : gate == OF_FIRST ? x + width : x;

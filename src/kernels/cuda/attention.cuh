@@ -107,7 +107,7 @@ struct Row {
     KERNEL(NAME, T *y, const T *q, const T *k, const T *v, const Queries *tiles, const float *bias, int group,         \
            int width, int q_outer, int q_inner, int k_outer, int k_inner, int v_outer, int v_inner, float scale,       \
            int causal, int window, int span) {                                                                         \
-        Queries tile = tiles[blockIdx.x];                                                                              \
+        Queries tile = tiles[gridDim.x - 1 - blockIdx.x];                                                              \
         long long head = blockIdx.y, shared = head / group;                                                            \
         Task<T> task;                                                                                                  \
         task.q = {q + head * q_inner, q_outer};                                                                        \

@@ -234,7 +234,8 @@ __device__ inline void expand(T *y, const T *left, const Tile *tiles, const Span
                               int left_width) {
     typedef Product<T> P;
     constexpr int N = P::COLUMNS;
-    Tile tile = tiles[blockIdx.x];
+    // The last rows first: the base's product made them last, so they may lie in a cache yet.
+    Tile tile = tiles[gridDim.x - 1 - blockIdx.x];
     const Entry *entries = reinterpret_cast<const Entry *>(tile.entries);
     int block = blockIdx.y, number = 0;
     Span span;

@@ -1,7 +1,7 @@
 //! What threads share: chunks and rows of a slice, items, a supply that lasts for a while.
 #![expect(unsafe_code, reason = "threads write parts of a slice that their leader lent them")]
 
-use super::{share, threads, wait};
+use super::{share, threads};
 use std::mem::MaybeUninit;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -62,34 +62,53 @@ pub fn share_items<T: Send>(items: Vec<T>, f: impl Fn(T) + Sync) {
     share_chunks(&mut items, 1, |_, item| item.iter_mut().filter_map(Option::take).for_each(&f));
 }
 
-/// Calls `f` with each item that `next` gives, on all threads of [`Threads::run`], until it has none and no call is left
-/// during which more may come. `next` is told how many threads have nothing to do, with the one that asks.
+/// Calls `f` with each item that `next` gives, on all threads of [`Threads::run`], until it has none and no call of `f` is
+/// left during which more may come. `next` is told how many threads have nothing to do, with the one that asks.
 pub fn share_supply<T>(next: impl Fn(usize) -> Option<T> + Sync, f: impl Fn(T) + Sync) {
-    /// While it is there, a thread is busy.
-    struct Busy<'a>(&'a AtomicUsize);
-    impl Drop for Busy<'_> {
+    /// Counts a thread while it is there.
+    struct Counted<'a>(&'a AtomicUsize);
+    impl<'a> Counted<'a> {
+        /// With how many there were before.
+        fn among(count: &'a AtomicUsize) -> (Self, usize) {
+            let others = count.fetch_add(1, Ordering::AcqRel);
+            (Self(count), others)
+        }
+    }
+    impl Drop for Counted<'_> {
         fn drop(&mut self) {
             self.0.fetch_sub(1, Ordering::AcqRel);
         }
     }
-    let (count, busy) = (threads(), AtomicUsize::new(0));
+    // Who asks is not busy: of many threads with nothing to do, one asks at any time, and the others would wait for it.
+    let (count, asking, busy) = (threads(), AtomicUsize::new(0), AtomicUsize::new(0));
     share(count, |_| {
-        let mut looks = 0;
+        let mut asked = 0;
         loop {
-            let others = busy.fetch_add(1, Ordering::AcqRel);
-            let is_busy = Busy(&busy);
-            if let Some(item) = next(count.saturating_sub(others)) {
+            let (asks, others) = Counted::among(&asking);
+            if let Some(item) = next(count.saturating_sub(others + busy.load(Ordering::Acquire)).max(1)) {
+                let _busy = Counted::among(&busy);
+                drop(asks);
                 f(item);
-                looks = 0;
+                asked = 0;
                 continue;
             }
-            drop(is_busy);
+            drop(asks);
+            // Another may have taken an item and not said so yet: then it goes on without this thread.
             if busy.load(Ordering::Acquire) == 0 {
                 return;
             }
-            wait(&mut looks);
+            look_away(&mut asked);
         }
     });
+}
+
+/// Before something is asked for again that others want too: longer each time, up to some ten microseconds.
+fn look_away(times: &mut u32) {
+    (0..1 << (*times).min(8)).for_each(|_| std::hint::spin_loop());
+    if *times >= 16 {
+        std::thread::yield_now();
+    }
+    *times += 1;
 }
 
 #[cfg(test)]
@@ -127,5 +146,20 @@ mod tests {
             });
             assert_eq!(sum.into_inner(), 4 * 15);
         }
+    }
+
+    #[test]
+    fn it_ends_though_some_thread_asks_at_any_time() {
+        let team = Threads::new(16).unwrap();
+        let (left, sum) = (Mutex::new(vec![1; 40]), AtomicUsize::new(0));
+        team.run(|| {
+            let next = |_| {
+                let item = left.lock().unwrap().pop();
+                std::thread::sleep(std::time::Duration::from_millis(1));
+                item
+            };
+            share_supply(next, |item| _ = sum.fetch_add(item, Ordering::Relaxed));
+        });
+        assert_eq!(sum.into_inner(), 40);
     }
 }

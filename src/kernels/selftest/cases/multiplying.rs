@@ -85,8 +85,8 @@ fn updates(name: &str, shape: &Shape, has_ranks: bool, has_columns: bool) -> Cas
         operations: 2.0 * (tokens * rank * width * 4) as f64,
         numbers: (tokens * width * read + changes.len() * (rank + usize::from(has_columns)) * width * 2) as f64,
     };
-    // The left factors are rounded as well as the result, and what that loses is scaled too.
-    let bound = if has_ranks && has_columns { 2.0 * BOUND } else { BOUND };
+    // The left factors are rounded as well as the result, and what that loses may be scaled too.
+    let bound = if has_ranks { 2.0 * BOUND } else { BOUND };
     case(name, bound, work, move |side| {
         let (x, y) = (side.rounded(&x)?, side.rounded(&y)?);
         if side.device.is_cpu() { one_by_one(side, &changes, x, y) } else { together(side, &changes, x, y) }
