@@ -17,12 +17,17 @@ pub struct Waiting {
     pub is_closed: bool,
     /// How many take jobs from it.
     workers: usize,
+    /// Jobs that may be looked at by now to see whether their callers are there.
+    looks: usize,
 }
+
+/// Jobs whose callers are looked for, for each batch that is taken: of a queue no longer all of them.
+const LOOKS: usize = 4096;
 
 impl Queue {
     /// An empty one, for so many workers.
     pub fn new(workers: usize) -> Self {
-        let waiting = Waiting { jobs: VecDeque::new(), is_closed: false, workers };
+        let waiting = Waiting { jobs: VecDeque::new(), is_closed: false, workers, looks: 0 };
         Self { waiting: Mutex::new(waiting), changed: Condvar::new() }
     }
 
@@ -85,9 +90,13 @@ impl Queue {
 }
 
 impl Waiting {
-    /// Drops jobs whose caller has gone.
+    /// Drops jobs whose caller has gone; of a long queue every so many calls, so that its length costs none of them more.
     pub fn drop_abandoned(&mut self) {
-        self.jobs.retain(|job| !job.reply.is_closed());
+        self.looks += LOOKS;
+        if self.looks >= self.jobs.len() {
+            self.jobs.retain(|job| !job.reply.is_closed());
+            self.looks = 0;
+        }
     }
 
     /// Tokens of every job.

@@ -97,7 +97,7 @@ pub fn attention(q: &Array, k: &Array, v: &Array, attention: &Attention<Array>) 
 fn is_wide(heads: &Array) -> Result<bool> {
     let Rows { width, outer_stride, inner_stride, .. } = heads.rows()?;
     let bytes = [width, outer_stride, inner_stride].map(|count| count * heads.dtype().size_in_bytes());
-    Ok(heads.address() % 16 == 0 && bytes.into_iter().all(|bytes| bytes % 16 == 0))
+    Ok(heads.address().is_multiple_of(16) && bytes.into_iter().all(|bytes| bytes.is_multiple_of(16)))
 }
 
 fn strides<'a>(launch: Launch<'a>, arrays: [&Array; 3]) -> Result<Launch<'a>> {

@@ -10,7 +10,7 @@ use candle_core::Tensor as Host;
 /// A block's second half.
 pub enum FeedForward {
     /// One network for every token.
-    Dense(Mlp),
+    Dense(Box<Mlp>),
     /// Several, of which each token takes some.
     Experts(Experts),
 }
@@ -19,7 +19,7 @@ impl FeedForward {
     /// From its spec.
     pub fn load(spec: &spec::FeedForward, loader: &mut Loader) -> Result<Self> {
         match spec {
-            spec::FeedForward::Dense(mlp) => Ok(Self::Dense(Mlp::load(mlp, loader)?)),
+            spec::FeedForward::Dense(mlp) => Ok(Self::Dense(Box::new(Mlp::load(mlp, loader)?))),
             spec::FeedForward::Experts(experts) => Ok(Self::Experts(Experts::load(experts, loader)?)),
         }
     }
