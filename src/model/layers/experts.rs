@@ -12,7 +12,7 @@ pub enum FeedForward {
     /// One network for every token.
     Dense(Box<Mlp>),
     /// Several, of which each token takes some.
-    Experts(Experts),
+    Experts(Box<Experts>),
 }
 
 impl FeedForward {
@@ -20,7 +20,7 @@ impl FeedForward {
     pub fn load(spec: &spec::FeedForward, loader: &mut Loader) -> Result<Self> {
         match spec {
             spec::FeedForward::Dense(mlp) => Ok(Self::Dense(Box::new(Mlp::load(mlp, loader)?))),
-            spec::FeedForward::Experts(experts) => Ok(Self::Experts(Experts::load(experts, loader)?)),
+            spec::FeedForward::Experts(experts) => Ok(Self::Experts(Box::new(Experts::load(experts, loader)?))),
         }
     }
 
