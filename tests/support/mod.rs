@@ -21,7 +21,7 @@ use tempfile::TempDir;
 use tokio::sync::oneshot;
 use tower::ServiceExt;
 use veneer::config::{Config, Flags};
-use veneer::engine::Admission;
+use veneer::engine::{Admission, Workers};
 use veneer::error::Error;
 use veneer::http::{App, Serving};
 use veneer::hub::{Hub, HubConfig};
@@ -189,6 +189,20 @@ pub fn config(models: &[String], adapters: &[String], keys: &[(&str, &str)]) -> 
 pub struct Door {
     router: Router,
     pub app: Arc<App>,
+    workers: Option<Workers>,
+}
+
+/// Waits for the workers, where nobody else holds the app: a GPU's driver does not bear threads that use it while a process
+/// ends.
+impl Drop for Door {
+    fn drop(&mut self) {
+        self.router = Router::new();
+        let loading = Arc::new(App::new(self.app.config.clone()));
+        let is_last = Arc::try_unwrap(std::mem::replace(&mut self.app, loading)).is_ok();
+        if let Some(workers) = self.workers.take().filter(|_| is_last) {
+            workers.join().unwrap();
+        }
+    }
 }
 
 impl Door {
@@ -200,7 +214,7 @@ impl Door {
     /// A server that is still loading.
     pub fn loading() -> Self {
         let app = Arc::new(App::new(config(&[], &[], &[]).unwrap()));
-        Self { router: veneer::http::router(app.clone()), app }
+        Self { router: veneer::http::router(app.clone()), app, workers: None }
     }
 
     /// Loads what a configuration names.
@@ -211,10 +225,10 @@ impl Door {
         let app = Arc::new(App::new(config));
         // Loading blocks, and must not on an async thread.
         let load = || Serving::load(&app.config, &hub);
-        let (serving, _worker) = std::thread::scope(|scope| scope.spawn(load).join()).unwrap()?;
+        let (serving, workers) = std::thread::scope(|scope| scope.spawn(load).join()).unwrap()?;
         app.ready(serving);
         veneer::telemetry::metrics();
-        Ok(Self { router: veneer::http::router(app.clone()), app })
+        Ok(Self { router: veneer::http::router(app.clone()), app, workers: Some(workers) })
     }
 
     /// One family's base with its three adapters, under their fixture names.
