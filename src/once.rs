@@ -40,17 +40,18 @@ pub async fn check(app: Arc<App>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Prints a line for every operation of a GPU whose name has a word in it; fails where one of them is not what the CPU makes of it.
+/// Prints a line for every operation of a GPU whose name has a word in it; fails where one of them is not what the CPU makes
+/// of it.
 pub fn selftest(device: &str, only: &str, is_small: bool) -> anyhow::Result<()> {
     telemetry::log("error", false)?;
     let device = Device::named(device)?;
     println!("{device}: largest difference to the CPU's, what it may be, time, share of the ceiling");
     // Where they are emulated, large arguments would take minutes.
-    let sizes = if is_small || device.is_emulated() { &[Size::Small][..] } else { &[Size::Small, Size::Large] };
+    let large = (!is_small && !device.is_emulated()).then_some(Size::Large);
     let mut findings = Vec::new();
-    for size in sizes {
+    for size in [Size::Small, Size::Aligned].into_iter().chain(large) {
         println!("{size:?} arguments");
-        findings.extend(kernels::selftest(&device, *size, only, |finding| println!("{finding}"))?);
+        findings.extend(kernels::selftest(&device, size, only, |finding| println!("{finding}"))?);
     }
     let wrong = findings.iter().filter(|finding| !finding.is_good()).count();
     ensure!(!findings.is_empty(), "no operation has '{only}' in its name");

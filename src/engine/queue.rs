@@ -17,11 +17,11 @@ pub struct Waiting {
     pub is_closed: bool,
     /// How many take jobs from it.
     workers: usize,
-    /// Jobs that may be looked at by now to see whether their callers are there.
+    /// Jobs that batches have paid to look at since the queue was last looked through for callers that have gone.
     looks: usize,
 }
 
-/// Jobs whose callers are looked for, for each batch that is taken: of a queue no longer all of them.
+/// Jobs that one batch pays to look at. A queue of no more than that is looked through for every batch.
 const LOOKS: usize = 4096;
 
 impl Queue {

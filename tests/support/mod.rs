@@ -200,7 +200,9 @@ impl Drop for Door {
         let loading = Arc::new(App::new(self.app.config.clone()));
         let is_last = Arc::try_unwrap(std::mem::replace(&mut self.app, loading)).is_ok();
         if let Some(workers) = self.workers.take().filter(|_| is_last) {
-            workers.join().unwrap();
+            let joined = workers.join();
+            // A second panic would hide the first.
+            assert!(std::thread::panicking() || joined.is_ok(), "{joined:?}");
         }
     }
 }

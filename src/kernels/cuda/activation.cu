@@ -42,8 +42,8 @@ enum Activation {
 enum Gate { ABSENT, OF_FIRST, OF_SECOND };
 
 /// `max(x, 0) - |x| Phi(-|x|)`, which is x Phi(x) without the difference of two that are almost 1. The logarithm of Phi,
-/// to base 2, is a polynomial: the minimax fit on [-6.5, 0], by Remez' algorithm, of the error of the result, which is
-/// 8e-8 at most, and relative to Phi 8e-4 at most where the result is less than 1e-4. From -14 on it is 0.
+/// to base 2, is a polynomial: the minimax fit on [-6.5, 0], by Remez' algorithm, of the error of the result. The fit's is
+/// 8e-8 at most, and where the result is less than 1e-4 there, 8e-4 of it. From -14 on it is 0.
 __device__ inline float gelu(float x) {
     float size = fminf(fabsf(x), 14.0f);
     float power = -9.43718703e-7f;

@@ -60,8 +60,8 @@ __device__ inline void load_transposed(unsigned (&y)[4], const void *row) {
                  : "memory");
 }
 
-/// Copies 16 bytes into a block's memory. Both addresses are multiples of 16. Not fewer: how many are left out goes into
-/// the machine's address, which a memory checker then takes for one that is not aligned.
+/// Copies 16 bytes into a block's memory. Both addresses are multiples of 16. Not fewer: ptxas
+/// adds how many are left out to the address, which compute-sanitizer then reports as not aligned.
 __device__ inline void copy_later(void *target, const void *source) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;"
                  :
@@ -69,7 +69,7 @@ __device__ inline void copy_later(void *target, const void *source) {
                  : "memory");
 }
 
-/// The same, or 16 bytes of zeros: then nothing is read.
+/// The same, or 16 bytes of zeros: then nothing is read, and nothing is added to the address.
 __device__ inline void copy_later_or_zeros(void *target, const void *source, bool is_there) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
                  :

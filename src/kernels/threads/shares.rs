@@ -62,8 +62,13 @@ pub fn share_items<T: Send>(items: Vec<T>, f: impl Fn(T) + Sync) {
     share_chunks(&mut items, 1, |_, item| item.iter_mut().filter_map(Option::take).for_each(&f));
 }
 
+/// Looks in a row at which nobody was busy, before a thread leaves. One would not do: who has just taken an item says so a
+/// moment later, and may be interrupted before.
+const QUIET: u32 = 16;
+
 /// Calls `f` with each item that `next` gives, on all threads of [`Threads::run`], until it has none and no call of `f` is
-/// left during which more may come. `next` is told how many threads have nothing to do, with the one that asks.
+/// left during which more may come. `next` is told how many threads have nothing to do, with the one that asks but without
+/// others that ask at the same moment.
 pub fn share_supply<T>(next: impl Fn(usize) -> Option<T> + Sync, f: impl Fn(T) + Sync) {
     /// Counts a thread while it is there.
     struct Counted<'a>(&'a AtomicUsize);
@@ -82,22 +87,26 @@ pub fn share_supply<T>(next: impl Fn(usize) -> Option<T> + Sync, f: impl Fn(T) +
     // Who asks is not busy: of many threads with nothing to do, one asks at any time, and the others would wait for it.
     let (count, asking, busy) = (threads(), AtomicUsize::new(0), AtomicUsize::new(0));
     share(count, |_| {
-        let mut asked = 0;
+        let (mut asked, mut quiet) = (0, 0);
         loop {
             let (asks, others) = Counted::among(&asking);
             if let Some(item) = next(count.saturating_sub(others + busy.load(Ordering::Acquire)).max(1)) {
                 let _busy = Counted::among(&busy);
                 drop(asks);
                 f(item);
-                asked = 0;
+                (asked, quiet) = (0, 0);
                 continue;
             }
             drop(asks);
-            // Another may have taken an item and not said so yet: then it goes on without this thread.
-            if busy.load(Ordering::Acquire) == 0 {
+            if busy.load(Ordering::Acquire) > 0 {
+                quiet = 0;
+                look_away(&mut asked);
+            } else if quiet < QUIET {
+                quiet += 1;
+                std::thread::yield_now();
+            } else {
                 return;
             }
-            look_away(&mut asked);
         }
     });
 }
@@ -108,7 +117,7 @@ fn look_away(times: &mut u32) {
     if *times >= 16 {
         std::thread::yield_now();
     }
-    *times += 1;
+    *times = times.saturating_add(1);
 }
 
 #[cfg(test)]

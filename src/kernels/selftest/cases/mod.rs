@@ -47,6 +47,7 @@ impl Shape {
     fn of(size: Size) -> Self {
         match size {
             Size::Small => Self { offsets: vec![0, 1, 6, 70, 71, 133, 270], width: 60, heads: 3, rank: 5 },
+            Size::Aligned => Self { offsets: vec![0, 3, 170], width: 128, heads: 2, rank: 16 },
             Size::Large => {
                 Self { offsets: (0..=32).map(|sequence| 256 * sequence).collect(), width: 768, heads: 12, rank: 16 }
             }

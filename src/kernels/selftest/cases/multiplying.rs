@@ -134,8 +134,7 @@ fn together(side: &Side, changes: &[Changed], x: Tensor, y: Tensor) -> Result<Ru
 fn attentions(shape: &Shape) -> Vec<Case> {
     let (tokens, heads, width) = (shape.tokens(), shape.heads, shape.width / shape.heads);
     let span = shape.offsets.windows(2).map(|span| span[1] - span[0]).max().unwrap_or_default();
-    let pairs: usize = shape.offsets.windows(2).map(|span| (span[1] - span[0]).pow(2)).sum();
-    let work = Work { operations: 4.0 * (pairs * shape.width) as f64, ..shape.passes(4) };
+    let work = attention_work(&shape.offsets, shape.width, 4 * shape.width);
     let stacked = normal(1.0, (tokens, 3 * heads, width));
     let bias = normal(1.0, (heads, 2 * span - 1));
     let mut cases = Vec::new();
@@ -160,8 +159,15 @@ fn attentions(shape: &Shape) -> Vec<Case> {
     }
     cases.extend(HEAD_WIDTHS.map(|width| heads_of(shape, width)));
     cases.push(rotation(shape, &stacked));
-    cases.extend(relatives(shape, work));
+    cases.extend(relatives(shape));
     cases
+}
+
+/// Of queries so wide together that see every key of their sequence, with so many numbers a token.
+fn attention_work(offsets: &[usize], width: usize, numbers: usize) -> Work {
+    let pairs: usize = offsets.windows(2).map(|span| (span[1] - span[0]).pow(2)).sum();
+    let tokens = offsets[offsets.len() - 1];
+    Work { operations: 4.0 * (pairs * width) as f64, numbers: (tokens * numbers) as f64 }
 }
 
 /// Widths of heads for which there are different kernels, and others that fill none of them.
@@ -171,8 +177,7 @@ const HEAD_WIDTHS: [usize; 8] = [16, 33, 64, 80, 128, 160, 192, 256];
 fn heads_of(shape: &Shape, width: usize) -> Case {
     let (offsets, tokens) = (shape.offsets.clone(), shape.tokens());
     let stacked = normal(1.0, (tokens, 8, width));
-    let pairs: usize = offsets.windows(2).map(|span| (span[1] - span[0]).pow(2)).sum();
-    let work = Work { operations: 16.0 * (pairs * width) as f64, numbers: (12 * tokens * width) as f64 };
+    let work = attention_work(&offsets, 4 * width, 12 * width);
     case(format!("attention, heads of {width}"), BOUND, work, move |side| {
         let stacked = side.rounded(&stacked)?;
         let offsets = Sequences::new(offsets.clone(), &side.device)?;
@@ -205,7 +210,7 @@ struct Relative {
 }
 
 /// The first is as wide as other attention is, and what it is timed beside.
-fn relatives(shape: &Shape, work: Work) -> Vec<Case> {
+fn relatives(shape: &Shape) -> Vec<Case> {
     let width = shape.width / shape.heads;
     let of = |name, width, reach, has_keys, has_queries| Relative { name, width, reach, has_keys, has_queries };
     let all = [
@@ -218,17 +223,18 @@ fn relatives(shape: &Shape, work: Work) -> Vec<Case> {
         of("attention, disentangled, odd", 33, 40, true, true),
         of("attention, disentangled, wide", 80, 40, true, true),
     ];
-    all.into_iter().map(|relative| relative.case(shape, work)).collect()
+    all.into_iter().map(|relative| relative.case(shape)).collect()
 }
 
 impl Relative {
-    fn case(self, shape: &Shape, work: Work) -> Case {
+    fn case(self, shape: &Shape) -> Case {
         let Self { name, width, reach, has_keys, has_queries } = self;
         let (heads, offsets) = (shape.heads, shape.offsets.clone());
         let stacked = normal(1.0, (shape.tokens(), 3 * heads, width));
         let span = shape.offsets.windows(2).map(|span| span[1] - span[0]).max().unwrap_or_default() as i64;
         let places = ((1 - span)..span).map(|d| (d.clamp(-reach, reach - 1) + reach) as u32).collect::<Vec<_>>();
         let tables = [(); 2].map(|()| normal(1.0, (2 * reach as usize, heads * width)));
+        let work = attention_work(&offsets, heads * width, 4 * heads * width);
         case(name, BOUND, work, move |side| {
             let (stacked, offsets) = (side.rounded(&stacked)?, Sequences::new(offsets.clone(), &side.device)?);
             let [keys, queries] = [&tables[0], &tables[1]].map(|table| side.rounded(table));

@@ -106,8 +106,8 @@ fn norms(shape: &Shape) -> Vec<Case> {
             }))
         }));
     }
-    // As many columns as a warp keeps, and more.
-    for width in [1000, 1100] {
+    // As many columns as a warp keeps, more, an odd number, and more than a block keeps.
+    for width in [1000, 1100, 1101, 4100] {
         let (x, weight) = (normal(1.0, (shape.tokens(), width)), normal(1.0, width));
         let work = Work { operations: 0.0, numbers: (2 * shape.tokens() * width) as f64 };
         cases.push(case(format!("norm, layer, of {width} columns"), BOUND, work, move |side| {
@@ -151,5 +151,16 @@ fn pools(shape: &Shape) -> Vec<Case> {
             Ok(Box::new(move || pool(&hidden, &offsets, &left_out, mode)))
         })
     };
-    modes.into_iter().map(case).collect()
+    let mut cases: Vec<Case> = modes.into_iter().map(case).collect();
+    cases.push(odd_pool(shape));
+    cases
+}
+
+/// Of columns that are neither aligned nor of an even number.
+fn odd_pool(shape: &Shape) -> Case {
+    let (hidden, offsets, width) = (shape.rows(), shape.offsets.clone(), shape.width);
+    case("pool, odd columns", BOUND, shape.passes(1), move |side| {
+        let (hidden, offsets) = (side.exact(&hidden)?, offsets.clone());
+        Ok(Box::new(move || pool(&hidden.narrow(1, 1, width - 1)?, &offsets, &[], Pooling::Mean)))
+    })
 }
