@@ -1,0 +1,132 @@
+#!/usr/bin/env python3
+"""What users would pick instead, on the same device and the same shapes as benches/passes.rs: sentence-transformers, and
+PEFT with an adapter a text. Needs torch, sentence-transformers and peft.
+
+    benches/peers.py make DIR --tokenizer FOLDER      models of random weights, base and mini, and 64 adapters on each
+    benches/peers.py run DIR                          a line of JSON each: tokens/s, medians; and the device's peak
+    cargo bench --bench passes -- --device cuda --dtype bfloat16 --model base=DIR/base --adapters DIR/base-adapters
+
+Peers get token ids that lie on the device, all of one length, so that they neither tokenize nor pad: their best case.
+"""
+
+import argparse
+import json
+import pathlib
+import shutil
+import statistics
+import time
+
+import torch
+
+SHAPES = {"base": (768, 3072, 12, 12), "mini": (384, 1536, 12, 6)}
+LENGTHS = {"base": [512, 32], "mini": [32]}
+ADAPTERS = 64
+
+
+def make(options):
+    from peft import LoraConfig, get_peft_model
+    from transformers import BertConfig, BertModel
+
+    for name, (hidden, inner, heads, layers) in SHAPES.items():
+        folder = options.folder / name
+        config = BertConfig(hidden_size=hidden, intermediate_size=inner, num_attention_heads=heads, num_hidden_layers=layers)
+        torch.manual_seed(0)
+        base = BertModel(config)
+        base.save_pretrained(folder)
+        parts = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")]
+        kinds = [{"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"} for i, (path, kind) in enumerate(parts)]
+        (folder / "modules.json").write_text(json.dumps(kinds))
+        (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 512, "do_lower_case": False}))
+        (folder / "1_Pooling").mkdir(exist_ok=True)
+        (folder / "1_Pooling/config.json").write_text(json.dumps({"word_embedding_dimension": hidden, "pooling_mode_mean_tokens": True}))
+        for file in ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"]:
+            shutil.copy(options.tokenizer / file, folder)
+        config = LoraConfig(r=16, lora_alpha=32, target_modules=["query", "value"], init_lora_weights=False)
+        model = get_peft_model(base, config, adapter_name="a0")
+        for number in range(1, ADAPTERS):
+            model.add_adapter(f"a{number}", config)
+        model.save_pretrained(options.folder / f"{name}-adapters")
+        for adapter in (options.folder / f"{name}-adapters").glob("a*/adapter_config.json"):
+            adapter.write_text(json.dumps(json.loads(adapter.read_text()) | {"base_model_name_or_path": str(folder)}))
+
+
+def median(options, run):
+    """Seconds of one run, which ends on the host."""
+    run()
+    times = []
+    for _ in range(options.rounds):
+        began = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - began)
+    return statistics.median(times)
+
+
+def say(**figures):
+    print(json.dumps(figures), flush=True)
+
+
+def ids_of(options, length, tokens):
+    return torch.randint(1000, 30000, (max(1, tokens // length), length), device=options.device)
+
+
+def tokens_per_s(options, peer, name, length, embed, **more):
+    """Of the best size of batches, and of one text alone."""
+    rates = {}
+    for tokens in options.tokens:
+        ids = ids_of(options, length, tokens)
+        rates[len(ids)] = ids.numel() / median(options, lambda: embed(ids))
+    batch = max(rates, key=rates.get)
+    one = ids_of(options, length, length)
+    say(peer=peer, model=name, length=length, **more, batch=batch, tokens_per_s=rates[batch], one_text_ms=1e3 * median(options, lambda: embed(one)))
+
+
+def run(options):
+    from peft import PeftModel
+    from sentence_transformers import SentenceTransformer
+    from transformers import AutoModel
+
+    a, b = (torch.randn(options.peak, options.peak, device=options.device, dtype=torch.bfloat16) for _ in range(2))
+    seconds = median(options, lambda: [a @ b for _ in range(8)][-1][0, 0].item()) / 8
+    say(peer="peak of bfloat16 products", tflops=2 * options.peak**3 / seconds / 1e12)
+    arguments = {"dtype": torch.bfloat16, "attn_implementation": "sdpa"}
+    for name in SHAPES:
+        pipeline = SentenceTransformer(str(options.folder / name), device=options.device, model_kwargs=arguments)
+
+        def embed(ids):
+            with torch.inference_mode():
+                return pipeline({"input_ids": ids, "attention_mask": torch.ones_like(ids)})["sentence_embedding"].float().cpu()
+
+        for length in LENGTHS[name]:
+            tokens_per_s(options, "sentence-transformers, bfloat16, SDPA", name, length, embed)
+        folder = options.folder / f"{name}-adapters"
+        base = AutoModel.from_pretrained(options.folder / name, **arguments).to(options.device)
+        model = PeftModel.from_pretrained(base, folder / "a0", adapter_name="a0")
+        for number in range(1, ADAPTERS):
+            model.load_adapter(folder / f"a{number}", adapter_name=f"a{number}")
+        model.to(options.device, torch.bfloat16).eval()
+
+        def mixed(ids):
+            names = [f"a{i % ADAPTERS}" for i in range(len(ids))]
+            with torch.inference_mode():
+                hidden = model(input_ids=ids, attention_mask=torch.ones_like(ids), adapter_names=names).last_hidden_state
+                return torch.nn.functional.normalize(hidden.mean(1)).float().cpu()
+
+        for length in LENGTHS[name]:
+            tokens_per_s(options, "PEFT, an adapter a text", name, length, mixed, adapters=ADAPTERS)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("job", choices=["make", "run"])
+    parser.add_argument("folder", type=pathlib.Path)
+    parser.add_argument("--tokenizer", type=pathlib.Path, help="a folder whose tokenizer the models get")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--tokens", type=int, nargs="+", default=[16384, 65536], help="of a batch; the best counts")
+    parser.add_argument("--peak", type=int, default=8192, help="rows and columns of the product that shows the peak")
+    options = parser.parse_args()
+    globals()[options.job](options)
+
+
+if __name__ == "__main__":
+    main()
