@@ -162,10 +162,11 @@ mod tests {
         let team = Threads::new(16).unwrap();
         let (left, sum) = (Mutex::new(vec![1; 40]), AtomicUsize::new(0));
         team.run(|| {
+            // Of those that ask, all but one wait for the lock.
             let next = |_| {
-                let item = left.lock().unwrap().pop();
-                std::thread::sleep(std::time::Duration::from_millis(1));
-                item
+                let mut left = left.lock().unwrap();
+                std::thread::sleep(std::time::Duration::from_micros(100));
+                left.pop()
             };
             share_supply(next, |item| _ = sum.fetch_add(item, Ordering::Relaxed));
         });
