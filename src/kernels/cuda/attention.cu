@@ -5,16 +5,16 @@
 /// multiplied; else keys arrive while values are multiplied, and values while keys are.
 template <typename T, int D, int TIMES> __device__ inline void attend(const Task<T> &task) {
     constexpr int KEYS = D <= 128 ? 64 : 32, STAGES = D <= 64 ? 2 : 1, SIZE = KEYS * PADDED<T, D>;
-    constexpr int QUERIES = 64 * TIMES;
+    constexpr int ROWS = QUERIES * TIMES;
     SHARED(T, memory, 2 * SIZE * STAGES);
-    static_assert(2 * KEYS >= QUERIES, "queries pass through the memory of a stage");
+    static_assert(2 * KEYS >= ROWS, "queries pass through the memory of a stage");
     Warp<T, D, TIMES, KEYS> warp;
     int start = task.sight.first(task.first), end = task.sight.past(task.past - 1);
     auto load = [&](int stage, bool is_value, int key) {
         T *target = memory + (2 * stage + is_value) * SIZE;
         load_head<T, D, TIMES, KEYS>(target, task, is_value ? task.v : task.k, key, end);
     };
-    load_head<T, D, TIMES, QUERIES>(memory, task, task.q, task.first, task.past);
+    load_head<T, D, TIMES, ROWS>(memory, task, task.q, task.first, task.past);
     if (STAGES == 2) {
         load(1, false, start);
         load(1, true, start);
@@ -55,13 +55,13 @@ template <typename T, int D, int TIMES> __device__ inline void attend(const Task
 }
 
 #define ATTENTION_OF_WIDTH(D)                                                                                          \
-    ATTENTION(attention_bf16_##D, bf16, 64, (attend<bf16, D, 1>))                                                      \
-    ATTENTION(attention_f16_##D, f16, 64, (attend<f16, D, 1>))
+    ATTENTION(attention_bf16_##D, bf16, QUERIES, (attend<bf16, D, 1>))                                                 \
+    ATTENTION(attention_f16_##D, f16, QUERIES, (attend<f16, D, 1>))
 
-// Of 128 queries a block; wider heads would not fit into registers.
+// Of twice as many queries a block; wider heads would not fit into registers.
 #define ATTENTION_OF_MANY(D)                                                                                           \
-    ATTENTION(attention_many_bf16_##D, bf16, 128, (attend<bf16, D, 2>))                                                \
-    ATTENTION(attention_many_f16_##D, f16, 128, (attend<f16, D, 2>))
+    ATTENTION(attention_many_bf16_##D, bf16, 2 * QUERIES, (attend<bf16, D, 2>))                                        \
+    ATTENTION(attention_many_f16_##D, f16, 2 * QUERIES, (attend<f16, D, 2>))
 
 ATTENTION_OF_WIDTH(32)
 ATTENTION_OF_WIDTH(64)

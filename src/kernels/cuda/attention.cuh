@@ -10,6 +10,8 @@ struct Queries {
     int first, start, end, unused;
 };
 
+/// Of a block, or half of them.
+constexpr int QUERIES = 64;
 constexpr float LOG2_E = 1.44269504f;
 
 /// The rows of one head.
@@ -103,24 +105,35 @@ struct Row {
     }
 };
 
-#define ATTENTION(NAME, T, QUERIES, ATTEND)                                                                            \
+/// Some queries of a tile, of this block's head, which see their whole sequence without biases. `y` are all heads' results.
+template <typename T>
+__device__ inline Task<T> task_of(const Queries &tile, int queries, Head<T> q, Head<T> k, Head<T> v, T *y, int width,
+                                  float scale) {
+    Task<T> task;
+    task.q = q, task.k = k, task.v = v;
+    task.sight = {tile.start, tile.end, -1, false};
+    task.first = tile.first;
+    task.past = min(tile.first + queries, tile.end);
+    task.width = width;
+    task.is_wide = q.is_wide() && k.is_wide() && v.is_wide() && width * sizeof(T) % 16 == 0;
+    task.scale = scale * LOG2_E;
+    task.bias = nullptr;
+    task.y = y + static_cast<long long>(blockIdx.y) * width;
+    task.y_stride = static_cast<int>(gridDim.y) * width;
+    return task;
+}
+
+#define ATTENTION(NAME, T, COUNT, ATTEND)                                                                              \
     KERNEL(NAME, T *y, const T *q, const T *k, const T *v, const Queries *tiles, const float *bias, int group,         \
            int width, int q_outer, int q_inner, int k_outer, int k_inner, int v_outer, int v_inner, float scale,       \
            int causal, int window, int span) {                                                                         \
         Queries tile = tiles[gridDim.x - 1 - blockIdx.x];                                                              \
         long long head = blockIdx.y, shared = head / group;                                                            \
-        Task<T> task;                                                                                                  \
-        task.q = {q + head * q_inner, q_outer};                                                                        \
-        task.k = {k + shared * k_inner, k_outer};                                                                      \
-        task.v = {v + shared * v_inner, v_outer};                                                                      \
-        task.sight = {tile.start, tile.end, window, causal != 0};                                                      \
-        task.first = tile.first;                                                                                       \
-        task.past = min(tile.first + QUERIES, tile.end);                                                               \
-        task.width = width;                                                                                            \
-        task.is_wide = task.q.is_wide() && task.k.is_wide() && task.v.is_wide() && width * sizeof(T) % 16 == 0;        \
-        task.scale = scale * LOG2_E;                                                                                   \
+        Head<T> queries = {q + head * q_inner, q_outer};                                                               \
+        Head<T> keys = {k + shared * k_inner, k_outer}, values = {v + shared * v_inner, v_outer};                      \
+        Task<T> task = task_of(tile, COUNT, queries, keys, values, y, width, scale);                                   \
+        task.sight.window = window;                                                                                    \
+        task.sight.is_causal = causal != 0;                                                                            \
         task.bias = bias ? bias + head * (2 * span - 1) + span - 1 : nullptr;                                          \
-        task.y = y + head * width;                                                                                     \
-        task.y_stride = static_cast<int>(gridDim.y) * width;                                                           \
         ATTEND(task);                                                                                                  \
     }

@@ -1,7 +1,6 @@
 // Attention of f32, without tensor cores.
 #include "attention.cuh"
 
-constexpr int QUERIES = 64;
 constexpr int PLAIN_KEYS = 32;
 /// Columns that are in a block's memory at once.
 constexpr int PART = 32;

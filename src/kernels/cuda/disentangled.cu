@@ -6,7 +6,7 @@
 
 namespace {
 
-constexpr int QUERIES = 64, KEYS = 32;
+constexpr int KEYS = 32;
 /// Rows of a band: distances that a tile has, and one so that they are even.
 constexpr int BAND = QUERIES + KEYS;
 /// Of a band, what 16 queries or keys are multiplied with at once: 16 queries meet no more with a tile's keys.
@@ -160,20 +160,10 @@ template <typename T, int D> __device__ inline void attend(const Task<T> &task, 
                                 rows,                                                                                  \
                                 places + span_middle,                                                                  \
                                 span_middle};                                                                          \
-        Task<T> task;                                                                                                  \
-        task.q = {q + head * q_inner, q_outer};                                                                        \
-        task.k = {k + head * k_inner, k_outer};                                                                        \
-        task.v = {v + head * v_inner, v_outer};                                                                        \
-        task.sight = {tile.start, tile.end, -1, false};                                                                \
-        task.first = tile.first;                                                                                       \
-        task.past = min(tile.first + QUERIES, tile.end);                                                               \
-        task.width = width;                                                                                            \
-        task.is_wide = task.q.is_wide() && task.k.is_wide() && task.v.is_wide() && relative.keys.is_wide() &&          \
-                       relative.queries.is_wide() && width * sizeof(T) % 16 == 0;                                      \
-        task.scale = scale * LOG2_E;                                                                                   \
-        task.bias = nullptr;                                                                                           \
-        task.y = y + head * width;                                                                                     \
-        task.y_stride = heads * width;                                                                                 \
+        Head<T> own = {q + head * q_inner, q_outer}, of_keys = {k + head * k_inner, k_outer};                          \
+        Head<T> values = {v + head * v_inner, v_outer};                                                                \
+        Task<T> task = task_of(tile, QUERIES, own, of_keys, values, y, width, scale);                                  \
+        task.is_wide = task.is_wide && relative.keys.is_wide() && relative.queries.is_wide();                          \
         attend<T, D>(task, relative);                                                                                  \
     }
 

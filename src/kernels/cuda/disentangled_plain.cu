@@ -1,21 +1,16 @@
 // DeBERTa's disentangled attention (arXiv:2006.03654, section 3.1) within each sequence of packed rows, without tensor
 // cores. A warp has a query at a time: its lanes take a key each for the scores, and columns each for the result.
+#include "attention.cuh"
 #include "wide.cuh"
 
 namespace {
 
-/// Queries first .. first + 64, or to the end, of the sequence of rows start .. end.
-struct Queries {
-    int first, start, end, unused;
-};
-
-constexpr int QUERIES = 64;
 constexpr int WARPS = THREADS / WARP;
 /// Columns of the result that a lane gathers at once; where there are more, scores are formed again for the next.
 constexpr int OWN = 8;
 
 /// One head: rows of tokens, and of relative positions, which may be null.
-template <typename T> struct Head {
+template <typename T> struct RelativeHead {
     const T *q, *k, *v, *keys, *queries;
     /// By query - key, which may be negative.
     const unsigned *places;
@@ -91,7 +86,7 @@ struct Gathered {
 
 /// Columns from `first` on of a query's result, in `y [width]`.
 template <typename T>
-__device__ void attend(T *y, const Head<T> &head, int query, int start, int end, int first, float *weights) {
+__device__ void attend(T *y, const RelativeHead<T> &head, int query, int start, int end, int first, float *weights) {
     Gathered gathered;
     int lane = threadIdx.x % WARP, column = first + lane;
     for (int key = start; key < end; key += WARP) {
@@ -111,7 +106,7 @@ __device__ void attend(T *y, const Head<T> &head, int query, int start, int end,
 }
 
 /// A block some queries of one head.
-template <typename T> __device__ void disentangled(T *y, const Queries &tile, const Head<T> &head, int y_stride) {
+template <typename T> __device__ void disentangled(T *y, const Queries &tile, const RelativeHead<T> &head, int y_stride) {
     SHARED(float, weights, THREADS);
     int warp = threadIdx.x / WARP, past = min(tile.first + QUERIES, tile.end);
     for (int query = tile.first + warp; query < past; query += WARPS) {
@@ -129,7 +124,7 @@ template <typename T> __device__ void disentangled(T *y, const Queries &tile, co
            const unsigned *places, int heads, int width, int q_outer, int q_inner, int k_outer, int k_inner,           \
            int v_outer, int v_inner, float scale, int span_middle) {                                                   \
         long long number = blockIdx.y;                                                                                 \
-        Head<T> head = {q + number * q_inner, k + number * k_inner, v + number * v_inner,                              \
+        RelativeHead<T> head = {q + number * q_inner, k + number * k_inner, v + number * v_inner,                              \
                         keys ? keys + number * width : nullptr, queries ? queries + number * width : nullptr,          \
                         places + span_middle, q_outer, k_outer, v_outer, heads * width, width, scale};                 \
         disentangled(y + number * width, tiles[blockIdx.x], head, heads * width);                                      \
