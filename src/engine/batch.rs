@@ -82,9 +82,18 @@ pub fn is_worth_threads(tokens: impl Iterator<Item = usize>, threads: usize) -> 
     threads > 1 && total >= threads * PART_MIN && longest * threads <= total
 }
 
-/// How many of so many waiting tokens one of so many idle threads takes.
-pub fn part(tokens: usize, idle: usize) -> usize {
-    tokens.div_ceil(idle.max(1)).clamp(PART_MIN, PART_MAX)
+/// How many of the waiting tokens, sequence by sequence, one of so many idle threads takes.
+pub fn part(tokens: impl Iterator<Item = usize>, idle: usize) -> usize {
+    let idle = idle.max(1);
+    let (mut total, enough) = (0, idle * PART_MAX);
+    // Of a long queue no more than matters.
+    for tokens in tokens {
+        total += tokens;
+        if total >= enough {
+            break;
+        }
+    }
+    total.div_ceil(idle).clamp(PART_MIN, PART_MAX)
 }
 
 /// Packs ordered sequences of one model, for the device of so many's replicas.
@@ -174,6 +183,8 @@ mod tests {
 
     #[test]
     fn an_idle_thread_takes_its_share_and_no_more_than_its_cache_holds() {
+        assert_eq!((part([40; 5].into_iter(), 2), part([40; 500].into_iter(), 2)), (100, PART_MAX));
+        let part = |tokens, idle| part([tokens].into_iter(), idle);
         assert_eq!((part(200, 2), part(120, 1), part(20, 2), part(9000, 2)), (100, 120, PART_MIN, PART_MAX));
     }
 }

@@ -126,7 +126,7 @@ impl Worker {
     fn part(&self, idle: usize) -> Option<Ready> {
         let mut waiting = self.queue.lock();
         waiting.drop_abandoned();
-        let room = batch::part(waiting.lengths().sum(), idle).min(self.tokens_max());
+        let room = batch::part(waiting.lengths(), idle).min(self.tokens_max());
         let jobs = self.take(&mut waiting, room);
         (!jobs.is_empty()).then_some(jobs)
     }

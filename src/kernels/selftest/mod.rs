@@ -106,7 +106,7 @@ pub fn selftest(device: &Device, size: Size, word: &str, mut tell: impl FnMut(&F
                 continue;
             }
             let is_timed = size == Size::Large && !gpu.is_emulated();
-            let (difference, microseconds) = match compare(gpu, device, dtype, &case, is_timed) {
+            let (difference, microseconds) = match compare(gpu, dtype, &case, is_timed) {
                 Ok(compared) => compared,
                 Err(Error::Lost(text)) => return Err(Error::Lost(format!("{name}: {text}"))),
                 Err(error) => {
@@ -125,9 +125,9 @@ pub fn selftest(device: &Device, size: Size, word: &str, mut tell: impl FnMut(&F
 }
 
 /// How far a device is from the CPU, and its microseconds.
-fn compare(gpu: &Gpu, device: &Device, dtype: DType, case: &Case, is_timed: bool) -> Result<(f32, Option<f64>)> {
-    let on = |device: &Device| Side { device: device.clone(), dtype };
-    let (cpu, run) = ((case.prepare)(&on(&Device::Cpu))?()?, (case.prepare)(&on(device))?);
+fn compare(gpu: &Gpu, dtype: DType, case: &Case, is_timed: bool) -> Result<(f32, Option<f64>)> {
+    let on = |device| Side { device, dtype };
+    let (cpu, run) = ((case.prepare)(&on(Device::Cpu))?()?, (case.prepare)(&on(Device::Gpu(gpu.clone())))?);
     // By itself, as a list, and as the graph that the same list is the second time.
     let pass = || gpu.pass(|| run()?.to_host());
     let (ours, cpu) = ([run()?.to_host()?, pass()?, pass()?], cpu.to_host()?);
