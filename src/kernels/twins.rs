@@ -3,10 +3,11 @@
 //! its argument's type, and sums with a residual, in which layers pass hidden states on, are always f32.
 
 use super::attention::Attention;
-use super::cuda::{self, Array};
+use super::cuda::{self, Array, Projection, Way};
 use super::disentangled::Disentangled;
 use super::sequences::Sequences;
 use super::tensor::Tensor;
+use super::updates::Updates;
 use super::{Activation, Gate, Normalization, Pooling};
 use super::{activation, columns, lookup, pooling, rotary};
 use crate::error::{Error, Result};
@@ -118,23 +119,42 @@ pub fn pick(x: &Tensor, ids: &[u32]) -> Result<Tensor> {
 
 /// See the twins.
 pub fn product(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
-    active_product(x, weight, bias, None)
+    project(x, weight, bias, &Updates::none(), None)
 }
 
-/// `f(x W + b)`, see the twins of both.
-pub fn active_product(
+/// `f(x W + b)`, see the twins of both, with what adapters change before `f`.
+pub fn project(
     x: &Tensor,
     weight: &Tensor,
     bias: Option<&Tensor>,
+    updates: &Updates,
     activation: Option<Activation>,
 ) -> Result<Tensor> {
-    Ok(match x {
+    project_by(Way::Soonest, x, weight, bias, updates, activation)
+}
+
+/// The same in a way of a GPU's.
+pub(super) fn project_by(
+    way: Way,
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    updates: &Updates,
+    activation: Option<Activation>,
+) -> Result<Tensor> {
+    match x {
         Tensor::Cpu(x) => {
-            let y = super::product::product(x, weight.cpu()?, on_cpu(bias)?)?;
-            activation.map_or(Ok(y.clone()), |activation| activation::activate(&y, activation, Gate::Absent))?.into()
+            let y = super::product::product(x, weight.cpu()?, on_cpu(bias)?)?.into();
+            updates.add_to(&y)?;
+            activation.map_or(Ok(y.clone()), |activation| activate(&y, activation, Gate::Absent))
         }
-        Tensor::Gpu(x) => Tensor::Gpu(cuda::product(x, weight.array()?, on_gpu(bias)?, activation)?),
-    })
+        Tensor::Gpu(x) => {
+            let (weight, updates) = (weight.array()?, updates.grouped()?);
+            let x = &x.to_dtype(weight.dtype())?;
+            let projection = Projection { x, weight, bias: on_gpu(bias)?, updates, activation };
+            Ok(Tensor::Gpu(projection.run(way)?))
+        }
+    }
 }
 
 /// See the twins.

@@ -5,6 +5,7 @@ use super::cuda::{self, Change, HostFactors};
 use super::device::Device;
 use super::packed::Update;
 use super::tensor::Tensor;
+use super::twins::elsewhere;
 use crate::error::Result;
 use std::ops::Range;
 
@@ -22,16 +23,20 @@ impl Updates {
         Self::Each(Vec::new())
     }
 
-    /// Whether nothing is changed.
-    pub(super) fn is_none(&self) -> bool {
-        self.each().is_some_and(<[Update]>::is_empty)
-    }
-
     /// Those that are added one by one.
     pub(super) fn each(&self) -> Option<&[Update]> {
         match self {
             Self::Each(updates) => Some(updates),
             Self::Grouped(_) => None,
+        }
+    }
+
+    /// Those of all adapters at once, on a GPU; none where nothing is changed.
+    pub(super) fn grouped(&self) -> Result<Option<&cuda::Grouped>> {
+        match self {
+            Self::Grouped(grouped) => Ok(Some(grouped)),
+            Self::Each(updates) if updates.is_empty() => Ok(None),
+            Self::Each(_) => Err(elsewhere()),
         }
     }
 

@@ -33,7 +33,7 @@ pub fn activate(x: &Array, activation: Activation, gate: Gate) -> Result<Array> 
 }
 
 /// What activation.cu calls it: its place among all of them.
-fn code(activation: Activation) -> i32 {
+pub(super) fn code(activation: Activation) -> i32 {
     let is_kind = |known: &Activation| discriminant(known) == discriminant(&activation);
     Activation::SOME.iter().take_while(|known| !is_kind(known)).count() as i32
 }

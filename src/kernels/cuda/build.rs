@@ -12,6 +12,10 @@ const FOLDER: &str = "src/kernels/cuda";
 /// Machine code for A100 and what is like it, and for H100; from the last, devices that are newer compile their own.
 const TARGETS: [&str; 3] =
     ["arch=compute_80,code=sm_80", "arch=compute_90,code=sm_90", "arch=compute_90,code=compute_90"];
+/// The same for what includes this: only H100 has what it names, and for others nothing is left of the file.
+const OF_WARPGROUPS: &str = "warpgroup.cuh";
+const TARGETS_OF_WARPGROUPS: [&str; 3] =
+    ["arch=compute_80,code=sm_80", "arch=compute_90a,code=sm_90a", "arch=compute_90,code=compute_90"];
 
 fn main() {
     println!("cargo:rerun-if-changed={FOLDER}/build.rs");
@@ -73,7 +77,9 @@ fn fatbin(out: &Path, source: &Path) -> PathBuf {
 fn compile(nvcc: &Path, source: &Path, target: &Path) {
     let mut command = Command::new(nvcc);
     command.args(["-std=c++17", "-O3", "-fatbin"]);
-    command.args(TARGETS.iter().flat_map(|target| ["-gencode", target]));
+    let text = fs::read_to_string(source).unwrap_or_else(|error| panic!("{}: {error}", source.display()));
+    let targets = if text.contains(OF_WARPGROUPS) { TARGETS_OF_WARPGROUPS } else { TARGETS };
+    command.args(targets.iter().flat_map(|target| ["-gencode", target]));
     let output = command.arg("-o").arg(target).arg(source).output();
     let output = output.unwrap_or_else(|error| panic!("{}: {error}", nvcc.display()));
     let told = String::from_utf8_lossy(&output.stderr);

@@ -14,6 +14,8 @@ pub enum Command {
         grid: [u32; 3],
         /// Threads of each.
         block: u32,
+        /// Bytes that they share, beside those that the kernel itself names.
+        shared: u32,
         /// All that it takes, in order.
         arguments: Vec<Argument>,
     },

@@ -53,6 +53,16 @@ __device__ inline void barrier() { __syncthreads(); }
 __device__ inline void warp_barrier() { __syncwarp(); }
 #endif
 
+#ifdef EMULATED
+#define UNROLL
+#define ROLLED
+#else
+/// Before loops over arrays that live in registers.
+#define UNROLL _Pragma("unroll")
+/// Before loops that are not worth more registers.
+#define ROLLED _Pragma("unroll 1")
+#endif
+
 constexpr int WARP = 32;
 constexpr int THREADS = 128;
 

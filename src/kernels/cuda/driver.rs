@@ -50,6 +50,8 @@ pub struct Driver {
     pinned: Arc<Mutex<Vec<Pinned>>>,
     main: Lane,
     side: Lane,
+    /// Multiprocessors, if there are kernels for warpgroups.
+    warpgroups: Option<usize>,
     device: Arc<Device>,
 }
 
@@ -77,7 +79,8 @@ impl Driver {
         let (main, side) = (main?, side?);
         let multiplier = Multiplier::new(&device)?;
         let kernels = Kernels::load(&device)?;
-        Ok(Self { kernels, multiplier, pinned: Arc::default(), main, side, device })
+        let warpgroups = kernels.find("fused_bf16").ok().map(|_| device.multiprocessors()).transpose()?;
+        Ok(Self { kernels, multiplier, pinned: Arc::default(), main, side, warpgroups, device })
     }
 
     fn lane(&self, lane: gpu::Lane) -> &Lane {
@@ -89,16 +92,16 @@ impl Driver {
 
     /// Asks a stream for something.
     fn ask(&self, stream: &Stream, command: &Command) -> std::result::Result<(), Failure> {
-        let (kernel, [x, y, z], block, arguments) = match command {
+        let (kernel, [x, y, z], [block, shared], arguments) = match command {
             Command::Multiply(matmul) => return self.multiplier.run(stream, matmul),
-            Command::Launch { kernel, grid, block, arguments } => (kernel, *grid, *block, arguments),
+            Command::Launch { kernel, grid, block, shared, arguments } => (kernel, *grid, [*block, *shared], arguments),
         };
-        let function = self.kernels.find(kernel)?;
+        let function = self.kernels.find_sharing(kernel, shared)?;
         let mut pointers: Vec<*mut c_void> = arguments.iter().map(Argument::pointer).collect();
         // SAFETY: these are what the kernel takes, see [`Launch`](super::launch::Launch); they are copied before the call
         // returns.
         let launched =
-            unsafe { result::launch_kernel(function, (x, y, z), (block, 1, 1), 0, stream.raw(), &mut pointers) };
+            unsafe { result::launch_kernel(function, (x, y, z), (block, 1, 1), shared, stream.raw(), &mut pointers) };
         launched.map_err(|error| Failure::from(error).of(kernel))
     }
 
@@ -175,6 +178,10 @@ impl Backend for Driver {
     fn synchronize(&self, lane: gpu::Lane) -> Result<()> {
         self.device.enter()?;
         Ok(self.lane(lane).stream.synchronize()?)
+    }
+
+    fn warpgroups(&self) -> Option<usize> {
+        self.warpgroups
     }
 
     fn memory(&self) -> Result<(usize, usize)> {

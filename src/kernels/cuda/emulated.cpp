@@ -1,5 +1,5 @@
 // Runs kernels on the CPU: the threads of a block are fibers that take turns wherever they wait for each other.
-#include "emulated.hpp"
+#include "warpgroup.cuh"
 
 #include <cstdint>
 #include <cstdlib>
@@ -20,6 +20,8 @@ constexpr int LANES = 32;
 constexpr std::size_t STACK = 64 * 1024;
 /// Memory of a block that a GPU gives without being asked for more.
 constexpr std::size_t SHARED_BYTES = 48 * 1024;
+/// Memory of a block that the GPUs give which have what warpgroup.cuh names.
+constexpr std::size_t LAUNCH_BYTES_MAX = 227 * 1024;
 
 enum Outcome { DONE = 0, UNKNOWN = 1, STUCK = 2, TOO_MUCH_MEMORY = 3 };
 
@@ -86,6 +88,12 @@ void prepare(Context &context, char *stack, void (*begin)()) {
 struct Copy {
     void *target;
     const void *source;
+    int group;
+};
+
+struct Product {
+    Later later;
+    int group;
 };
 
 struct Fiber {
@@ -95,6 +103,9 @@ struct Fiber {
     /// How often its warp has done something together.
     unsigned together;
     std::vector<Copy> copies;
+    std::vector<Product> products;
+    /// Groups that have ended.
+    int copy_groups, product_groups;
 };
 
 struct Warp {
@@ -110,17 +121,27 @@ struct Shared {
     char *memory;
 };
 
-/// Numbers of threads, first in, first out; each is in it once at most.
+/// A thread that waits for somebody to name an address.
+struct Sleeper {
+    const void *address;
+    int number;
+};
+
+/// Numbers of threads, of which any comes next: what only one order makes right is then noticed. Each is in it once at most.
 struct Queue {
     std::vector<int> numbers;
-    std::size_t first, count;
+    unsigned state;
 
-    void push(int number) { numbers[(first + count++) % numbers.size()] = number; }
+    void push(int number) { numbers.push_back(number); }
 
     int pop() {
-        int number = numbers[first];
-        first = (first + 1) % numbers.size();
-        count--;
+        // Marsaglia's xorshift, so that the same kernel always runs in the same order.
+        state ^= state << 13;
+        state ^= state >> 17;
+        state ^= state << 5;
+        std::swap(numbers[state % numbers.size()], numbers.back());
+        int number = numbers.back();
+        numbers.pop_back();
         return number;
     }
 };
@@ -133,21 +154,25 @@ struct Block {
     std::vector<Fiber> fibers;
     std::vector<Warp> warps;
     std::vector<Shared> shared;
-    std::size_t shared_bytes = 0;
+    std::vector<Sleeper> sleepers;
+    std::size_t shared_bytes = 0, launch_bytes = 0;
     Queue ready;
     Fiber *running = nullptr;
     int threads = 0, waiting = 0, unfinished = 0;
+    /// Whether products are made when they are asked for, and not when they are waited for: either may be.
+    bool is_eager = false;
     Outcome outcome = DONE;
     char *stacks = nullptr;
     std::size_t stacks_bytes = 0;
     alignas(16) char shared_memory[SHARED_BYTES];
+    alignas(1024) char launch_memory[LAUNCH_BYTES_MAX];
 
     ~Block() {
         if (stacks) munmap(stacks, stacks_bytes);
     }
 
     void prepare_threads();
-    Outcome run(bool is_backwards);
+    Outcome run();
     void run_next();
     [[noreturn]] void end(Outcome outcome);
     int lanes(int warp) const { return std::min(LANES, threads - warp * LANES); }
@@ -168,7 +193,6 @@ void Block::prepare_threads() {
     threads = static_cast<int>(blockDim.x * blockDim.y * blockDim.z);
     fibers.resize(threads);
     warps.resize((threads + LANES - 1) / LANES);
-    ready.numbers.resize(threads);
     std::size_t bytes = static_cast<std::size_t>(threads) * STACK;
     if (bytes <= stacks_bytes) return;
     if (stacks) munmap(stacks, stacks_bytes);
@@ -178,24 +202,26 @@ void Block::prepare_threads() {
     stacks_bytes = bytes;
 }
 
-/// Every other block begins with its last thread: what only one order of the threads makes right is then noticed.
-Outcome Block::run(bool is_backwards) {
+Outcome Block::run() {
     std::memset(shared_memory, 0xff, shared_bytes);
+    std::memset(launch_memory, 0xff, launch_bytes);
     shared.clear();
+    sleepers.clear();
     shared_bytes = 0;
     waiting = 0;
     unfinished = threads;
     outcome = DONE;
-    ready.first = ready.count = 0;
+    ready.numbers.clear();
     for (Warp &warp : warps) warp.waiting = 0;
-    for (int i = 0; i < threads; i++) {
-        int number = is_backwards ? threads - 1 - i : i;
+    for (int number = 0; number < threads; number++) {
         Fiber &fiber = fibers[number];
         unsigned n = static_cast<unsigned>(number), plane = blockDim.x * blockDim.y;
         fiber.place = {n % blockDim.x, n / blockDim.x % blockDim.y, n / plane};
         fiber.number = number;
         fiber.together = 0;
         fiber.copies.clear();
+        fiber.products.clear();
+        fiber.copy_groups = fiber.product_groups = 0;
         prepare(fiber.context, stacks + number * STACK, begin);
         ready.push(number);
     }
@@ -207,7 +233,7 @@ Outcome Block::run(bool is_backwards) {
 
 /// Leaves the running thread, which comes back when somebody has put it into the queue.
 void Block::run_next() {
-    if (ready.count == 0) end(STUCK);
+    if (ready.numbers.empty()) end(STUCK);
     Fiber *left = running;
     running = &fibers[ready.pop()];
     threadIdx = running->place;
@@ -285,42 +311,93 @@ void *memory_of_block(const void *key, std::size_t bytes) {
     return memory;
 }
 
+char *memory_of_launch() { return block->launch_memory; }
+
 /// The target is spoilt until the copy is waited for.
 void copy_later(void *target, const void *source) {
     if (reinterpret_cast<std::uintptr_t>(target) % 16 || reinterpret_cast<std::uintptr_t>(source) % 16) std::abort();
     std::memset(target, 0xff, 16);
-    block->running->copies.push_back({target, source});
+    block->running->copies.push_back({target, source, block->running->copy_groups});
 }
 
-void wait_for_copies() {
-    for (const Copy &copy : block->running->copies) std::memcpy(copy.target, copy.source, 16);
-    block->running->copies.clear();
+void end_group_of_copies() { block->running->copy_groups++; }
+
+namespace {
+
+/// Does with those whose groups come before one what they are for, in order, and forgets them.
+template <typename T, typename F> void settle(std::vector<T> &asked, int group, F f) {
+    std::size_t count = 0;
+    while (count < asked.size() && asked[count].group < group) f(asked[count++]);
+    asked.erase(asked.begin(), asked.begin() + static_cast<std::ptrdiff_t>(count));
+}
+
+void settle_copies(int group) {
+    settle(block->running->copies, group, [](const Copy &copy) { std::memcpy(copy.target, copy.source, 16); });
+}
+
+} // namespace
+
+void wait_for_copies() { settle_copies(block->running->copy_groups + 1); }
+void wait_for_copies_but(int few) { settle_copies(block->running->copy_groups - few); }
+
+void multiply_later(const Later &product) {
+    if (block->is_eager) return product.make(product.y, product.a, product.b, product.is_sum);
+    block->running->products.push_back({product, block->running->product_groups});
+}
+
+void end_group_of_products() { block->running->product_groups++; }
+
+void wait_for_products_but(int few) {
+    settle(block->running->products, block->running->product_groups - few, [](const Product &product) {
+        const Later &later = product.later;
+        later.make(later.y, later.a, later.b, later.is_sum);
+    });
+}
+
+void sleep_for(const void *address) {
+    block->sleepers.push_back({address, block->running->number});
+    block->run_next();
+}
+
+void wake_for(const void *address) {
+    std::vector<Sleeper> &sleepers = block->sleepers;
+    for (std::size_t i = 0; i < sleepers.size();) {
+        if (sleepers[i].address != address) {
+            i++;
+            continue;
+        }
+        block->ready.push(sleepers[i].number);
+        sleepers.erase(sleepers.begin() + static_cast<std::ptrdiff_t>(i));
+    }
 }
 
 } // namespace emulated
 
 extern "C" int emulated_has(const char *name) { return emulated::find(name) != nullptr; }
 
-/// Runs a kernel. 0: done; 1: there is none of this name; 2: threads wait for what never comes, or lanes of a warp for
+/// Runs a kernel, of which every block has so many bytes that it shares. 0: done; 1: there is none of this name; 2: threads wait for what never comes, or lanes of a warp for
 /// different things; 3: the block asks for more memory than a GPU gives.
-extern "C" int emulated_launch(const char *name, const unsigned *grid, const unsigned *size, void **arguments) {
+extern "C" int emulated_launch(const char *name, const unsigned *grid, const unsigned *size, unsigned shared_bytes,
+                               void **arguments) {
     static thread_local emulated::Block memory;
     emulated::Block &block = memory;
     emulated::block = &block;
     block.kernel = emulated::find(name);
     if (!block.kernel) return emulated::UNKNOWN;
+    if (shared_bytes > emulated::LAUNCH_BYTES_MAX) return emulated::TOO_MUCH_MEMORY;
+    block.launch_bytes = shared_bytes;
     block.arguments = arguments;
     gridDim = {grid[0], grid[1], grid[2]};
     blockDim = {size[0], size[1], size[2]};
     block.prepare_threads();
-    bool is_backwards = false;
+    block.ready.state = 0x9e3779b9;
     for (unsigned z = 0; z < grid[2]; z++) {
         for (unsigned y = 0; y < grid[1]; y++) {
             for (unsigned x = 0; x < grid[0]; x++) {
                 blockIdx = {x, y, z};
-                emulated::Outcome outcome = block.run(is_backwards);
+                emulated::Outcome outcome = block.run();
                 if (outcome != emulated::DONE) return outcome;
-                is_backwards = !is_backwards;
+                block.is_eager = !block.is_eager;
             }
         }
     }

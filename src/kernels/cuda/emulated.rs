@@ -12,14 +12,18 @@ use std::ffi::{CString, c_char, c_int, c_void};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 unsafe extern "C" {
-    /// 0: done; 1: there is no such kernel; 2: threads of a block waited for different things.
+    /// 0: done; 1: there is no such kernel; 2: threads of a block waited for different things; 3: it shares too much.
     fn emulated_launch(
         kernel: *const c_char,
         grid: *const u32,
         block: *const u32,
+        shared_bytes: u32,
         arguments: *mut *mut c_void,
     ) -> c_int;
 }
+
+/// What a kernel that wants as many blocks gets.
+const MULTIPROCESSORS: usize = 5;
 
 /// So much memory.
 pub struct Emulated {
@@ -93,6 +97,10 @@ impl Backend for Emulated {
         true
     }
 
+    fn warpgroups(&self) -> Option<usize> {
+        Some(MULTIPROCESSORS)
+    }
+
     fn memory(&self) -> Result<(usize, usize)> {
         Ok((self.memory().free, self.bytes))
     }
@@ -109,7 +117,9 @@ impl Graph for List {
 
 fn run(command: &Command) -> Result<()> {
     match command {
-        Command::Launch { kernel, grid, block, arguments } => launch(kernel, *grid, *block, arguments),
+        Command::Launch { kernel, grid, block, shared, arguments } => {
+            launch(kernel, *grid, [*block, *shared], arguments)
+        }
         Command::Multiply(matmul) => {
             #[cfg(test)]
             asked::note("multiply");
@@ -125,16 +135,17 @@ fn run(command: &Command) -> Result<()> {
     }
 }
 
-fn launch(kernel: &str, grid: [u32; 3], block: u32, arguments: &[Argument]) -> Result<()> {
+fn launch(kernel: &str, grid: [u32; 3], [block, shared]: [u32; 2], arguments: &[Argument]) -> Result<()> {
     let name = CString::new(kernel).map_err(|e| Error::Internal(e.to_string()))?;
     let mut pointers: Vec<*mut c_void> = arguments.iter().map(Argument::pointer).collect();
     let block = [block, 1, 1];
     #[cfg(test)]
     asked::note(kernel);
     // SAFETY: the arguments are those that the kernel takes, and outlive the call, in which it runs to its end.
-    match unsafe { emulated_launch(name.as_ptr(), grid.as_ptr(), block.as_ptr(), pointers.as_mut_ptr()) } {
+    match unsafe { emulated_launch(name.as_ptr(), grid.as_ptr(), block.as_ptr(), shared, pointers.as_mut_ptr()) } {
         0 => Ok(()),
         1 => Err(Error::Internal(format!("there is no kernel '{kernel}'"))),
+        3 => Err(Error::Internal(format!("a block of '{kernel}' shares {shared} bytes and more"))),
         _ => Err(Error::Internal(format!("the threads of '{kernel}' wait for each other"))),
     }
 }

@@ -1,6 +1,7 @@
 //! A device with its memory, whatever stands behind it.
 
 use super::command::Command;
+use super::fused::Trials;
 use super::pass::Passes;
 use crate::error::{Error, Result};
 use std::sync::Arc;
@@ -51,6 +52,11 @@ pub(super) trait Backend: Send + Sync {
         false
     }
 
+    /// Its multiprocessors, where four warps of one can multiply together (compute capability 9.0).
+    fn warpgroups(&self) -> Option<usize> {
+        None
+    }
+
     /// Bytes that are free, and all there are.
     fn memory(&self) -> Result<(usize, usize)>;
 }
@@ -75,6 +81,7 @@ pub trait Arrival: Send {
 pub struct Gpu {
     passes: Arc<Passes>,
     usage: Arc<Usage>,
+    trials: Arc<Trials>,
     lane: Lane,
 }
 
@@ -116,7 +123,8 @@ impl Gpu {
 
     #[cfg_attr(not(any(feature = "cuda", feature = "emulated")), expect(dead_code, reason = "there is no device"))]
     pub(super) fn new(backend: impl Backend + 'static) -> Self {
-        Self { passes: Arc::new(Passes::new(Box::new(backend))), usage: Arc::default(), lane: Lane::Main }
+        let passes = Arc::new(Passes::new(Box::new(backend)));
+        Self { passes, usage: Arc::default(), trials: Arc::default(), lane: Lane::Main }
     }
 
     /// The same device for who brings it something while it computes.
@@ -140,6 +148,16 @@ impl Gpu {
     /// Whether its kernels run on the host.
     pub fn is_emulated(&self) -> bool {
         self.backend().is_emulated()
+    }
+
+    /// Its multiprocessors, where four warps of one can multiply together (compute capability 9.0).
+    pub(super) fn warpgroups(&self) -> Option<usize> {
+        self.backend().warpgroups()
+    }
+
+    /// What was found sooner on it.
+    pub(super) fn trials(&self) -> &Trials {
+        &self.trials
     }
 
     /// Waits for all that was asked, but for what was asked [beside](Self::beside).

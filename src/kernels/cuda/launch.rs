@@ -6,8 +6,18 @@ use super::gpu::Gpu;
 use crate::error::Result;
 use candle_core::DType;
 
-/// Threads of a block, in every kernel.
+/// Threads of a block, but for kernels of [`Blocks`] of their own.
 pub const BLOCK: u32 = 128;
+
+/// How many blocks there are, and of what.
+pub struct Blocks {
+    /// Columns and rows of them.
+    pub grid: [usize; 2],
+    /// Threads of each.
+    pub threads: u32,
+    /// Bytes that these share, beside those that the kernel itself names.
+    pub shared: usize,
+}
 
 /// Arguments in order, after which a kernel runs.
 pub struct Launch<'a> {
@@ -61,12 +71,23 @@ impl<'a> Launch<'a> {
     }
 
     /// Runs it in so many blocks; in none of them there is nothing to do.
-    pub fn run(self, kernel: &str, blocks: [usize; 2]) -> Result<()> {
-        if blocks.contains(&0) {
+    pub fn run(self, kernel: &str, grid: [usize; 2]) -> Result<()> {
+        self.run_in(kernel, &Blocks { grid, threads: BLOCK, shared: 0 })
+    }
+
+    /// The same in blocks that are not as in other kernels.
+    pub fn run_in(self, kernel: &str, blocks: &Blocks) -> Result<()> {
+        if blocks.grid.contains(&0) {
             return Ok(());
         }
-        let (kernel, grid) = (kernel.to_owned(), [blocks[0] as u32, blocks[1] as u32, 1]);
-        self.gpu.run(Command::Launch { kernel, grid, block: BLOCK, arguments: self.arguments })
+        let [columns, rows] = blocks.grid.map(|count| count as u32);
+        self.gpu.run(Command::Launch {
+            kernel: kernel.to_owned(),
+            grid: [columns, rows, 1],
+            block: blocks.threads,
+            shared: blocks.shared as u32,
+            arguments: self.arguments,
+        })
     }
 }
 

@@ -19,6 +19,7 @@ mod driver;
 #[cfg(feature = "emulated")]
 mod emulated;
 mod factors;
+mod fused;
 mod gpu;
 mod graphs;
 mod launch;
@@ -43,5 +44,5 @@ pub use gpu::Gpu;
 pub use lookup::{look_up, pick};
 pub use norm::{norm, unit};
 pub use pooling::pool;
-pub use product::{add_product, product, set_product};
+pub use product::{Projection, Way, add_product, set_product};
 pub use rotary::rotate;

@@ -3,22 +3,63 @@
 use super::activation::activate;
 use super::array::Array;
 use super::command::Command;
+use super::delta::Grouped;
+use super::fused::Fused;
 use super::matmul::{Element, Matmul, Operand};
 use crate::error::{Error, Result};
 use crate::kernels::{Activation, Gate};
 use candle_core::DType;
 
-/// `f(x W + b)`, see the CPU twins; `x` is rounded to the weight's type, which is the result's.
-pub fn product(x: &Array, weight: &Array, bias: Option<&Array>, activation: Option<Activation>) -> Result<Array> {
-    let y = Array::new(x.gpu(), weight.dtype(), &[x.dims()[0], weight.dims()[1]])?;
-    let bias = bias.map(|bias| bias.to_dtype(weight.dtype())).transpose()?;
-    // Before any other activation a sum is rounded, as it is where an update is added to it: a row of the base must not
-    // depend on whether another row has an adapter.
-    let is_rectified = activation == Some(Activation::Relu);
-    multiply(&y, x, weight, Followed { bias: bias.as_ref(), accumulate: false, is_rectified })?;
-    match activation.filter(|_| !is_rectified) {
-        Some(activation) => activate(&y, activation, Gate::Absent),
-        None => Ok(y),
+/// `f(x W + b)`, see the CPU twins, with the changes of a batch's adapters before `f`.
+pub struct Projection<'a> {
+    /// `[rows, in]`, of the weight's type.
+    pub x: &'a Array,
+    /// `[in, out]`.
+    pub weight: &'a Array,
+    /// `[out]`.
+    pub bias: Option<&'a Array>,
+    /// What adapters change.
+    pub updates: Option<&'a Grouped>,
+    /// `f`.
+    pub activation: Option<Activation>,
+}
+
+/// How a projection is computed.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Way {
+    /// However it is sooner.
+    Soonest,
+    /// A launch for each part: the product, its changes, and the activation.
+    Apart,
+    /// All of it in one launch, wherever that can be.
+    InOne,
+}
+
+impl Projection<'_> {
+    /// The result, of the weight's type.
+    pub fn run(&self, way: Way) -> Result<Array> {
+        let fused = if way == Way::Apart { None } else { Fused::of(self)? };
+        match fused {
+            Some(fused) if way == Way::InOne || fused.is_sooner()? => fused.run(),
+            _ => self.apart(),
+        }
+    }
+
+    pub(super) fn apart(&self) -> Result<Array> {
+        let Self { x, weight, updates, .. } = *self;
+        let y = Array::new(x.gpu(), weight.dtype(), &[x.dims()[0], weight.dims()[1]])?;
+        let bias = self.bias.map(|bias| bias.to_dtype(weight.dtype())).transpose()?;
+        // Before any other activation a sum is rounded, as it is where an update is added to it: a row of the base must
+        // not depend on whether another row has an adapter.
+        let is_rectified = updates.is_none() && self.activation == Some(Activation::Relu);
+        multiply(&y, x, weight, Followed { bias: bias.as_ref(), accumulate: false, is_rectified })?;
+        if let Some(updates) = updates {
+            updates.expand(&y)?;
+        }
+        match self.activation.filter(|_| !is_rectified) {
+            Some(activation) => activate(&y, activation, Gate::Absent),
+            None => Ok(y),
+        }
     }
 }
 
@@ -40,6 +81,10 @@ pub fn set_product(y: &Array, x: &Array, weight: &Array) -> Result<()> {
     multiply(y, x, weight, Followed::default())
 }
 
+pub(super) fn no_matrix(weight: &Array) -> Error {
+    Error::Internal(format!("{weight:?} is no matrix"))
+}
+
 fn multiply(y: &Array, x: &Array, weight: &Array, followed: Followed) -> Result<()> {
     let x = x.to_dtype(weight.dtype())?;
     let ([rows, inputs, x_stride], [y_rows, outputs, y_stride]) = (x.matrix()?, y.matrix()?);
@@ -50,7 +95,7 @@ fn multiply(y: &Array, x: &Array, weight: &Array, followed: Followed) -> Result<
         // A single row's stride is anything.
         (_, &[1, stride]) => (stride.max(inputs), true),
         (_, &[stride, 1]) => (stride.max(outputs), false),
-        _ => return Err(Error::Internal(format!("{weight:?} is no matrix"))),
+        _ => return Err(no_matrix(weight)),
     };
     if rows == 0 {
         return Ok(());

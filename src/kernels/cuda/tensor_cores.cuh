@@ -81,16 +81,6 @@ __device__ inline void copy_later_or_zeros(void *target, const void *source, boo
 __device__ inline void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 #endif
 
-#ifdef EMULATED
-#define UNROLL
-#define ROLLED
-#else
-/// Before loops over arrays that live in registers.
-#define UNROLL _Pragma("unroll")
-/// Before loops that are not worth more registers.
-#define ROLLED _Pragma("unroll 1")
-#endif
-
 /// Copies numbers that fill 16 bytes into a block's memory: the first `count` of them, which may be none or negative,
 /// and zeros for the others. They are there after wait_for_copies and a barrier.
 template <typename T> __device__ inline void copy_piece(T *target, const T *source, int count) {

@@ -25,7 +25,7 @@ use super::activation::Activation;
 use super::device::Device;
 use super::small;
 use super::tensor::Tensor;
-use super::twins::{activate, active_product, assign, operand, product, set_product};
+use super::twins::{activate, assign, operand, project, set_product};
 use super::updates::Updates;
 use crate::error::Result;
 use candle_core::DType;
@@ -197,19 +197,16 @@ impl Packed {
         updates: &Updates,
         activation: Option<Activation>,
     ) -> Result<Tensor> {
-        let y = match &self.form {
-            Form::Tiles(tiles) => {
-                let outputs = self.first..self.first + self.columns;
-                let (x, bias) = (x.cpu()?, bias.map(Tensor::cpu).transpose()?);
-                let together = updates.each().filter(|updates| updates.is_empty() || small::has_kernel());
-                if let Some(updates) = together {
-                    return Ok(x.apply_op1_no_bwd(&Tiled { tiles, outputs, bias, updates, activation })?.into());
-                }
-                x.apply_op1_no_bwd(&Tiled { tiles, outputs, bias, updates: &[], activation: None })?.into()
-            }
-            Form::Plain(_) if updates.is_none() => return active_product(x, &self.narrowed()?, bias, activation),
-            Form::Plain(_) => product(x, &self.narrowed()?, bias)?,
+        let Form::Tiles(tiles) = &self.form else {
+            return project(x, &self.narrowed()?, bias, updates, activation);
         };
+        let outputs = self.first..self.first + self.columns;
+        let (x, bias) = (x.cpu()?, bias.map(Tensor::cpu).transpose()?);
+        let together = updates.each().filter(|updates| updates.is_empty() || small::has_kernel());
+        if let Some(updates) = together {
+            return Ok(x.apply_op1_no_bwd(&Tiled { tiles, outputs, bias, updates, activation })?.into());
+        }
+        let y = x.apply_op1_no_bwd(&Tiled { tiles, outputs, bias, updates: &[], activation: None })?.into();
         updates.add_to(&y)?;
         activation.map_or(Ok(y.clone()), |activation| activate(&y, activation, Gate::Absent))
     }

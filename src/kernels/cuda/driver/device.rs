@@ -67,6 +67,11 @@ impl Device {
         &self.name
     }
 
+    /// Of which each runs blocks by itself.
+    pub fn multiprocessors(&self) -> Result<usize, Failure> {
+        Ok(attribute(self.device, CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as usize)
+    }
+
     /// Makes it the one that this thread's calls are for.
     pub fn enter(&self) -> Result<(), Failure> {
         // SAFETY: the context is retained as long as this lives.

@@ -3,13 +3,16 @@
 
 use super::Failure;
 use super::device::{Device, Owned};
-use cudarc::driver::result::{DriverError, module};
-use cudarc::driver::sys::{CUfunction, CUmodule, CUresult};
+use cudarc::driver::result::{DriverError, function, module};
+use cudarc::driver::sys::{CUfunction, CUfunction_attribute, CUmodule, CUresult};
 use std::collections::HashMap;
 use std::ffi::CString;
 use std::sync::{Arc, Mutex, PoisonError};
 
 include!(concat!(env!("OUT_DIR"), "/fatbins.rs"));
+
+/// What blocks may share without being allowed more.
+const SHARED_BYTES: u32 = 48 << 10;
 
 /// Kernels of a device.
 pub struct Kernels {
@@ -35,6 +38,18 @@ impl Kernels {
         };
         let modules = FATBINS.iter().map(load).collect::<Result<_, Failure>>()?;
         Ok(Self { modules, found: Mutex::default() })
+    }
+
+    /// The same, for blocks that share so many bytes beside those that it names.
+    pub fn find_sharing(&self, name: &str, bytes: u32) -> Result<CUfunction, Failure> {
+        let function = self.find(name)?;
+        if bytes > SHARED_BYTES {
+            let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            // SAFETY: the function is of a loaded module.
+            let set = unsafe { function::set_function_attribute(function, attribute, bytes as i32) };
+            set.map_err(|error| Failure::from(error).of(name))?;
+        }
+        Ok(function)
     }
 
     /// The kernel of that name, which lives as long as this.

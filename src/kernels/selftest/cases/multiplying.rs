@@ -2,11 +2,14 @@
 
 use super::{BOUND, Case, Run, Shape, Work, case};
 use crate::error::Result;
+use crate::kernels::cuda::Way;
 use crate::kernels::sample::normal;
 use crate::kernels::selftest::Side;
-use crate::kernels::twins::{add_product, attention, disentangled, product, rotate, scale_columns, set_product};
+use crate::kernels::twins::{
+    activate, add_product, attention, disentangled, product, project_by, rotate, scale_columns, set_product,
+};
 use crate::kernels::{
-    Attention, Change, Disentangled, Factors, HostFactors, Places, Sequences, Spans, Tensor, Touched,
+    Activation, Attention, Change, Disentangled, Factors, Gate, HostFactors, Places, Sequences, Spans, Tensor, Touched,
 };
 use candle_core::{DType, Device, Tensor as Host};
 use std::ops::Range;
@@ -14,6 +17,7 @@ use std::ops::Range;
 /// Every case.
 pub fn all(shape: &Shape) -> Vec<Case> {
     let mut cases = products(shape);
+    cases.extend(projections(shape));
     cases.push(updates("updates of all adapters", shape, true, false));
     cases.push(updates("updates with magnitudes", shape, true, true));
     cases.push(updates("magnitudes of all adapters", shape, false, true));
@@ -45,6 +49,39 @@ fn products(shape: &Shape) -> Vec<Case> {
         }))
     });
     vec![plain, into]
+}
+
+/// Ways to a projection on a GPU, by name.
+const WAYS: [(&str, Way); 2] = [("in its parts", Way::Apart), ("in one launch", Way::InOne)];
+
+/// An activation of twice as many columns, of which each half is a site that adapters change or leave.
+fn projections(shape: &Shape) -> Vec<Case> {
+    let (width, tokens, outputs) = (shape.width, shape.tokens(), 2 * shape.width);
+    let kinds = [("", false, false), (" with updates", true, false), (" with magnitudes", true, true)];
+    let cases = kinds.into_iter().flat_map(|kind| WAYS.map(|way| (kind, way)));
+    let (x, w, b) = (shape.rows(), normal(0.05, (width, outputs)), normal(1.0, outputs));
+    let case_of = |((what, has_ranks, has_columns), (how, way)): ((&str, bool, bool), (&str, Way))| {
+        let changes = if has_ranks { changes(shape, true, has_columns) } else { Vec::new() };
+        let work = Work {
+            operations: 2.0 * (tokens * width * outputs) as f64,
+            numbers: (tokens * (width + outputs) + width * outputs) as f64,
+        };
+        let (x, w, b) = (x.clone(), w.clone(), b.clone());
+        let bound = if has_ranks { 2.0 * BOUND } else { BOUND };
+        case(format!("projection{what}, {how}"), bound, work, move |side| {
+            let (x, w, b) = (side.rounded(&x)?, side.weight(&w)?, side.rounded(&b)?);
+            if side.device.is_cpu() {
+                let changed = one_by_one(side, &changes, x.clone(), product(&x, &w, Some(&b))?)?;
+                return Ok(Box::new(move || activate(&changed()?, Activation::Gelu, Gate::Absent)));
+            }
+            let (touched, spans) = (residents(side, &changes)?, spans(side, width)?);
+            Ok(Box::new(move || {
+                let updates = touched()?.updates(&spans, &x)?;
+                project_by(way, &x, &w, Some(&b), &updates, Some(Activation::Gelu))
+            }))
+        })
+    };
+    cases.map(case_of).collect()
 }
 
 /// An adapter's change of one of two sites that stand side by side.
@@ -115,20 +152,28 @@ fn one_by_one(side: &Side, changes: &[Changed], x: Tensor, y: Tensor) -> Result<
 }
 
 fn together(side: &Side, changes: &[Changed], x: Tensor, y: Tensor) -> Result<Run> {
-    let width = x.dims()[1];
+    let (touched, spans) = (residents(side, changes)?, spans(side, x.dims()[1])?);
+    Ok(Box::new(move || {
+        let y = y.copy()?;
+        touched()?.updates(&spans, &x)?.add_to(&y)?;
+        Ok(y)
+    }))
+}
+
+/// Two sites side by side.
+fn spans(side: &Side, width: usize) -> Result<Spans> {
+    Spans::new(&side.device, &[(0, 0, width), (1, width, width)])
+}
+
+/// What makes a batch's table of changes, whose adapters are on the device.
+fn residents(side: &Side, changes: &[Changed]) -> Result<impl Fn() -> Result<Touched> + use<>> {
     let mut residents = Vec::new();
     for adapter in changes.chunk_by(|one, next| one.rows == next.rows) {
         let list: Vec<_> = adapter.iter().map(|Changed { site, change, .. }| (*site, change.each_ref())).collect();
         let resident = Factors::new(&side.device, &HostFactors::new(2, side.dtype, &list)?)?;
         residents.extend(resident.map(|resident| (adapter[0].rows.clone(), resident)));
     }
-    let spans = Spans::new(&side.device, &[(0, 0, width), (1, width, width)])?;
-    Ok(Box::new(move || {
-        let y = y.copy()?;
-        let touched = Touched::new(residents.iter().map(|(rows, resident)| (rows.clone(), resident)))?;
-        touched.updates(&spans, &x)?.add_to(&y)?;
-        Ok(y)
-    }))
+    Ok(move || Touched::new(residents.iter().map(|(rows, resident)| (rows.clone(), resident))))
 }
 
 fn attentions(shape: &Shape) -> Vec<Case> {

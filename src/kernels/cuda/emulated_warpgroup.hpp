@@ -1,0 +1,99 @@
+// The words of warpgroup.cuh for a host compiler. A product is made when it is asked for or when it is waited for, of
+// what the block's memory then is, and a thread that waits for a counter runs again when its round is complete.
+#pragma once
+
+#include "emulated.hpp"
+
+namespace emulated {
+
+/// All memory that the launch gives the block, at a multiple of 1024 bytes. It begins as NaN.
+char *memory_of_launch();
+
+void end_group_of_copies();
+
+/// Those of all groups but the last `few`.
+void wait_for_copies_but(int few);
+
+/// Lets this thread run again when somebody has named this address to wake_for.
+void sleep_for(const void *address);
+void wake_for(const void *address);
+
+/// A product of this thread's: what makes it, of what.
+struct Later {
+    void (*make)(float *y, unsigned long long a, unsigned long long b, bool is_sum);
+    float *y;
+    unsigned long long a, b;
+    bool is_sum;
+};
+
+void multiply_later(const Later &product);
+void end_group_of_products();
+void wait_for_products_but(int few);
+
+/// The number in a row and a column of 16, of a matrix as matrix_at and place_of describe it.
+template <typename T> float number_at(unsigned long long matrix, int row, int column) {
+    unsigned long long first = matrix << 4, begin = first / 1024 * 1024;
+    int piece = static_cast<int>(first - begin) / 16 + column / 8;
+    const char *place = reinterpret_cast<const char *>(begin) + place_of(row, piece) + column % 8 * sizeof(T);
+    T number;
+    std::memcpy(&number, place, sizeof number);
+    return to_float(number);
+}
+
+template <typename T> void multiply(float *y, unsigned long long a, unsigned long long b, bool is_sum) {
+    int thread = threadIdx.x % WARPGROUP, first = thread / 32 * 16 + thread % 32 / 4;
+    float left[2][16];
+    for (int i = 0; i < 32; i++) left[i / 16][i % 16] = number_at<T>(a, first + i / 16 * 8, i % 16);
+    for (int i = 0; i < SUMS; i++) {
+        int row = i / 4 * 8 + thread % 4 * 2 + i % 2;
+        float sum = is_sum ? y[i] : 0.0f;
+        for (int k = 0; k < 16; k++) sum += left[i / 2 % 2][k] * number_at<T>(b, row, k);
+        y[i] = sum;
+    }
+}
+
+} // namespace emulated
+
+#define ALL_SHARED(name) char *name = emulated::memory_of_launch()
+
+#define LONE_KERNEL(threads, name, ...) EMULATED_KERNEL(name, __VA_ARGS__)
+
+struct alignas(8) Counter {
+    unsigned short arrivals, missing;
+    unsigned round;
+
+    void begin(int count) {
+        arrivals = missing = static_cast<unsigned short>(count);
+        round = 0;
+    }
+
+    void arrive() {
+        if (--missing > 0) return;
+        missing = arrivals;
+        round++;
+        emulated::wake_for(this);
+    }
+
+    void wait(int parity) {
+        while (static_cast<int>(round % 2) == parity) emulated::sleep_for(this);
+    }
+};
+
+inline void show_to_products() {}
+inline void end_group_of_copies() { emulated::end_group_of_copies(); }
+template <int FEW> inline void wait_for_older_copies() { emulated::wait_for_copies_but(FEW); }
+template <int COUNT> inline void keep_registers() { warp_barrier(); }
+template <int COUNT> inline void take_registers() { warp_barrier(); }
+
+inline unsigned long long matrix_at(const void *x) { return reinterpret_cast<unsigned long long>(x) >> 4; }
+inline void begin_products() { warp_barrier(); }
+inline void end_group_of_products() { emulated::end_group_of_products(); }
+template <int FEW> inline void wait_for_older_products() {
+    warp_barrier();
+    emulated::wait_for_products_but(FEW);
+}
+
+template <typename T>
+inline void multiply_matrices(float (&y)[SUMS], unsigned long long a, unsigned long long b, bool is_sum) {
+    emulated::multiply_later({emulated::multiply<T>, y, a, b, is_sum});
+}

@@ -1,0 +1,318 @@
+// A projection in one launch: y = f(((x * w^T + bias) + (x * a^T) * b^T) * factor + shift), with x * a^T as shrink left it.
+//
+// A block has columns of y, and keeps the whole rows of w that they are made of. The rows of x come by, 64 at a time: four
+// warps bring them, and of the other eight, which go by fours, some multiply while the others do what follows a product
+// with the rows before. So tensor cores need not wait for an activation, and every number of y is written once.
+#include "activation.cuh"
+#include "delta.cuh"
+#include "warpgroup.cuh"
+#include "wide.cuh"
+
+// For devices that have no such products there is nothing to make of it.
+#if defined(EMULATED) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+
+namespace {
+
+/// One warpgroup brings rows, the others multiply.
+constexpr int MULTIPLYING = 2;
+constexpr int BLOCK = (1 + MULTIPLYING) * WARPGROUP;
+constexpr int WARPS = WARPGROUP / WARP;
+
+/// Stages of rows that nobody is told of when the next is asked for. Who reads a stage is done with it once he has begun
+/// with the next: two stages more than this there must be, or the one waits for the other.
+constexpr int ON_THEIR_WAY = 2;
+
+/// Neighbouring columns of y that a thread has, of so many in a row; four times, of two rows.
+constexpr int OWN = 8, PART = 32, PARTS = RIGHT_ROWS / PART;
+
+/// Rows of which a table says where their tiles begin.
+constexpr int ROWS_OF_WARP = 16;
+
+template <typename T> constexpr int STAGE = LEFT_ROWS * DEPTH;
+
+/// Which column of the block's the sums i of a thread are of, so that every thread has OWN neighbouring ones: products do
+/// not care which row of w stands where. Eight after eight they are of the lanes' numbers modulo 4, two of each.
+__device__ inline int column_of(int place) {
+    int eight = place / 8, lane = place % 8 / 2;
+    return eight / 4 * PART + lane * OWN + eight % 4 * 2 + place % 2;
+}
+
+template <typename T> struct Fused {
+    T *y;
+    const T *x, *w;
+    /// May be null.
+    const T *bias;
+    int activation, rows, inputs, outputs, x_stride, w_stride, y_stride, stages;
+};
+
+/// The changes of a batch; without any there are no tiles.
+template <typename T> struct Changes {
+    const T *left;
+    const Tile *tiles;
+    /// For every ROWS_OF_WARP rows the number of the first tile that has one of them or of later ones.
+    const unsigned *starts;
+    const Span *spans;
+    int tile_count, start_count, touched, left_width;
+};
+
+/// Counters of the block: of a stage's rows that they are there, and that they are no longer needed; of a warpgroup that
+/// the next rows are its. Without the last it would wait for what comes rounds later, and rounds are told apart by their
+/// parity alone.
+struct Counters {
+    Counter *there, *read, *next;
+};
+
+/// Which stage is whose turn, and the parity of how often it was.
+struct Turn {
+    int stage = 0, parity = 0;
+
+    __device__ void advance(int count, int stages) {
+        stage += count;
+        while (stage >= stages) {
+            stage -= stages;
+            parity ^= 1;
+        }
+    }
+};
+
+/// The block's rows of w, DEPTH columns after DEPTH columns; rows beyond the last are zeros.
+template <typename T> __device__ inline void load_weights(T *weights, const Fused<T> &fused, int first) {
+    int pieces = fused.inputs / OWN;
+    for (int i = threadIdx.x; i < RIGHT_ROWS * pieces; i += BLOCK) {
+        int place = i / pieces, piece = i % pieces, column = first + column_of(place);
+        bool is_there = column < fused.outputs;
+        const T *source = fused.w + (is_there ? static_cast<long long>(column) * fused.w_stride + piece * OWN : 0);
+        char *part = reinterpret_cast<char *>(weights + piece / (DEPTH / OWN) * RIGHT_ROWS * DEPTH);
+        copy_later_or_zeros(part + place_of(place, piece % (DEPTH / OWN)), source, is_there);
+    }
+}
+
+/// DEPTH columns of LEFT_ROWS rows of x, by one warpgroup; rows beyond the last are zeros.
+template <typename T> __device__ inline void load_stage(T *stage, const Fused<T> &fused, int first, int column) {
+    constexpr int PIECES = DEPTH / OWN;
+    UNROLL for (int i = 0; i < LEFT_ROWS * PIECES / WARPGROUP; i++) {
+        int number = threadIdx.x % WARPGROUP + i * WARPGROUP, row = number / PIECES, piece = number % PIECES;
+        bool is_there = first + row < fused.rows;
+        const T *source = fused.x + (is_there ? static_cast<long long>(first + row) * fused.x_stride : 0);
+        char *place = reinterpret_cast<char *>(stage) + place_of(row, piece);
+        copy_later_or_zeros(place, source + column + piece * OWN, is_there);
+    }
+}
+
+/// A warp's arrival.
+__device__ inline void arrive(Counter &counter) {
+    warp_barrier();
+    if (threadIdx.x % WARP == 0) counter.arrive();
+}
+
+/// Brings the rows of every tile of the block's.
+template <typename T> __device__ inline void bring(T *stages, const Counters &counters, const Fused<T> &fused) {
+    Turn next, coming;
+    int asked = 0;
+    auto tell = [&] {
+        show_to_products();
+        arrive(counters.there[coming.stage]);
+        coming.advance(1, fused.stages);
+    };
+    for (int first = blockIdx.y * LEFT_ROWS; first < fused.rows; first += gridDim.y * LEFT_ROWS) {
+        for (int column = 0; column < fused.inputs; column += DEPTH) {
+            counters.read[next.stage].wait(next.parity ^ 1);
+            load_stage(stages + next.stage * STAGE<T>, fused, first, column);
+            end_group_of_copies();
+            next.advance(1, fused.stages);
+            if (++asked <= ON_THEIR_WAY) continue;
+            wait_for_older_copies<ON_THEIR_WAY>();
+            tell();
+        }
+    }
+    wait_for_copies();
+    for (int i = min(asked, ON_THEIR_WAY); i > 0; i--) tell();
+}
+
+/// The product of the rows whose turn it is and the block's rows of w; who has the next rows may begin with them as soon as
+/// all of these are there.
+template <typename T>
+__device__ inline void multiply(float (&sums)[SUMS], const T *weights, const T *stages, const Counters &counters,
+                                const Fused<T> &fused, Turn turn, Counter &next) {
+    int before = 0;
+    for (int column = 0; column < fused.inputs; column += DEPTH) {
+        counters.there[turn.stage].wait(turn.parity);
+        multiply_depth(sums, stages + turn.stage * STAGE<T>, weights + column * RIGHT_ROWS, column > 0);
+        if (column > 0) {
+            wait_for_older_products<1>();
+            arrive(counters.read[before]);
+        }
+        before = turn.stage;
+        turn.advance(1, fused.stages);
+    }
+    arrive(next);
+    wait_for_older_products<0>();
+    arrive(counters.read[before]);
+}
+
+/// A sum's row among its warp's, of the sums 4 * i to 4 * i + 3 the last two being 8 rows further.
+__device__ inline int row_of(int sum) { return threadIdx.x % WARP / 4 + sum / 2 % 2 * 8; }
+
+/// A sum's column among the block's.
+__device__ inline int column_of_sum(int sum) { return column_of(sum / 4 * 8 + threadIdx.x % 4 * 2 + sum % 2); }
+
+/// Adds a change of low rank to the rows of a warp that it is of, and to the columns of a span.
+template <typename T, bool IS_WIDE>
+__device__ inline void add_update(float (&sums)[SUMS], const T *left, int left_width, const Tile &tile, int first_row,
+                                  const Entry &entry, const Span &span, int first_column) {
+    constexpr int RANKS = 16, EACH = 4;
+    const T *b = reinterpret_cast<const T *>(entry.b);
+    ROLLED for (int rank = 0; rank < entry.rank; rank += RANKS) {
+        int place = rank + threadIdx.x % 4 * EACH;
+        Piece<EACH, T> rows[2];
+        UNROLL for (int i = 0; i < 2; i++) {
+            int row = first_row + row_of(2 * i);
+            bool is_own = row >= tile.first && row < tile.first + tile.rows;
+            const T *source = left + static_cast<long long>(is_own ? row : tile.first) * left_width;
+            rows[i] = piece_of<EACH, IS_WIDE>(source, place, is_own ? entry.rank : 0);
+        }
+        unsigned a[4] = {rows[0].words[0], rows[1].words[0], rows[0].words[1], rows[1].words[1]};
+        UNROLL for (int eight = 0; eight < RIGHT_ROWS / 8; eight++) {
+            int column = first_column + column_of(eight * 8 + threadIdx.x % WARP / 4) - span.first;
+            bool is_own = column >= 0 && column < span.columns;
+            const T *source = b + static_cast<long long>(is_own ? column : 0) * entry.rank;
+            Piece<EACH, T> piece = piece_of<EACH, IS_WIDE>(source, place, is_own ? entry.rank : 0);
+            warp_barrier();
+            float(&four)[4] = *reinterpret_cast<float(*)[4]>(sums + 4 * eight);
+            multiply_add<T>(four, a, piece.words[0], piece.words[1]);
+        }
+    }
+}
+
+/// Multiplies and shifts the columns of a span, of the rows of a tile.
+__device__ inline void change_columns(float (&sums)[SUMS], const Tile &tile, int first_row, const Entry &entry,
+                                      const Span &span, int first_column) {
+    const float *factor = reinterpret_cast<const float *>(entry.factor);
+    const float *shift = reinterpret_cast<const float *>(entry.shift);
+    UNROLL for (int i = 0; i < SUMS; i++) {
+        int row = first_row + row_of(i), column = first_column + column_of_sum(i) - span.first;
+        bool is_own = row >= tile.first && row < tile.first + tile.rows && column >= 0 && column < span.columns;
+        if (is_own) sums[i] = sums[i] * factor[column] + shift[column];
+    }
+}
+
+/// What the adapters of a warp's rows make of its sums, to which the bias is added already.
+template <typename T>
+__device__ inline void change(float (&sums)[SUMS], const Changes<T> &changes, int first_row, int first_column) {
+    int number_of_rows = first_row / ROWS_OF_WARP;
+    if (number_of_rows >= changes.start_count) return;
+    for (int i = changes.starts[number_of_rows]; i < changes.tile_count; i++) {
+        Tile tile = changes.tiles[i];
+        if (tile.first >= first_row + ROWS_OF_WARP) break;
+        const Entry *entries = reinterpret_cast<const Entry *>(tile.entries);
+        const T *left = changes.left;
+        for (int number = 0; changes.touched >> number > 0; number++) {
+            Span span = changes.spans[number];
+            Entry entry = entries[span.site];
+            bool is_here = span.first < first_column + RIGHT_ROWS && span.first + span.columns > first_column;
+            if (is_here && entry.rank > 0) {
+                bool is_wide = (address_of(left) | entry.b) % (4 * sizeof(T)) == 0 &&
+                               (changes.left_width | entry.rank) % 4 == 0;
+                if (is_wide) {
+                    add_update<T, true>(sums, left, changes.left_width, tile, first_row, entry, span, first_column);
+                } else {
+                    add_update<T, false>(sums, left, changes.left_width, tile, first_row, entry, span, first_column);
+                }
+            }
+            if (is_here && entry.factor) change_columns(sums, tile, first_row, entry, span, first_column);
+            left += entry.rank;
+        }
+    }
+}
+
+/// Adds the bias to a thread's sums, where there is one.
+template <typename T> __device__ inline void add_bias(float (&sums)[SUMS], const Fused<T> &fused, int first_column) {
+    if (!fused.bias) return;
+    UNROLL for (int part = 0; part < PARTS; part++) {
+        int column = first_column + part * PART + threadIdx.x % 4 * OWN;
+        float values[OWN] = {};
+        if (column < fused.outputs) read_columns(values, fused.bias + column);
+        UNROLL for (int i = 0; i < OWN; i++) {
+            UNROLL for (int half = 0; half < 2; half++) sums[part * 16 + i / 2 * 4 + half * 2 + i % 2] += values[i];
+        }
+    }
+}
+
+/// An activation of sums as they would have been written without it. Others than these few are not worth their code.
+template <typename T> __device__ inline void activate(float (&sums)[SUMS], int activation) {
+    if (activation < 0) return;
+    map(sums, [](float x) { return to_float(from_float<T>(x)); });
+    switch (activation) {
+    case GELU: return map(sums, gelu);
+    case GELU_TANH: return map(sums, gelu_tanh);
+    case SILU: return map(sums, [](float x) { return x * sigmoid(x); });
+    default: return map(sums, [](float x) { return x < 0.0f ? 0.0f : x; });
+    }
+}
+
+template <typename T>
+__device__ inline void write(const float (&sums)[SUMS], const Fused<T> &fused, int first_row, int first_column) {
+    UNROLL for (int half = 0; half < 2; half++) {
+        int row = first_row + row_of(2 * half);
+        UNROLL for (int part = 0; part < PARTS; part++) {
+            int column = first_column + part * PART + threadIdx.x % 4 * OWN;
+            float values[OWN];
+            UNROLL for (int i = 0; i < OWN; i++) values[i] = sums[part * 16 + i / 2 * 4 + half * 2 + i % 2];
+            if (row < fused.rows && column < fused.outputs) {
+                write_columns(fused.y + static_cast<long long>(row) * fused.y_stride + column, values);
+            }
+        }
+    }
+}
+
+template <typename T> __device__ inline void project(const Fused<T> &fused, const Changes<T> &changes) {
+    ALL_SHARED(memory);
+    T *weights = reinterpret_cast<T *>(memory), *stages = weights + fused.inputs * RIGHT_ROWS;
+    Counter *there = reinterpret_cast<Counter *>(stages + fused.stages * STAGE<T>);
+    Counters counters = {there, there + fused.stages, there + 2 * fused.stages};
+    int first_column = blockIdx.x * RIGHT_ROWS, group = threadIdx.x / WARPGROUP;
+    if (threadIdx.x < 2 * fused.stages + MULTIPLYING) there[threadIdx.x].begin(WARPS);
+    load_weights(weights, fused, first_column);
+    wait_for_copies();
+    show_to_products();
+    barrier();
+    if (group == 0) {
+        keep_registers<40>();
+        bring(stages, counters, fused);
+        return;
+    }
+    take_registers<232>();
+    // The rows of a multiplying warpgroup are those of every second tile of the block's.
+    int number = group - 1, depths = fused.inputs / DEPTH, step = gridDim.y * LEFT_ROWS;
+    Turn turn;
+    turn.advance(number * depths, fused.stages);
+    // The first rows are the first's without a word.
+    int parity = number == 0 ? 1 : 0;
+    for (int first = blockIdx.y * LEFT_ROWS + number * step; first < fused.rows; first += MULTIPLYING * step) {
+        float sums[SUMS];
+        counters.next[number].wait(parity);
+        parity ^= 1;
+        multiply(sums, weights, stages, counters, fused, turn, counters.next[(number + 1) % MULTIPLYING]);
+        turn.advance(MULTIPLYING * depths, fused.stages);
+        int first_row = first + threadIdx.x % WARPGROUP / WARP * ROWS_OF_WARP;
+        add_bias(sums, fused, first_column);
+        if (changes.touched) change(sums, changes, first_row, first_column);
+        activate<T>(sums, fused.activation);
+        write(sums, fused, first_row, first_column);
+    }
+}
+
+} // namespace
+
+#define FUSED(NAME, T)                                                                                                 \
+    LONE_KERNEL(BLOCK, NAME, T *y, const T *x, const T *w, const T *bias, int activation, int rows, int inputs,        \
+                int outputs, int x_stride, int w_stride, int y_stride, int stages, const T *left, const Tile *tiles,   \
+                const unsigned *starts, const Span *spans, int tile_count, int start_count, int touched, int left_width) {              \
+        Fused<T> fused = {y,       x,        w,        bias,     activation, rows,  inputs,                            \
+                          outputs, x_stride, w_stride, y_stride, stages};                                              \
+        project(fused, Changes<T>{left, tiles, starts, spans, tile_count, start_count, touched, left_width});                       \
+    }
+
+FUSED(fused_bf16, bf16)
+FUSED(fused_f16, f16)
+#endif

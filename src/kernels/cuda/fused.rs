@@ -1,0 +1,296 @@
+//! Projections in one launch: the product, its bias, what the batch's adapters change, and the activation. The device must
+//! have products of warpgroups (compute capability 9.0), and a block must hold 128 whole rows of the weight. Who wants what
+//! is sooner leaves it to [`Fused::is_sooner`], which tries.
+
+use super::activation::code;
+use super::array::Array;
+use super::launch::{Blocks, Launch, suffix};
+use super::product::Projection;
+use crate::error::Result;
+use crate::kernels::Activation;
+use candle_core::{DType, Tensor};
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Columns of `x` that lie together, and rows of a stage.
+const DEPTH: usize = 64;
+const ROWS: usize = 64;
+/// Columns of the result that a block has.
+const COLUMNS: usize = 128;
+/// Threads of a block.
+const THREADS: u32 = 384;
+/// What a block may share.
+const SHARED_BYTES: usize = 227 << 10;
+/// Two counters a stage, and two more.
+const COUNTERS_BYTES: usize = 16;
+/// Stages of rows of `x`: three are on their way while one is read. With fewer both sides would wait for each other, and
+/// more than so many gain nothing.
+const STAGES: std::ops::RangeInclusive<usize> = 4..=12;
+/// Numbers that are read and written at once.
+const PIECE: usize = 8;
+/// Of fewer rows a block has too few to be worth its weights.
+const ROWS_MIN: usize = 4096;
+
+/// How often each way is tried, the fastest of so many times, and launches of each time.
+const ROUNDS: usize = 3;
+const LAUNCHES: usize = 5;
+/// How far two ways may be apart, over the largest number: each rounds some times to the 8 bits of bf16.
+const DIFFERENCE_MAX: f32 = 1.0 / 32.0;
+
+/// A projection that can be one launch.
+pub struct Fused<'a> {
+    projection: &'a Projection<'a>,
+    bias: Option<Array>,
+    activation: i32,
+    blocks: Blocks,
+    stages: usize,
+    strides: [usize; 2],
+}
+
+impl<'a> Fused<'a> {
+    /// None where its types, its shape or the device do not allow it.
+    pub fn of(projection: &'a Projection<'a>) -> Result<Option<Self>> {
+        let Projection { x, weight, bias, activation, .. } = *projection;
+        let ([rows, inputs, x_stride], &[_, outputs]) = (x.matrix()?, weight.dims()) else { return Ok(None) };
+        let &[1, w_stride] = weight.strides() else { return Ok(None) };
+        let Some(multiprocessors) = x.gpu().warpgroups() else { return Ok(None) };
+        let bias = bias.map(|bias| bias.to_dtype(weight.dtype())).transpose()?;
+        let addresses = [Some(x), Some(weight), bias.as_ref()].map(|array| array.map_or(0, Array::address));
+        let is_aligned = addresses.iter().all(|address| address % 16 == 0)
+            && [outputs, x_stride, w_stride].iter().all(|count| count % PIECE == 0);
+        let is_half = weight.dtype() != DType::F32 && x.dtype() == weight.dtype();
+        let Some(activation) = activation.map_or(Some(-1), known) else { return Ok(None) };
+        let number = DType::BF16.size_in_bytes();
+        let (weights, stage) = (inputs * COLUMNS * number, ROWS * DEPTH * number);
+        let stages = SHARED_BYTES.saturating_sub(weights + COUNTERS_BYTES) / (stage + COUNTERS_BYTES);
+        let is_deep = inputs > 0 && inputs % DEPTH == 0;
+        if rows == 0 || !is_aligned || !is_half || !is_deep || stages < *STAGES.start() {
+            return Ok(None);
+        }
+        let stages = stages.min(*STAGES.end());
+        let columns = outputs.div_ceil(COLUMNS);
+        let grid = [columns, (multiprocessors / columns).clamp(1, rows.div_ceil(ROWS))];
+        let blocks =
+            Blocks { grid, threads: THREADS, shared: weights + stages * (stage + COUNTERS_BYTES) + COUNTERS_BYTES };
+        Ok(Some(Self { projection, bias, activation, blocks, stages, strides: [x_stride, w_stride] }))
+    }
+
+    /// Launches it.
+    pub fn run(&self) -> Result<Array> {
+        let Projection { x, weight, updates, .. } = *self.projection;
+        let ([rows, inputs], &[_, outputs]) = ([x.dims()[0], x.dims()[1]], weight.dims()) else {
+            return Err(super::product::no_matrix(weight));
+        };
+        let y = Array::new(x.gpu(), weight.dtype(), &[rows, outputs])?;
+        let launch = Launch::on(x.gpu()).array(&y).array(x).array(weight).optional(self.bias.as_ref());
+        let [x_stride, w_stride] = self.strides;
+        let launch =
+            launch.int(self.activation).sizes([rows, inputs, outputs, x_stride, w_stride, outputs, self.stages]);
+        let launch = match updates {
+            Some(updates) => updates.tell(launch, rows, outputs, weight.dtype())?,
+            None => launch.optional(None).optional(None).optional(None).optional(None).sizes([0; 4]),
+        };
+        launch.run_in(&format!("fused_{}", suffix(weight.dtype())), &self.blocks)?;
+        Ok(y)
+    }
+
+    /// Whether it gives what the projection's [parts](Projection::apart) give, and sooner. The first time that there are
+    /// about as many rows of its kind, both are tried.
+    ///
+    /// # Errors
+    /// Those of either.
+    pub fn is_sooner(&self) -> Result<bool> {
+        let (x, kind) = (self.projection.x, self.kind());
+        // Where kernels are emulated, time tells nothing.
+        if x.gpu().is_emulated() {
+            return Ok(true);
+        }
+        if x.dims()[0] < ROWS_MIN {
+            return Ok(false);
+        }
+        if let Some(known) = x.gpu().trials().get(&kind) {
+            return Ok(known);
+        }
+        let [ours, theirs] = [self.run()?, self.projection.apart()?];
+        let difference = difference(&ours, &theirs)?;
+        let is_same = difference <= DIFFERENCE_MAX;
+        if !is_same {
+            tracing::error!(?kind, difference, "a projection in one launch is not what its parts give, and is left");
+        }
+        let is_sooner = is_same && {
+            let [ours, theirs] = self.times()?;
+            tracing::debug!(?kind, ?ours, ?theirs, "a projection in one launch, and in its parts");
+            ours < theirs
+        };
+        x.gpu().trials().put(kind, is_sooner);
+        Ok(is_sooner)
+    }
+
+    fn kind(&self) -> Kind {
+        let Projection { x, weight, updates, .. } = *self.projection;
+        Kind {
+            rows: x.dims()[0].next_power_of_two(),
+            sizes: [weight.dims()[0], weight.dims()[1]],
+            is_half: weight.dtype() == DType::F16,
+            activation: self.activation,
+            is_changed: updates.is_some(),
+        }
+    }
+
+    /// Of one launch, and of its parts.
+    fn times(&self) -> Result<[Duration; 2]> {
+        let gpu = self.projection.x.gpu();
+        let time = |way: &dyn Fn() -> Result<Array>| {
+            gpu.synchronize()?;
+            let began = Instant::now();
+            (0..LAUNCHES).try_for_each(|_| way().map(drop))?;
+            gpu.synchronize()?;
+            Ok::<_, crate::error::Error>(began.elapsed())
+        };
+        let mut least = [Duration::MAX; 2];
+        for _ in 0..ROUNDS {
+            least[0] = least[0].min(time(&|| self.run())?);
+            least[1] = least[1].min(time(&|| self.projection.apart())?);
+        }
+        Ok(least)
+    }
+}
+
+/// What the kernel calls an activation, of those that it has.
+fn known(activation: Activation) -> Option<i32> {
+    use Activation::{Gelu, GeluTanh, Relu, Silu};
+    matches!(activation, Gelu | GeluTanh | Relu | Silu).then(|| code(activation))
+}
+
+/// The largest difference of some rows, at both ends and in the middle, over the largest number there.
+fn difference(ours: &Array, theirs: &Array) -> Result<f32> {
+    let rows = ours.dims()[0];
+    let count = rows.min(ROWS);
+    let (mut difference, mut largest) = (0f32, f32::MIN_POSITIVE);
+    for first in [0, (rows - count) / 2, rows - count] {
+        let read =
+            |y: &Array| -> Result<Tensor> { Ok(y.narrow(0, first, count)?.depart()?.wait()?.to_dtype(DType::F32)?) };
+        let (ours, theirs) = (read(ours)?, read(theirs)?);
+        let most = |tensor: Tensor| -> Result<f32> { Ok(tensor.abs()?.flatten_all()?.max(0)?.to_scalar()?) };
+        largest = largest.max(most(theirs.clone())?);
+        let apart = most((ours - theirs)?)?;
+        // Not `max`, which leaves out NaN.
+        difference = if apart <= difference { difference } else { apart };
+    }
+    Ok(difference / largest)
+}
+
+/// What decides which way is sooner: about how many rows there are, and of what.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Kind {
+    rows: usize,
+    sizes: [usize; 2],
+    is_half: bool,
+    activation: i32,
+    is_changed: bool,
+}
+
+/// What was found of a device.
+#[derive(Default)]
+pub struct Trials(Mutex<HashMap<Kind, bool>>);
+
+impl Trials {
+    fn get(&self, kind: &Kind) -> Option<bool> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(kind).copied()
+    }
+
+    fn put(&self, kind: Kind, is_sooner: bool) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(kind, is_sooner);
+    }
+}
+
+#[cfg(test)]
+#[cfg(feature = "emulated")]
+mod tests {
+    use super::*;
+    use crate::kernels::cuda::{Change, Factors, Gpu, Grouped, HostFactors, Spans, Touched, Way};
+    use crate::kernels::sample::{below, normal};
+
+    type Segment = (std::ops::Range<usize>, Factors);
+
+    /// A weight as checkpoints have it, of which a row is an output.
+    fn weight(gpu: &Gpu, inputs: usize, outputs: usize, dtype: DType) -> Array {
+        Array::of(gpu, &normal(0.1, (outputs, inputs)).to_dtype(dtype).unwrap()).unwrap().transposed().unwrap()
+    }
+
+    /// What adapters of random ranks change of some rows of `x`, at sites that begin and end anywhere.
+    fn changes(x: &Array, outputs: usize, adapters: usize) -> Option<(Grouped, Vec<Segment>)> {
+        let [rows, inputs] = [x.dims()[0], x.dims()[1]];
+        let cut = 1 + below(outputs - 1);
+        let spans = [(0, 0, cut), (1, cut, outputs - cut)];
+        let (mut end, mut segments) = (0, Vec::new());
+        for _ in 0..adapters {
+            let first = (end + below(2) * below(40)).min(rows);
+            end = (first + 1 + below(70)).min(rows);
+            let change = |columns: usize| {
+                let (rank, kind) = (1 + below(40), below(3));
+                let low_rank = (kind > 0).then(|| [normal(0.1, (inputs, rank)), normal(0.3, (rank, columns))]);
+                Change { low_rank, columns: (kind < 2).then(|| [normal(1.0, columns), normal(1.0, columns)]) }
+            };
+            let changes = spans.map(|(site, _, columns)| (site, change(columns)));
+            let changed = &changes[below(2)..];
+            let list: Vec<_> = changed.iter().map(|(site, change)| (*site, change.each_ref())).collect();
+            let host = HostFactors::new(2, x.dtype(), &list).unwrap();
+            segments.push((first..end, Factors::new(x.gpu(), &host).unwrap()));
+        }
+        let touched = Touched::new(segments.iter().map(|(rows, factors)| (rows.clone(), factors))).unwrap()?;
+        let grouped = touched.shrink(&Spans::new(x.gpu(), &spans).unwrap(), x).unwrap()?;
+        Some((grouped, segments))
+    }
+
+    #[test]
+    fn one_launch_gives_what_its_parts_give() {
+        let gpu = Gpu::emulated(512).unwrap();
+        for (number, dtype) in [DType::BF16, DType::F16].into_iter().cycle().take(24).enumerate() {
+            // Of the deepest, the fewest stages come round.
+            let depths = if number % 4 == 0 { 12 } else { 1 + below(4) };
+            let (rows, inputs, outputs) = (1 + below(700), 64 * depths, 8 * (2 + below(50)));
+            let x = Array::of(&gpu, &normal(1.0, (rows, inputs + 8)).to_dtype(dtype).unwrap()).unwrap();
+            let x = x.narrow(1, 8 * below(2), inputs).unwrap();
+            let weight = weight(&gpu, inputs, outputs, dtype);
+            let bias = Array::of(&gpu, &normal(1.0, outputs)).unwrap();
+            let bias = Some(&bias).filter(|_| number % 3 > 0);
+            let changes = changes(&x, outputs, number % 4 * 3);
+            let updates = changes.as_ref().map(|(updates, _)| updates);
+            let all = [
+                None,
+                Some(Activation::Gelu),
+                Some(Activation::GeluTanh),
+                Some(Activation::Relu),
+                Some(Activation::Silu),
+            ];
+            let activation = all[number % all.len()];
+            let projection = Projection { x: &x, weight: &weight, bias, updates, activation };
+            assert!(Fused::of(&projection).unwrap().is_some(), "{rows} {inputs} {outputs}");
+            let [one, apart] = [Way::InOne, Way::Apart].map(|way| projection.run(way).unwrap());
+            let read = |y: &Array| y.depart().unwrap().wait().unwrap().to_dtype(DType::F32).unwrap();
+            let (one, apart) = (read(&one), read(&apart));
+            let ulps = if dtype == DType::F16 { 1.0 / 1024.0 } else { 1.0 / 128.0 };
+            let most = |t: Tensor| t.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
+            let bound = 2.0 * ulps * most(apart.clone());
+            let gap = most((one - apart).unwrap());
+            assert!(gap <= bound, "{rows} {inputs} {outputs} {dtype:?} {activation:?} {number}: {gap} of {bound}");
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_goes_in_parts() {
+        let gpu = Gpu::emulated(64).unwrap();
+        let fits = |rows: usize, inputs: usize, outputs: usize, dtype: DType, activation: Option<Activation>| {
+            let x = Array::new(&gpu, dtype, &[rows, inputs]).unwrap();
+            let weight = weight(&gpu, inputs, outputs, dtype);
+            let projection = Projection { x: &x, weight: &weight, bias: None, updates: None, activation };
+            Fused::of(&projection).unwrap().is_some()
+        };
+        assert!(fits(1, 768, 8, DType::BF16, None) && fits(300, 64, 8, DType::F16, Some(Activation::Silu)));
+        assert!(!fits(0, 64, 8, DType::BF16, None) && !fits(9, 832, 8, DType::BF16, None), "rows, or too deep");
+        assert!(!fits(9, 96, 8, DType::BF16, None) && !fits(9, 64, 12, DType::BF16, None), "widths");
+        assert!(!fits(9, 64, 8, DType::F32, None) && !fits(9, 64, 8, DType::BF16, Some(Activation::Mish)));
+    }
+}

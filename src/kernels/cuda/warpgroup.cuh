@@ -1,0 +1,148 @@
+// What four warps of compute capability 9.0 do together: products whose matrices both lie in a block's memory, and
+// counters there by which threads wait for each other's copies. All lanes of a warp must come to each of these together,
+// but for Counter.
+#pragma once
+
+#include "tensor_cores.cuh"
+
+/// Threads of four warps, of which the first has a number that is a multiple of four.
+constexpr int WARPGROUP = 128;
+
+/// Rows of a left matrix, and of a right one, which are columns of the product.
+constexpr int LEFT_ROWS = 64, RIGHT_ROWS = 128;
+
+/// Numbers of a row that lie together, 128 bytes: a matrix's columns go by so many.
+constexpr int DEPTH = 64;
+
+/// Sums of a thread: the product's rows are its warp's 16 of the four's 64, and of these lane / 4 and that plus 8.
+constexpr int SUMS = LEFT_ROWS * RIGHT_ROWS / WARPGROUP;
+
+/// Where 16 bytes of a row lie among the DEPTH columns of a matrix that begin at a multiple of 1024 bytes: the pieces of
+/// eight rows are exchanged so that neither a row nor a column of them falls on a bank twice.
+__device__ inline int place_of(int row, int piece) { return row * 128 + (piece ^ row % 8) * 16; }
+
+#ifdef EMULATED
+#include "emulated_warpgroup.hpp"
+#else
+
+/// Memory of a block, as much as its launch says.
+#define ALL_SHARED(name)                                                                                               \
+    extern __shared__ __align__(1024) char memory_of_launch[];                                                         \
+    char *name = memory_of_launch
+
+/// A kernel of blocks of `threads`, one on a multiprocessor.
+#define LONE_KERNEL(threads, name, ...) extern "C" __global__ void __launch_bounds__(threads, 1) name(__VA_ARGS__)
+
+/// Counts arrivals, so many a round; rounds have numbers, of which the last bit is the round's parity.
+struct alignas(8) Counter {
+    unsigned long long state;
+
+    /// By one thread, before a barrier of the block.
+    __device__ void begin(int arrivals) {
+        asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(this)), "r"(arrivals) : "memory");
+    }
+
+    __device__ void arrive() {
+        asm volatile("mbarrier.arrive.release.cta.shared::cta.b64 _, [%0];" ::"r"(shared_address(this)) : "memory");
+    }
+
+    /// Whether a round of this parity, of the last two, is complete; waits for a moment if not.
+    __device__ bool is_past(int parity) {
+        unsigned is_past;
+        asm volatile("{\n.reg .pred p;\n"
+                     "mbarrier.try_wait.parity.acquire.cta.shared::cta.b64 p, [%1], %2;\n"
+                     "selp.u32 %0, 1, 0, p;\n}"
+                     : "=r"(is_past)
+                     : "r"(shared_address(this)), "r"(parity)
+                     : "memory");
+        return is_past;
+    }
+
+    /// Before the first round completes, the one before it counts as complete.
+    __device__ void wait(int parity) {
+        // So many moments are seconds: nobody is coming. An error is better than to wait forever.
+        for (unsigned moments = 0; !is_past(parity); moments++) {
+            if (moments == 1u << 26) __trap();
+        }
+    }
+};
+
+/// What was written to the block's memory before, or copied and waited for, is what this warp's products read later, or
+/// those of who waits for it.
+__device__ inline void show_to_products() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+/// Ends a group of this thread's copies.
+__device__ inline void end_group_of_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+/// Waits for all groups but the last few.
+template <int FEW> __device__ inline void wait_for_older_copies() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(FEW) : "memory");
+}
+
+/// Registers of each thread from now on: fewer than it had, or more.
+template <int COUNT> __device__ inline void keep_registers() {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(COUNT));
+}
+template <int COUNT> __device__ inline void take_registers() {
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(COUNT));
+}
+
+/// DEPTH columns of a matrix in the block's memory, as products are told of them: rows of 128 bytes, eight of them 1024,
+/// exchanged as place_of says.
+__device__ inline unsigned long long matrix_at(const void *x) {
+    constexpr unsigned long long EIGHT_ROWS = 1024 >> 4, EXCHANGED_IN_128_BYTES = 1;
+    return (shared_address(x) & 0x3ffffu) >> 4 | 1ull << 16 | EIGHT_ROWS << 32 | EXCHANGED_IN_128_BYTES << 62;
+}
+
+/// Before products: registers that these threads wrote are read by products from now on.
+__device__ inline void begin_products() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+
+/// Ends a group of products.
+__device__ inline void end_group_of_products() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+
+/// Waits for all groups but the last few. Sums may be touched only once those of all groups are there.
+template <int FEW> __device__ inline void wait_for_older_products() {
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(FEW) : "memory");
+}
+
+#define EIGHT_SUMS(i)                                                                                                  \
+    "+f"(y[i]), "+f"(y[i + 1]), "+f"(y[i + 2]), "+f"(y[i + 3]), "+f"(y[i + 4]), "+f"(y[i + 5]), "+f"(y[i + 6]),        \
+        "+f"(y[i + 7])
+
+#define MULTIPLY_MATRICES(T, NAME)                                                                                     \
+    template <>                                                                                                        \
+    __device__ inline void multiply_matrices<T>(float (&y)[SUMS], unsigned long long a, unsigned long long b,          \
+                                                bool is_sum) {                                                         \
+        asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n"                                                      \
+                     "wgmma.mma_async.sync.aligned.m64n128k16.f32." NAME "." NAME " "                                  \
+                     "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                         \
+                     "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "                \
+                     "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "                \
+                     "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "               \
+                     "%64, %65, p, 1, 1, 0, 0;\n}"                                                                     \
+                     : EIGHT_SUMS(0), EIGHT_SUMS(8), EIGHT_SUMS(16), EIGHT_SUMS(24), EIGHT_SUMS(32), EIGHT_SUMS(40),   \
+                       EIGHT_SUMS(48), EIGHT_SUMS(56)                                                                  \
+                     : "l"(a), "l"(b), "r"(static_cast<int>(is_sum)));                                                 \
+    }
+
+/// y [64, 128] = a [64, 16] * b [128, 16]^T, or added to what it is; spread over the threads like the results of
+/// multiply_add, 8 columns after 8. The matrices are 16 of DEPTH columns, see matrix_part.
+template <typename T>
+__device__ inline void multiply_matrices(float (&y)[SUMS], unsigned long long a, unsigned long long b, bool is_sum);
+
+MULTIPLY_MATRICES(bf16, "bf16")
+MULTIPLY_MATRICES(f16, "f16")
+#undef MULTIPLY_MATRICES
+#undef EIGHT_SUMS
+#endif
+
+/// Adds the product of DEPTH columns of two matrices, or puts it in the place of what the sums are.
+template <typename T>
+__device__ inline void multiply_depth(float (&y)[SUMS], const T *left, const T *right, bool is_sum) {
+    begin_products();
+    UNROLL for (int part = 0; part < DEPTH / 16; part++) {
+        // 32 bytes further.
+        multiply_matrices<T>(y, matrix_at(left) + 2 * part, matrix_at(right) + 2 * part, is_sum || part > 0);
+    }
+    end_group_of_products();
+}
