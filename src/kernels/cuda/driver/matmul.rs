@@ -3,7 +3,8 @@
 use crate::kernels::cuda::matmul::{Element, Matmul};
 
 impl Matmul {
-    /// The one that stands for all of about as many rows: a power of two up to 1024, and a multiple of 1024 above.
+    /// The one that stands for all of about as many rows: a power of two up to 1024, a multiple of 1024 up to 4096, and of
+    /// 4096 above.
     pub fn rounded(&self) -> Self {
         Self { rows: rounded(self.rows), ..*self }
     }
@@ -44,7 +45,11 @@ impl Key {
 }
 
 fn rounded(rows: usize) -> usize {
-    if rows <= 1024 { rows.next_power_of_two() } else { rows.next_multiple_of(1024) }
+    match rows {
+        0..=1024 => rows.next_power_of_two(),
+        1025..=4096 => rows.next_multiple_of(1024),
+        _ => rows.next_multiple_of(4096),
+    }
 }
 
 /// The power of two that an address is a multiple of, up to 256: no algorithm asks for more.
@@ -74,8 +79,8 @@ mod tests {
 
     #[test]
     fn rows_are_rounded_to_few_numbers() {
-        let given = [1, 2, 3, 100, 512, 513, 1024, 1025, 2048, 5000];
-        assert_eq!(given.map(rounded), [1, 2, 4, 128, 512, 1024, 1024, 2048, 2048, 5120]);
+        let given = [1, 2, 3, 100, 512, 513, 1024, 1025, 2048, 4000, 5000];
+        assert_eq!(given.map(rounded), [1, 2, 4, 128, 512, 1024, 1024, 2048, 2048, 4096, 8192]);
     }
 
     #[test]

@@ -12,7 +12,9 @@ use cudarc::cublaslt::sys::{self, cublasStatus_t as Status};
 use cudarc::driver::result as driver;
 use std::collections::HashMap;
 use std::ffi::c_void;
+use std::mem::MaybeUninit;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 /// What NVIDIA recommends for Hopper, and more than it does for others.
 const WORKSPACE_BYTES: usize = 32 << 20;
@@ -20,12 +22,18 @@ const WORKSPACE_BYTES: usize = 32 << 20;
 const TRANSPOSE: i32 = 1;
 /// Algorithms that are remembered; with more, all are forgotten.
 const ALGORITHMS_MAX: usize = 4096;
+/// Algorithms that are tried for a product of many rows, of which [`TRIED_ROWS`] are many, and how often each.
+const LIKELY: i32 = 8;
+const TRIED_ROWS: usize = 4096;
+const TRIES: u32 = 4;
+
+type Algorithm = sys::cublasLtMatmulAlgo_t;
 
 /// cuBLASLt on a device. Its workspace is used by one product at a time, as they are all of one stream.
 pub struct Multiplier {
     handle: Owned<sys::cublasLtHandle_t, CublasError>,
     workspace: Owned<u64>,
-    algorithms: Mutex<HashMap<Key, sys::cublasLtMatmulAlgo_t>>,
+    algorithms: Mutex<HashMap<Key, Algorithm>>,
     device: Arc<Device>,
 }
 
@@ -50,7 +58,8 @@ impl Multiplier {
             return Ok(());
         }
         let done = Terms::of(&self.device, matmul).and_then(|terms| {
-            let by_algorithm_for = |rows: &Matmul| self.submit(stream, matmul, &terms, &self.algorithm(rows)?);
+            let product = Product { stream, matmul, terms: &terms };
+            let by_algorithm_for = |rows: &Matmul| self.submit(&product, &self.algorithm(&product, rows)?);
             match by_algorithm_for(&matmul.rounded()) {
                 Err(CublasError(Status::CUBLAS_STATUS_NOT_SUPPORTED | Status::CUBLAS_STATUS_INVALID_VALUE)) => {
                     by_algorithm_for(matmul)
@@ -61,13 +70,14 @@ impl Multiplier {
         done.map_err(|error| Failure::from(error).of(&format!("cuBLASLt for {matmul:?}")))
     }
 
-    /// The algorithm for a product, whoever asks first.
-    fn algorithm(&self, matmul: &Matmul) -> Result<sys::cublasLtMatmulAlgo_t, CublasError> {
-        let key = Key::of(matmul);
+    /// The algorithm for products like one of so many rows, whoever asks first.
+    fn algorithm(&self, product: &Product, rows: &Matmul) -> Result<Algorithm, CublasError> {
+        let key = Key::of(rows);
         if let Some(algorithm) = self.algorithms.lock().unwrap_or_else(PoisonError::into_inner).get(&key) {
             return Ok(*algorithm);
         }
-        let algorithm = self.choose(matmul, &Terms::of(&self.device, matmul)?)?;
+        let algorithms = self.likely(rows, &Terms::of(&self.device, rows)?)?;
+        let algorithm = self.fastest(product, &algorithms).unwrap_or(algorithms[0]);
         let mut algorithms = self.algorithms.lock().unwrap_or_else(PoisonError::into_inner);
         if algorithms.len() >= ALGORITHMS_MAX {
             algorithms.clear();
@@ -76,8 +86,30 @@ impl Multiplier {
         Ok(algorithm)
     }
 
-    /// What cuBLASLt thinks fastest.
-    fn choose(&self, matmul: &Matmul, terms: &Terms) -> Result<sys::cublasLtMatmulAlgo_t, CublasError> {
+    /// The one of several that takes least time for a product, which is made by each; none where that would change it, or
+    /// where there are too few rows for it to matter.
+    fn fastest(&self, product: &Product, algorithms: &[Algorithm]) -> Option<Algorithm> {
+        let Product { matmul, stream, .. } = product;
+        if matmul.rows < TRIED_ROWS || matmul.accumulate {
+            return None;
+        }
+        let time = |algorithm: &Algorithm| {
+            self.submit(product, algorithm).ok()?;
+            stream.synchronize().ok()?;
+            let began = Instant::now();
+            (0..TRIES).try_for_each(|_| self.submit(product, algorithm)).ok()?;
+            stream.synchronize().ok()?;
+            Some((began.elapsed(), *algorithm))
+        };
+        let times: Vec<_> = algorithms.iter().filter_map(time).collect();
+        let fastest = times.iter().min_by_key(|(time, _)| *time)?;
+        let [first, least] = [times[0].0, fastest.0].map(|time| time / TRIES);
+        tracing::debug!(?matmul, algorithms = times.len(), ?first, ?least, "cuBLASLt's algorithms are tried");
+        Some(fastest.1)
+    }
+
+    /// What cuBLASLt thinks fast, the fastest first; one at least.
+    fn likely(&self, matmul: &Matmul, terms: &Terms) -> Result<Vec<Algorithm>, CublasError> {
         use sys::cublasLtMatmulPreferenceAttributes_t as Preference;
         let preference = Owned::new(&self.device, result::create_matmul_pref()?, result::destroy_matmul_pref);
         let put = result::set_matmul_pref_attribute;
@@ -95,21 +127,35 @@ impl Multiplier {
             set(put, &preference, attribute, &value)?;
         }
         let (w, x, y) = (terms.w.raw(), terms.x.raw(), terms.y.raw());
-        // SAFETY: all of them live until the call returns.
-        let chosen = unsafe {
+        let mut likely = [const { MaybeUninit::<sys::cublasLtMatmulHeuristicResult_t>::uninit() }; LIKELY as usize];
+        let mut count = 0;
+        // SAFETY: all of them live until the call returns, and there is room for as many as are asked for.
+        unsafe {
             let (handle, operation) = (self.handle.raw(), terms.operation.raw());
-            result::get_matmul_algo_heuristic(handle, operation, w, x, y, y, preference.raw())
-        }?;
-        Ok(chosen.algo)
+            let (preference, results) = (preference.raw(), likely.as_mut_ptr().cast());
+            sys::cublasLtMatmulAlgoGetHeuristic(
+                handle,
+                operation,
+                w,
+                x,
+                y,
+                y,
+                preference,
+                LIKELY,
+                results,
+                &raw mut count,
+            )
+            .result()?;
+        }
+        // SAFETY: so many were written.
+        let likely = likely[..count as usize].iter().map(|result| unsafe { result.assume_init_ref() });
+        let good = likely.filter(|result| result.state == Status::CUBLAS_STATUS_SUCCESS);
+        let good: Vec<Algorithm> = good.map(|result| result.algo).collect();
+        if good.is_empty() { Err(CublasError(Status::CUBLAS_STATUS_NOT_SUPPORTED)) } else { Ok(good) }
     }
 
-    fn submit(
-        &self,
-        stream: &Stream,
-        matmul: &Matmul,
-        terms: &Terms,
-        algorithm: &sys::cublasLtMatmulAlgo_t,
-    ) -> Result<(), CublasError> {
+    fn submit(&self, product: &Product, algorithm: &Algorithm) -> Result<(), CublasError> {
+        let Product { stream, matmul, terms } = product;
         let (alpha, beta) = (1_f32, if matmul.accumulate { 1_f32 } else { 0.0 });
         let pointer = |operand: Operand| operand.address as *mut c_void;
         // SAFETY: descriptors and factors live until the call returns, and the workspace as long as this; that there
@@ -135,6 +181,13 @@ impl Multiplier {
             )
         }
     }
+}
+
+/// A product that a stream is asked for.
+struct Product<'a> {
+    stream: &'a Stream,
+    matmul: &'a Matmul,
+    terms: &'a Terms,
 }
 
 /// A product in cuBLASLt's terms.
