@@ -42,6 +42,14 @@ impl Device {
         }
     }
 
+    /// The same, where a GPU may compute a projection in one launch, if that is sooner.
+    pub fn fusing(self, fuses: bool) -> Self {
+        match self {
+            Self::Cpu => self,
+            Self::Gpu(gpu) => Self::Gpu(gpu.fusing(fuses)),
+        }
+    }
+
     /// Whether it is this machine's processors.
     pub fn is_cpu(&self) -> bool {
         matches!(self, Self::Cpu)

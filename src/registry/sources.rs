@@ -167,7 +167,8 @@ pub fn warn_of_another_base(name: &str, peft: &adapters::Config, root: &str) {
 
 /// The device that the configuration names.
 pub fn devices(server: &config::Server) -> Result<Vec<Device>> {
-    let devices = device_names(&server.device)?.into_iter().map(Device::named).collect::<Result<Vec<_>>>()?;
+    let named = |name| Ok(Device::named(name)?.fusing(server.fused_projections));
+    let devices = device_names(&server.device)?.into_iter().map(named).collect::<Result<Vec<_>>>()?;
     if server.dtype == "int8" && !devices.iter().all(Device::is_cpu) {
         let reason = "dtype 'int8' is for CPUs; on a GPU take bfloat16 or float16, or serve with --device cpu";
         return Err(Error::Config(reason.into()));

@@ -280,6 +280,21 @@ mod tests {
     }
 
     #[test]
+    fn it_is_one_launch_where_the_device_may_try() {
+        use crate::kernels::cuda::asked;
+        let gpu = Gpu::emulated(64).unwrap();
+        for (fuses, expected) in [(false, ["multiply", "activate_bf16"].as_slice()), (true, &["fused_bf16"])] {
+            let gpu = gpu.clone().fusing(fuses);
+            let x = Array::of(&gpu, &normal(1.0, (9, 64)).to_dtype(DType::BF16).unwrap()).unwrap();
+            let weight = weight(&gpu, 64, 16, DType::BF16);
+            let activation = Some(Activation::Gelu);
+            asked::names();
+            Projection { x: &x, weight: &weight, bias: None, updates: None, activation }.run(Way::Soonest).unwrap();
+            assert_eq!(asked::names(), expected);
+        }
+    }
+
+    #[test]
     fn what_does_not_fit_goes_in_parts() {
         let gpu = Gpu::emulated(64).unwrap();
         let fits = |rows: usize, inputs: usize, outputs: usize, dtype: DType, activation: Option<Activation>| {

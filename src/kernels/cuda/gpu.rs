@@ -82,6 +82,7 @@ pub struct Gpu {
     passes: Arc<Passes>,
     usage: Arc<Usage>,
     trials: Arc<Trials>,
+    fuses: bool,
     lane: Lane,
 }
 
@@ -124,7 +125,17 @@ impl Gpu {
     #[cfg_attr(not(any(feature = "cuda", feature = "emulated")), expect(dead_code, reason = "there is no device"))]
     pub(super) fn new(backend: impl Backend + 'static) -> Self {
         let passes = Arc::new(Passes::new(Box::new(backend)));
-        Self { passes, usage: Arc::default(), trials: Arc::default(), lane: Lane::Main }
+        Self { passes, usage: Arc::default(), trials: Arc::default(), fuses: false, lane: Lane::Main }
+    }
+
+    /// The same device, on which what is computed from now on may be one launch instead of some, if that is sooner.
+    pub fn fusing(self, fuses: bool) -> Self {
+        Self { fuses, ..self }
+    }
+
+    /// Whether it may.
+    pub(super) fn fuses(&self) -> bool {
+        self.fuses
     }
 
     /// The same device for who brings it something while it computes.

@@ -27,7 +27,7 @@ pub struct Projection<'a> {
 /// How a projection is computed.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Way {
-    /// However it is sooner.
+    /// However it is sooner, where the device may try.
     Soonest,
     /// A launch for each part: the product, its changes, and the activation.
     Apart,
@@ -38,7 +38,8 @@ pub enum Way {
 impl Projection<'_> {
     /// The result, of the weight's type.
     pub fn run(&self, way: Way) -> Result<Array> {
-        let fused = if way == Way::Apart { None } else { Fused::of(self)? };
+        let may_be_one = way == Way::InOne || way == Way::Soonest && self.x.gpu().fuses();
+        let fused = if may_be_one { Fused::of(self)? } else { None };
         match fused {
             Some(fused) if way == Way::InOne || fused.is_sooner()? => fused.run(),
             _ => self.apart(),
