@@ -1,8 +1,8 @@
 //! Numbers in a device's memory, and windows of them.
 #![expect(unsafe_code, reason = "numbers are bytes to a device")]
 
-use super::columns;
 use super::gpu::{Arrival, Gpu, Memory};
+use super::{columns, norm};
 use crate::error::{Error, Result};
 use candle_core::{CpuStorage, DType, Device, Storage, Tensor, WithDType};
 use std::sync::Arc;
@@ -19,6 +19,8 @@ pub struct Array {
     strides: Vec<usize>,
     /// The same in 16 bits, where what made it made that too.
     rounded: Option<Box<Array>>,
+    /// How far the numbers are from these, see split.cuh, where they are wanted in more than 16 bits: bytes, as dense.
+    rest: Option<Box<Array>>,
 }
 
 /// Rows of an array: `[outer, inner, width]`.
@@ -40,7 +42,7 @@ impl Array {
 
     fn dense_in(memory: Memory, dtype: DType, dims: &[usize]) -> Self {
         let (memory, dims, strides) = (Arc::new(memory), dims.to_vec(), dense_strides(dims));
-        Self { memory, dtype, start: 0, dims, strides, rounded: None }
+        Self { memory, dtype, start: 0, dims, strides, rounded: None, rest: None }
     }
 
     /// A dense copy of a host's tensor.
@@ -68,7 +70,7 @@ impl Array {
         if self.dims.len() == 2 && self.strides[0] == 1 && self.strides[1] != 1 {
             return Ok(Arriving { is_transposed: true, ..self.transposed()?.depart()? });
         }
-        if !self.is_dense() {
+        if !self.is_dense() || self.rest.is_some() {
             return self.copy()?.depart();
         }
         let bytes = self.gpu().download(self.address(), self.elements() * self.dtype.size_in_bytes())?;
@@ -82,6 +84,7 @@ impl Array {
 
     /// Address of its first element.
     pub(super) fn address(&self) -> u64 {
+        debug_assert!(self.rest.is_none(), "{self:?} is more than the numbers there");
         self.memory.address + (self.start * self.dtype.size_in_bytes()) as u64
     }
 
@@ -119,7 +122,10 @@ impl Array {
         let mut part = self.clone();
         part.start += first * self.strides[dimension];
         part.dims[dimension] = count;
-        part.rounded = self.rounded.as_ref().map(|all| all.narrow(dimension, first, count)).transpose()?.map(Box::new);
+        let narrowed = |all: &Option<Box<Self>>| {
+            all.as_ref().map(|all| all.narrow(dimension, first, count).map(Box::new)).transpose()
+        };
+        (part.rounded, part.rest) = (narrowed(&self.rounded)?, narrowed(&self.rest)?);
         Ok(part)
     }
 
@@ -128,7 +134,8 @@ impl Array {
         if !self.is_dense() || dims.iter().product::<usize>() != self.elements() {
             return Err(Error::Internal(format!("{:?} with strides {:?} is no {dims:?}", self.dims, self.strides)));
         }
-        Ok(Self { dims: dims.to_vec(), strides: dense_strides(dims), rounded: None, ..self.clone() })
+        let (dims, strides) = (dims.to_vec(), dense_strides(dims));
+        Ok(Self { dims, strides, rounded: None, rest: None, ..self.whole()? })
     }
 
     /// The last two dimensions exchanged.
@@ -137,7 +144,7 @@ impl Array {
         if rank < 2 {
             return Err(Error::Internal("a vector has no transpose".into()));
         }
-        let mut array = Self { rounded: None, ..self.clone() };
+        let mut array = Self { rounded: None, rest: None, ..self.whole()? };
         array.dims.swap(rank - 2, rank - 1);
         array.strides.swap(rank - 2, rank - 1);
         Ok(array)
@@ -179,7 +186,7 @@ impl Array {
 
     /// A dense copy.
     pub fn copy(&self) -> Result<Self> {
-        self.to_dtype_copied(self.dtype)
+        if self.rest.is_some() { self.whole() } else { self.to_dtype_copied(self.dtype) }
     }
 
     /// The same, of which this is a copy in another type. It must not be changed in place.
@@ -187,11 +194,28 @@ impl Array {
         Self { rounded: rounded.map(Box::new), ..self }
     }
 
+    /// The same numbers with the rest of them, of which [`Array::whole`] makes f32.
+    pub(super) fn with_rest(self, rest: Self) -> Self {
+        Self { rest: Some(rest.into()), ..self }
+    }
+
+    /// The rest of its numbers, where they have one.
+    pub(super) fn rest(&self) -> Option<&Self> {
+        self.rest.as_deref()
+    }
+
+    /// In one piece: f32 where its numbers have a rest, or as it is.
+    pub(super) fn whole(&self) -> Result<Self> {
+        if self.rest.is_some() { norm::join(self) } else { Ok(self.clone()) }
+    }
+
     /// In another type, or as it is.
     pub fn to_dtype(&self, dtype: DType) -> Result<Self> {
-        match &self.rounded {
+        match (&self.rounded, &self.rest) {
+            (_, Some(_)) if self.dtype == dtype => Ok(Self { rest: None, ..self.clone() }),
+            (_, Some(_)) => self.whole()?.to_dtype(dtype),
             _ if self.dtype == dtype => Ok(self.clone()),
-            Some(rounded) if rounded.dtype == dtype => Ok((**rounded).clone()),
+            (Some(rounded), _) if rounded.dtype == dtype => Ok((**rounded).clone()),
             _ => self.to_dtype_copied(dtype),
         }
     }

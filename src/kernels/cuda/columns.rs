@@ -26,6 +26,7 @@ pub fn assign(y: &Array, x: &Array) -> Result<()> {
 }
 
 pub(super) fn copy_rows(y: &Array, x: &Array, copied: Copied) -> Result<()> {
+    let x = &x.whole()?;
     let (from, to) = (x.rows()?, y.rows()?);
     let is_same = copied.ids.is_some() || from.outer == to.outer;
     if !is_same || (from.inner, from.width) != (to.inner, to.width) {
@@ -49,6 +50,7 @@ pub fn add_to_each(x: &Array, addend: &Array) -> Result<Array> {
 
 /// `a + b` of one shape, dense; f32 where one of them is.
 pub fn sum(a: &Array, b: &Array) -> Result<Array> {
+    let (a, b) = (&a.whole()?, &b.whole()?);
     if a.dims() != b.dims() || !a.is_dense() || !b.is_dense() {
         return Err(Error::Internal(format!("a sum of {a:?} and {b:?}")));
     }
@@ -96,14 +98,15 @@ pub fn scatter_add(y: &Array, x: &Array, rows: &[u32], shares: &Array) -> Result
 
 /// Arrays of one type one after the other along a dimension.
 pub fn joined(parts: &[&Array], dimension: usize) -> Result<Array> {
+    let parts: Vec<Array> = parts.iter().map(|part| part.whole()).collect::<Result<_>>()?;
     let Some(first) = parts.first() else { return Err(Error::Internal("nothing to join".into())) };
     let mut dims = first.dims().to_vec();
     dims[dimension] = parts.iter().map(|part| part.dims()[dimension]).sum();
     let whole = Array::new(first.gpu(), first.dtype(), &dims)?;
     let mut start = 0;
-    for part in parts {
+    for part in &parts {
         let count = part.dims()[dimension];
-        assign(&whole.narrow(dimension, start, count)?, part)?;
+        assign(&whole.narrow(dimension, start, count)?, &part)?;
         start += count;
     }
     Ok(whole)

@@ -32,6 +32,10 @@ template <> __device__ inline f16 from_float<f16>(float x) { return __float2half
 // The value of the lane whose number differs in these bits.
 __device__ inline float exchanged(float x, int bits) { return __shfl_xor_sync(0xffffffffu, x, bits); }
 
+// A number by its bits.
+__device__ inline float of_bits(unsigned bits) { return __uint_as_float(bits); }
+__device__ inline unsigned bits_of(float x) { return __float_as_uint(x); }
+
 // 2^x within 2 units of the last place; 0 where it would be less than the least normal number.
 __device__ inline float power_of_two(float x) {
     float y;

@@ -153,6 +153,9 @@ template <> inline float from_float<float>(float x) { return x; }
 template <> inline bf16 from_float<bf16>(float x) { return bf16{emulated::bf16_of_float(x)}; }
 template <> inline f16 from_float<f16>(float x) { return f16{emulated::f16_of_float(x)}; }
 
+inline float of_bits(unsigned bits) { return emulated::float_of_bits(bits); }
+inline unsigned bits_of(float x) { return emulated::bits_of_float(x); }
+
 inline float power_of_two(float x) { return std::exp2(x); }
 inline float reciprocal(float x) { return 1.0f / x; }
 inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }

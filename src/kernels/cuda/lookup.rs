@@ -17,8 +17,9 @@ pub fn look_up(table: &Array, ids: &[u32], onto: Option<&Array>) -> Result<Array
     picked(table, ids, onto, DType::F32)
 }
 
-/// See the CPU twin; the result is of the type of `x`.
+/// See the CPU twin; the result is of the type of `x`, whose [rest](Array::rest) is left.
 pub fn pick(x: &Array, ids: &[u32]) -> Result<Array> {
+    let x = &x.to_dtype(x.dtype())?;
     let inside = |id: &u32| if (*id as usize) < x.dims()[0] { *id } else { NONE };
     picked(x, &ids.iter().map(inside).collect::<Vec<u32>>(), None, x.dtype())
 }

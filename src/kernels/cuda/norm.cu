@@ -1,6 +1,6 @@
 // LayerNorm and RMSNorm over the last dimension, with the residual added first where there is one, and rows of length 1.
 // A warp has a row, or of wide ones a block, and reads it once: its values stay in registers.
-#include "wide.cuh"
+#include "split.cuh"
 
 namespace {
 
@@ -40,21 +40,20 @@ template <int N, int SHARING, int PIECES> struct Share {
 
     /// Reads all pieces without waiting for one. What lies past the width is read at the row's beginning, since a load
     /// that may be left out would wait for a choice.
-    template <typename T> static __device__ void read(Kept &kept, const T *x, int width) {
+    template <typename X> static __device__ void read(Kept &kept, X x, int width) {
         for (int i = 0; i < PIECES; i++) read_columns(kept[i], x + (column(i) < width ? column(i) : 0));
     }
 };
 
-/// `x + residual [width]`, of which this thread has its share.
+/// `x + residual [width]`, of which this thread has its share. Both are pointers, or Split; the second may be null.
 template <int N, int SHARING, int PIECES, typename X, typename R> struct Row {
     typedef Share<N, SHARING, PIECES> Own;
-    const X *x;
-    /// May be null.
-    const R *residual;
+    X x;
+    R residual;
     int width;
     typename Own::Kept kept;
 
-    __device__ Row(const X *x, const R *residual, int width) : x(x), residual(residual), width(width) {
+    __device__ Row(X x, R residual, int width) : x(x), residual(residual), width(width) {
         typename Own::Kept more = {};
         if (residual) Own::read(more, residual, width);
         Own::read(kept, x, width);
@@ -109,12 +108,22 @@ __device__ inline int row_of(int width) {
     return width > OF_WARP ? blockIdx.x : blockIdx.x * (THREADS / WARP) + threadIdx.x / WARP;
 }
 
-template <typename Y, typename Z, typename X, typename R> struct Norm {
+/// Numbers, and where the second is not null their copy in another type.
+template <typename Y, typename Z> struct WithRounded {
     Y *y;
-    /// May be null.
     Z *rounded;
-    const X *x;
-    const R *residual;
+
+    template <int N> __device__ void write(int column, const float (&values)[N]) const {
+        write_columns(y + column, values);
+        if (rounded) write_columns(rounded + column, values);
+    }
+};
+
+/// To Y, which is WithRounded or Split.
+template <typename Y, typename X, typename R> struct Norm {
+    Y y;
+    X x;
+    R residual;
     const float *weight, *bias;
     bool is_layer;
     float eps;
@@ -144,8 +153,7 @@ template <typename Y, typename Z, typename X, typename R> struct Norm {
                 float shift = Own::IS_ALL ? biases[piece][i] : shifts[i];
                 results[i] = (values[i] - mean) * scale * factor + shift;
             }
-            write_columns(y + column, results);
-            if (rounded) write_columns(rounded + column, results);
+            y.write(column, results);
         });
     }
 };
@@ -156,7 +164,7 @@ struct Unit {
     int width;
 
     template <int N, int SHARING, int PIECES> __device__ void run() const {
-        Row<N, SHARING, PIECES, float, float> row(x, nullptr, width);
+        Row<N, SHARING, PIECES, const float *, const float *> row(x, nullptr, width);
         float length = sqrtf(row.sum([](float v) { return v * v; }));
         // Not `fmaxf`, which makes 1e-12 of NaN.
         float scale = 1.0f / (length < 1e-12f ? 1e-12f : length);
@@ -182,7 +190,9 @@ struct Unit {
         if (rounded) rounded += row * width;                                                                           \
         if (residual) residual += row * width;                                                                         \
         bool is_wide = are_wide(width, y, rounded, x, residual, weight, bias);                                         \
-        run(Norm<Y, Z, X, R>{y, rounded, x, residual, weight, bias, is_layer != 0, eps, width}, is_wide, width);       \
+        WithRounded<Y, Z> both{y, rounded};                                                                            \
+        Norm<decltype(both), const X *, const R *> norm{both, x, residual, weight, bias, is_layer != 0, eps, width};   \
+        run(norm, is_wide, width);                                                                                     \
     }
 
 NORM(norm_f32_f32_bf16, float, bf16, float, float)
@@ -193,6 +203,45 @@ NORM(norm_f32_bf16_bf16, float, bf16, float, bf16)
 NORM(norm_f32_f16_f16, float, f16, float, f16)
 NORM(norm_bf16_bf16_bf16, bf16, bf16, bf16, bf16)
 NORM(norm_f16_f16_f16, f16, f16, f16, f16)
+
+// Of dense rows of T and of a residual, in f32 or split like the result.
+#define NORM_SPLIT(NAME, T)                                                                                            \
+    KERNEL(NAME, T *y, signed char *y_rest, const T *x, const float *residual, const T *residual_high,                 \
+           const signed char *residual_rest, const float *weight, const float *bias, int is_layer, float eps,          \
+           int rows, int width) {                                                                                      \
+        long long row = row_of(width), first = row * width;                                                            \
+        if (row >= rows) return;                                                                                       \
+        Split<T> split = Split<T>{y, y_rest} + first;                                                                  \
+        bool is_wide = are_wide(width, y, y_rest, x, residual, residual_high, residual_rest, weight, bias);            \
+        if (residual) {                                                                                                \
+            Norm<Split<T>, const T *, const float *> norm{split,  x + first, residual + first, weight,                 \
+                                                          bias,   is_layer != 0, eps,          width};                 \
+            run(norm, is_wide, width);                                                                                 \
+        } else {                                                                                                       \
+            SplitSource<T> other = SplitSource<T>{residual_high, residual_rest} + first;                               \
+            Norm<Split<T>, const T *, SplitSource<T>> norm{split, x + first, other, weight,                            \
+                                                           bias,  is_layer != 0, eps, width};                          \
+            run(norm, is_wide, width);                                                                                 \
+        }                                                                                                              \
+    }
+
+NORM_SPLIT(norm_split_bf16, bf16)
+NORM_SPLIT(norm_split_f16, f16)
+
+// f32 of both parts.
+#define JOIN(NAME, T)                                                                                                  \
+    KERNEL(NAME, float *y, const T *high, const signed char *rest, int rows, int width) {                              \
+        long long row = blockIdx.x;                                                                                    \
+        SplitSource<T> source = SplitSource<T>{high, rest} + row * width;                                              \
+        for (int column = threadIdx.x; column < width; column += THREADS) {                                            \
+            float value[1];                                                                                            \
+            read_columns(value, source + column);                                                                      \
+            y[row * width + column] = value[0];                                                                        \
+        }                                                                                                              \
+    }
+
+JOIN(join_bf16, bf16)
+JOIN(join_f16, f16)
 
 KERNEL(unit_f32, float *y, const float *x, int rows, int width, int x_stride) {
     long long row = row_of(width);

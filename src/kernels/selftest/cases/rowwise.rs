@@ -106,6 +106,19 @@ fn norms(shape: &Shape) -> Vec<Case> {
             }))
         }));
     }
+    // A sum that the next sum is of.
+    let arguments = (x.clone(), residual, weight, bias);
+    cases.push(case("norm, layer, of a sum twice", 2.0 * BOUND, shape.passes(6), move |side| {
+        let (x, residual, weight, bias) = &arguments;
+        let (x, residual) = (side.rounded(x)?, side.exact(residual)?);
+        let (weight, bias) = (side.exact(weight)?, side.exact(bias)?);
+        let rounded = Some(side.dtype).filter(|dtype| *dtype != DType::F32);
+        Ok(Box::new(move || {
+            let (kind, bias) = (NormKind::Layer, Some(&bias));
+            let norm_of = Normalization { kind, weight: &weight, bias, eps: 1e-5, rounded };
+            norm(&x, Some(&norm(&x, Some(&residual), &norm_of)?), &norm_of)
+        }))
+    }));
     // As many columns as a warp keeps, more, an odd number, and more than a block keeps.
     for width in [1000, 1100, 1101, 4100] {
         let (x, weight) = (normal(1.0, (shape.tokens(), width)), normal(1.0, width));
