@@ -101,12 +101,17 @@ pub fn pool(hidden: &Tensor, offsets: &[usize], left_out: &[usize], mode: Poolin
     })
 }
 
-/// See the twins.
-pub fn look_up(table: &Tensor, ids: &[u32], onto: Option<&Tensor>) -> Result<Tensor> {
-    Ok(match table {
-        Tensor::Cpu(table) => lookup::look_up(table, ids, on_cpu(onto)?)?.into(),
-        Tensor::Gpu(table) => Tensor::Gpu(cuda::look_up(table, ids, on_gpu(onto)?)?),
-    })
+/// The sum of the rows that each table's ids name, see the twins.
+pub fn look_up(tables: &[(&Tensor, &[u32])]) -> Result<Tensor> {
+    let Some((Tensor::Gpu(_), _)) = tables.first() else {
+        let add = |sum: Option<candle_core::Tensor>, (table, ids): &(&Tensor, &[u32])| {
+            Ok::<_, Error>(Some(lookup::look_up(table.cpu()?, ids, sum.as_ref())?))
+        };
+        let sum = tables.iter().try_fold(None, add)?;
+        return Ok(sum.ok_or_else(|| Error::Internal("rows of no table".into()))?.into());
+    };
+    let arrays = tables.iter().map(|(table, ids)| Ok((table.array()?, *ids))).collect::<Result<Vec<_>>>()?;
+    Ok(Tensor::Gpu(cuda::look_up(&arrays)?))
 }
 
 /// See the twins.

@@ -9,40 +9,47 @@ constexpr unsigned NO_ROW = 0xffffffffu;
 /// Elements of a block where they are counted one by one.
 constexpr int ELEMENTS = 1024;
 
-/// `y [width] = x + onto + addend`, of which each but `y` may be null.
-template <int N, typename Y, typename X>
-__device__ void copy_row(Y *__restrict__ y, const X *x, const float *onto, const float *addend, int width) {
+/// `y [width] = x + others`, of which each but `y` may be null.
+template <int N, typename Y, typename X, typename... O>
+__device__ void copy_row(int width, Y *__restrict__ y, const X *x, const O *...others) {
     for (int column = N * threadIdx.x; column < width; column += N * THREADS) {
-        float values[N] = {}, more[N];
-        if (x) read_columns(values, x + column);
-        if (onto) {
-            read_columns(more, onto + column);
+        float values[N] = {};
+        auto add = [&](auto *row) {
+            if (!row) return;
+            float more[N];
+            read_columns(more, row + column);
             for (int i = 0; i < N; i++) values[i] += more[i];
-        }
-        if (addend) {
-            read_columns(more, addend + column);
-            for (int i = 0; i < N; i++) values[i] += more[i];
-        }
+        };
+        add(x);
+        (add(others), ...);
         write_columns(y + column, values);
     }
 }
 
+template <typename Y, typename X, typename... O>
+__device__ void copy_row(int width, Y *y, const X *x, const O *...others) {
+    if (are_wide(width, y, x, others...)) {
+        copy_row<WIDE>(width, y, x, others...);
+    } else {
+        copy_row<1>(width, y, x, others...);
+    }
+}
+
+/// The block's row of a table, by its id; null where there is no table.
+template <typename T> __device__ const T *row_of(const T *table, const unsigned *ids, int width) {
+    return table ? table + static_cast<long long>(ids[blockIdx.x]) * width : nullptr;
+}
+
 /// A block a row of `y [outer, inner, width]`.
 template <typename Y, typename X>
-__device__ void copy(Y *y, const X *x, const unsigned *ids, const float *onto, const float *addend, int inner,
-                     int width, int x_outer, int x_inner, int y_outer, int y_inner) {
+__device__ void copy(Y *y, const X *x, const unsigned *ids, const float *addend, int inner, int width, int x_outer, int x_inner, int y_outer, int y_inner) {
     unsigned outer = blockIdx.x / inner;
     long long within = blockIdx.x % inner;
     unsigned source = ids ? ids[outer] : outer;
     x = source == NO_ROW ? nullptr : x + static_cast<long long>(source) * x_outer + within * x_inner;
     y += static_cast<long long>(outer) * y_outer + within * y_inner;
-    if (onto) onto += static_cast<long long>(blockIdx.x) * width;
     if (addend) addend += within * width;
-    if (are_wide(width, y, x, onto, addend)) {
-        copy_row<WIDE>(y, x, onto, addend, width);
-    } else {
-        copy_row<1>(y, x, onto, addend, width);
-    }
+    copy_row(width, y, x, addend);
 }
 
 /// A block's elements of `y = a + scale * b`, or of `scale * b` where there is no `a`.
@@ -144,9 +151,9 @@ __device__ void scatter_add(float *y, const X *x, const unsigned *rows, const fl
 } // namespace
 
 #define COPY(NAME, X, Y)                                                                                               \
-    KERNEL(NAME, Y *y, const X *x, const unsigned *ids, const float *onto, const float *addend, int inner, int width,  \
-           int x_outer, int x_inner, int y_outer, int y_inner) {                                                       \
-        copy(y, x, ids, onto, addend, inner, width, x_outer, x_inner, y_outer, y_inner);                               \
+    KERNEL(NAME, Y *y, const X *x, const unsigned *ids, const float *addend, int inner, int width, int x_outer,        \
+           int x_inner, int y_outer, int y_inner) {                                                                    \
+        copy(y, x, ids, addend, inner, width, x_outer, x_inner, y_outer, y_inner);                                     \
     }
 
 COPY(copy_f32_f32, float, float)
@@ -175,6 +182,12 @@ KERNEL(affine_f32, float *y, const float *x, float scale, long long count) {
 }
 
 #define OF_TYPE(SUFFIX, T)                                                                                             \
+    KERNEL(look_up_##SUFFIX, float *y, const T *first, const unsigned *first_ids, const T *second,                     \
+           const unsigned *second_ids, const T *third, const unsigned *third_ids, int width) {                         \
+        y += static_cast<long long>(blockIdx.x) * width;                                                               \
+        copy_row(width, y, row_of(first, first_ids, width), row_of(second, second_ids, width),                         \
+                 row_of(third, third_ids, width));                                                                     \
+    }                                                                                                                  \
     KERNEL(scale_columns_##SUFFIX, T *y, const float *factor, const float *shift, int columns, int stride) {           \
         scale_columns(y, factor, shift, columns, stride);                                                              \
     }                                                                                                                  \

@@ -14,8 +14,6 @@ pub(super) struct Copied<'a> {
     /// Which rows are taken, of the outermost dimension; the highest number is a row of zeros. All in order where
     /// there are none.
     pub ids: Option<&'a Array>,
-    /// Added: f32, dense, shaped as the result.
-    pub onto: Option<&'a Array>,
     /// Added to every index of the outermost dimension: f32, `[inner, width]`.
     pub addend: Option<&'a Array>,
 }
@@ -33,11 +31,10 @@ pub(super) fn copy_rows(y: &Array, x: &Array, copied: Copied) -> Result<()> {
         return Err(Error::Internal(format!("rows of {x:?} are none of {y:?}")));
     }
     let Rows { outer, inner, width, outer_stride, inner_stride } = to;
-    let onto = copied.onto.map(|onto| onto.dense(y.elements())).transpose()?;
     let addend = copied.addend.map(|addend| addend.dense(inner * width)).transpose()?;
     let kernel = format!("copy_{}_{}", suffix(x.dtype()), suffix(y.dtype()));
-    let launch = Launch::on(y.gpu()).array(y).array(x).optional(copied.ids).optional(onto);
-    let launch = launch.optional(addend).sizes([inner, width, from.outer_stride, from.inner_stride]);
+    let launch = Launch::on(y.gpu()).array(y).array(x).optional(copied.ids).optional(addend);
+    let launch = launch.sizes([inner, width, from.outer_stride, from.inner_stride]);
     launch.sizes([outer_stride, inner_stride]).run(&kernel, [outer * inner, 1])
 }
 

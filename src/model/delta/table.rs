@@ -29,7 +29,7 @@ pub struct OwnRows {
 
 /// The base's rows of `ids`, in f32.
 pub fn rows(table: &Tensor, ids: &[u32]) -> Result<Tensor> {
-    look_up(table, ids, None)
+    look_up(&[(table, ids)])
 }
 
 impl OwnRows {

@@ -51,19 +51,18 @@ impl Table {
         Ok(Self { rows, site })
     }
 
-    /// A row an id, in f32, with the batch's deltas, added to `onto` where there is one: `[ids, width]`.
-    fn forward(&self, ids: &[u32], onto: Option<&Tensor>, plan: &Plan) -> Result<Tensor> {
+    /// A row an id, in f32, with the batch's deltas: `[ids, width]`.
+    fn forward(&self, ids: &[u32], plan: &Plan) -> Result<Tensor> {
         if !plan.changes(self.site) {
-            return look_up(&self.rows, ids, onto);
+            return look_up(&[(&self.rows, ids)]);
         }
-        let rows = plan.by_range(ids.len(), self.site, |range, delta| {
+        plan.by_range(ids.len(), self.site, |range, delta| {
             let ids = &ids[range];
             match delta {
                 Some(delta) => delta.look_up(&self.rows, ids),
-                None => look_up(&self.rows, ids, None),
+                None => look_up(&[(&self.rows, ids)]),
             }
-        })?;
-        onto.map_or_else(|| Ok(rows.clone()), |onto| sum(onto, &rows))
+        })
     }
 }
 
@@ -106,19 +105,28 @@ impl Embedding {
         })
     }
 
-    /// Packed ids and the sequences' offsets -> `[tokens, hidden]`.
-    pub fn forward(&self, ids: &[u32], offsets: &[usize], plan: &Plan) -> Result<Tensor> {
-        let mut x = self.word.forward(ids, None, plan)?;
+    /// The sum of what all tables have for ids, in f32; always added in one order, whether an adapter changes one or not.
+    fn rows(&self, ids: &[u32], offsets: &[usize], plan: &Plan) -> Result<Tensor> {
+        let positions = self.position.as_ref().map_or_else(Vec::new, |position| {
+            offsets.windows(2).flat_map(|span| position.rows(&ids[span[0]..span[1]])).collect()
+        });
+        let types = vec![0; self.token_type.as_ref().map_or(0, |_| ids.len())];
+        let position = self.position.as_ref().map(|position| (&position.table, positions.as_slice()));
+        let token_type = self.token_type.as_ref().map(|table| (table, types.as_slice()));
+        let tables = || [Some((&self.word, ids)), position, token_type].into_iter().flatten();
+        if self.scale.is_none() && !tables().any(|(table, _)| plan.changes(table.site)) {
+            return look_up(&tables().map(|(table, ids)| (&table.rows, ids)).collect::<Vec<_>>());
+        }
+        let mut x = self.word.forward(ids, plan)?;
         if let Some(scale) = self.scale {
             x = x.scaled(scale as f32)?;
         }
-        if let Some(position) = &self.position {
-            let rows: Vec<u32> = offsets.windows(2).flat_map(|span| position.rows(&ids[span[0]..span[1]])).collect();
-            x = position.table.forward(&rows, Some(&x), plan)?;
-        }
-        if let Some(table) = &self.token_type {
-            x = table.forward(&vec![0; ids.len()], Some(&x), plan)?;
-        }
+        tables().skip(1).try_fold(x, |x, (table, ids)| sum(&x, &table.forward(ids, plan)?))
+    }
+
+    /// Packed ids and the sequences' offsets -> `[tokens, hidden]`.
+    pub fn forward(&self, ids: &[u32], offsets: &[usize], plan: &Plan) -> Result<Tensor> {
+        let mut x = self.rows(ids, offsets, plan)?;
         if let Some(norm) = &self.norm {
             x = norm.forward(&x, plan)?;
         }

@@ -69,7 +69,7 @@ impl Experts {
     fn forward(&self, x: &Tensor, plan: &Plan) -> Result<Tensor> {
         let scores = self.router.forward(x, plan)?.to_host()?.to_vec2::<f32>()?;
         // [tokens, hidden], each row starting at the bias.
-        let mut y = look_up(&self.bias, &vec![0; x.dims()[0]], None)?;
+        let mut y = look_up(&[(&self.bias, &vec![0; x.dims()[0]])])?;
         let mut taken = vec![Vec::new(); self.experts.len()];
         for (token, scores) in scores.iter().enumerate() {
             let shares = softmax(scores);

@@ -20,9 +20,10 @@ fn rows(shape: &Shape) -> Vec<Case> {
     let ids: Vec<u32> = (0..rows).map(|i| (i * 7 + 3) % rows).collect();
     let (other, mut gaps) = (table.clone(), ids.clone());
     gaps[1] = rows;
-    let found = case("look_up", BOUND, shape.passes(3), move |side| {
-        let (table, onto, ids) = (side.rounded(&table)?, side.exact(&onto)?, ids.clone());
-        Ok(Box::new(move || look_up(&table, &ids, Some(&onto))))
+    let found = case("look_up", BOUND, shape.passes(4), move |side| {
+        let (table, other, ids) = (side.rounded(&table)?, side.rounded(&onto)?, ids.clone());
+        let others: Vec<u32> = ids.iter().map(|id| id / 2).collect();
+        Ok(Box::new(move || look_up(&[(&table, &ids), (&other, &others), (&table, &others)])))
     });
     let picked = case("pick", BOUND, shape.passes(2), move |side| {
         let (table, ids) = (side.rounded(&other)?, gaps.clone());
