@@ -92,7 +92,7 @@ struct Copy {
 };
 
 struct Product {
-    Later later;
+    std::function<void()> make;
     int group;
 };
 
@@ -340,18 +340,16 @@ void settle_copies(int group) {
 void wait_for_copies() { settle_copies(block->running->copy_groups + 1); }
 void wait_for_copies_but(int few) { settle_copies(block->running->copy_groups - few); }
 
-void multiply_later(const Later &product) {
-    if (block->is_eager) return product.make(product.y, product.a, product.b, product.is_sum);
-    block->running->products.push_back({product, block->running->product_groups});
+void multiply_later(std::function<void()> make) {
+    if (block->is_eager) return make();
+    block->running->products.push_back({std::move(make), block->running->product_groups});
 }
 
 void end_group_of_products() { block->running->product_groups++; }
 
 void wait_for_products_but(int few) {
-    settle(block->running->products, block->running->product_groups - few, [](const Product &product) {
-        const Later &later = product.later;
-        later.make(later.y, later.a, later.b, later.is_sum);
-    });
+    settle(block->running->products, block->running->product_groups - few,
+           [](const Product &product) { product.make(); });
 }
 
 void sleep_for(const void *address) {

@@ -4,6 +4,8 @@
 
 #include "emulated.hpp"
 
+#include <functional>
+
 namespace emulated {
 
 /// All memory that the launch gives the block, at a multiple of 1024 bytes. It begins as NaN.
@@ -18,15 +20,8 @@ void wait_for_copies_but(int few);
 void sleep_for(const void *address);
 void wake_for(const void *address);
 
-/// A product of this thread's: what makes it, of what.
-struct Later {
-    void (*make)(float *y, unsigned long long a, unsigned long long b, bool is_sum);
-    float *y;
-    unsigned long long a, b;
-    bool is_sum;
-};
-
-void multiply_later(const Later &product);
+/// Makes a product of this thread's now, or when it is waited for.
+void multiply_later(std::function<void()> make);
 void end_group_of_products();
 void wait_for_products_but(int few);
 
@@ -40,14 +35,15 @@ template <typename T> float number_at(unsigned long long matrix, int row, int co
     return to_float(number);
 }
 
-template <typename T> void multiply(float *y, unsigned long long a, unsigned long long b, bool is_sum) {
-    int thread = threadIdx.x % WARPGROUP, first = thread / 32 * 16 + thread % 32 / 4;
-    float left[2][16];
-    for (int i = 0; i < 32; i++) left[i / 16][i % 16] = number_at<T>(a, first + i / 16 * 8, i % 16);
-    for (int i = 0; i < SUMS; i++) {
-        int row = i / 4 * 8 + thread % 4 * 2 + i % 2;
+/// Two rows of a left matrix, which are a thread's, of 16 columns.
+typedef float Left[2][16];
+
+/// y += left * right^T, or in its place, of COUNT sums of a thread; `right(column, k)` are the right matrix's numbers.
+template <int COUNT, typename F> void multiply(float *y, const Left &left, F right, bool is_sum) {
+    for (int i = 0; i < COUNT; i++) {
+        int column = i / 4 * 8 + threadIdx.x % 4 * 2 + i % 2;
         float sum = is_sum ? y[i] : 0.0f;
-        for (int k = 0; k < 16; k++) sum += left[i / 2 % 2][k] * number_at<T>(b, row, k);
+        for (int k = 0; k < 16; k++) sum += left[i / 2 % 2][k] * right(column, k);
         y[i] = sum;
     }
 }
@@ -95,5 +91,33 @@ template <int FEW> inline void wait_for_older_products() {
 
 template <typename T>
 inline void multiply_matrices(float (&y)[SUMS], unsigned long long a, unsigned long long b, bool is_sum) {
-    emulated::multiply_later({emulated::multiply<T>, y, a, b, is_sum});
+    emulated::multiply_later([=, sums = &y[0]] {
+        int thread = threadIdx.x % WARPGROUP, first = thread / 32 * 16 + thread % 32 / 4;
+        emulated::Left left;
+        for (int i = 0; i < 32; i++) left[i / 16][i % 16] = emulated::number_at<T>(a, first + i / 16 * 8, i % 16);
+        auto right = [=](int column, int k) { return emulated::number_at<T>(b, column, k); };
+        emulated::multiply<SUMS>(sums, left, right, is_sum);
+    });
+}
+
+template <typename T>
+inline void multiply_rows(float (&y)[ROW_SUMS], const unsigned (&a)[4], unsigned long long b) {
+    struct Row {
+        float numbers[16];
+    };
+    // Each of four lanes has a part of both rows.
+    Row *rows = static_cast<Row *>(emulated::memory_of_warp());
+    int lane = emulated::lane();
+    for (int i = 0; i < 8; i++) {
+        unsigned short bits = static_cast<unsigned short>(a[i / 2] >> i % 2 * 16);
+        rows[lane / 4 + i / 2 % 2 * 8].numbers[lane % 4 * 2 + i / 4 * 8 + i % 2] = to_float(T{bits});
+    }
+    emulated::wait_for_warp(emulated::MULTIPLY);
+    Row own[2] = {rows[lane / 4], rows[lane / 4 + 8]};
+    emulated::multiply_later([=, sums = &y[0]] {
+        emulated::Left left;
+        std::memcpy(left, own, sizeof left);
+        auto right = [=](int column, int k) { return emulated::number_at<T>(b, k, column); };
+        emulated::multiply<ROW_SUMS>(sums, left, right, true);
+    });
 }

@@ -16,10 +16,8 @@ namespace {
 /// One warpgroup brings rows, the others multiply.
 constexpr int MULTIPLYING = 2;
 constexpr int BLOCK = (1 + MULTIPLYING) * WARPGROUP;
-constexpr int WARPS = WARPGROUP / WARP;
 
-/// Stages of rows that nobody is told of when the next is asked for. Who reads a stage is done with it once he has begun
-/// with the next: two stages more than this there must be, or the one waits for the other.
+/// Stages of rows that nobody is told of when the next is asked for.
 constexpr int ON_THEIR_WAY = 2;
 
 /// Neighbouring columns of y that a thread has, of so many in a row; four times, of two rows.
@@ -62,19 +60,6 @@ struct Counters {
     Counter *there, *read, *next;
 };
 
-/// Which stage is whose turn, and the parity of how often it was.
-struct Turn {
-    int stage = 0, parity = 0;
-
-    __device__ void advance(int count, int stages) {
-        stage += count;
-        while (stage >= stages) {
-            stage -= stages;
-            parity ^= 1;
-        }
-    }
-};
-
 /// The block's rows of w, DEPTH columns after DEPTH columns; rows beyond the last are zeros.
 template <typename T> __device__ inline void load_weights(T *weights, const Fused<T> &fused, int first) {
     int pieces = fused.inputs / OWN;
@@ -99,34 +84,15 @@ template <typename T> __device__ inline void load_stage(T *stage, const Fused<T>
     }
 }
 
-/// A warp's arrival.
-__device__ inline void arrive(Counter &counter) {
-    warp_barrier();
-    if (threadIdx.x % WARP == 0) counter.arrive();
-}
-
 /// Brings the rows of every tile of the block's.
 template <typename T> __device__ inline void bring(T *stages, const Counters &counters, const Fused<T> &fused) {
-    Turn next, coming;
-    int asked = 0;
-    auto tell = [&] {
-        show_to_products();
-        arrive(counters.there[coming.stage]);
-        coming.advance(1, fused.stages);
-    };
+    Bringer<ON_THEIR_WAY> bringer(counters.there, counters.read, fused.stages);
     for (int first = blockIdx.y * LEFT_ROWS; first < fused.rows; first += gridDim.y * LEFT_ROWS) {
         for (int column = 0; column < fused.inputs; column += DEPTH) {
-            counters.read[next.stage].wait(next.parity ^ 1);
-            load_stage(stages + next.stage * STAGE<T>, fused, first, column);
-            end_group_of_copies();
-            next.advance(1, fused.stages);
-            if (++asked <= ON_THEIR_WAY) continue;
-            wait_for_older_copies<ON_THEIR_WAY>();
-            tell();
+            bringer.bring([&](int stage) { load_stage(stages + stage * STAGE<T>, fused, first, column); });
         }
     }
-    wait_for_copies();
-    for (int i = min(asked, ON_THEIR_WAY); i > 0; i--) tell();
+    bringer.end();
 }
 
 /// The product of the rows whose turn it is and the block's rows of w; who has the next rows may begin with them as soon as
@@ -156,11 +122,45 @@ __device__ inline int row_of(int sum) { return threadIdx.x % WARP / 4 + sum / 2 
 /// A sum's column among the block's.
 __device__ inline int column_of_sum(int sum) { return column_of(sum / 4 * 8 + threadIdx.x % 4 * 2 + sum % 2); }
 
+/// The first tile that has rows of a warp's, and what it changes of the block's first span that is changed at all. It is
+/// read before the rows' product is made: memory takes as long as that.
+struct Known {
+    int number;
+    Tile tile;
+    Entry entry;
+    /// Ranks of the spans before.
+    int before;
+};
+
+/// What a tile's adapter has at a span's site, and the ranks that it has at those before.
+template <typename T>
+__device__ inline void look(Known &known, const Changes<T> &changes, int number) {
+    const Entry *entries = reinterpret_cast<const Entry *>(known.tile.entries);
+    known.before = 0;
+    ROLLED for (int i = 0; i < number; i++) known.before += entries[changes.spans[i].site].rank;
+    known.entry = entries[changes.spans[number].site];
+}
+
+/// No tile where there is no change of these rows, or of these columns.
+template <typename T>
+__device__ inline Known look_ahead(const Changes<T> &changes, int first_row, int first_span) {
+    Known known = {};
+    int block = first_row / ROWS_OF_WARP;
+    known.number = changes.tile_count;
+    if (changes.touched >> first_span == 0 || block >= changes.start_count) return known;
+    known.number = changes.starts[block];
+    known.tile = changes.tiles[known.number];
+    look(known, changes, first_span);
+    return known;
+}
+
 /// Adds a change of low rank to the rows of a warp that it is of, and to the columns of a span.
 template <typename T, bool IS_WIDE>
-__device__ inline void add_update(float (&sums)[SUMS], const T *left, int left_width, const Tile &tile, int first_row,
-                                  const Entry &entry, const Span &span, int first_column) {
+__device__ inline void add_update(float (&sums)[SUMS], const T *left, int left_width, const Known &known, int first_row,
+                                  const Span &span, int first_column) {
     constexpr int RANKS = 16, EACH = 4;
+    const Tile &tile = known.tile;
+    const Entry &entry = known.entry;
     const T *b = reinterpret_cast<const T *>(entry.b);
     ROLLED for (int rank = 0; rank < entry.rank; rank += RANKS) {
         int place = rank + threadIdx.x % 4 * EACH;
@@ -185,8 +185,10 @@ __device__ inline void add_update(float (&sums)[SUMS], const T *left, int left_w
 }
 
 /// Multiplies and shifts the columns of a span, of the rows of a tile.
-__device__ inline void change_columns(float (&sums)[SUMS], const Tile &tile, int first_row, const Entry &entry,
-                                      const Span &span, int first_column) {
+__device__ inline void change_columns(float (&sums)[SUMS], const Known &known, int first_row, const Span &span,
+                                      int first_column) {
+    const Tile &tile = known.tile;
+    const Entry &entry = known.entry;
     const float *factor = reinterpret_cast<const float *>(entry.factor);
     const float *shift = reinterpret_cast<const float *>(entry.shift);
     UNROLL for (int i = 0; i < SUMS; i++) {
@@ -196,31 +198,35 @@ __device__ inline void change_columns(float (&sums)[SUMS], const Tile &tile, int
     }
 }
 
+/// Whether a span is changed and has columns of the block's.
+template <typename T> __device__ inline bool is_here(const Changes<T> &changes, int number, int first_column) {
+    Span span = changes.spans[number];
+    return changes.touched >> number & 1 && span.first < first_column + RIGHT_ROWS &&
+           span.first + span.columns > first_column;
+}
+
 /// What the adapters of a warp's rows make of its sums, to which the bias is added already.
 template <typename T>
-__device__ inline void change(float (&sums)[SUMS], const Changes<T> &changes, int first_row, int first_column) {
-    int number_of_rows = first_row / ROWS_OF_WARP;
-    if (number_of_rows >= changes.start_count) return;
-    for (int i = changes.starts[number_of_rows]; i < changes.tile_count; i++) {
-        Tile tile = changes.tiles[i];
-        if (tile.first >= first_row + ROWS_OF_WARP) break;
-        const Entry *entries = reinterpret_cast<const Entry *>(tile.entries);
-        const T *left = changes.left;
-        for (int number = 0; changes.touched >> number > 0; number++) {
+__device__ inline void change(float (&sums)[SUMS], const Changes<T> &changes, Known known, int first_row,
+                              int first_span, int first_column) {
+    ROLLED for (int i = known.number; i < changes.tile_count; i++) {
+        if (i > known.number) known.tile = changes.tiles[i];
+        if (known.tile.first >= first_row + ROWS_OF_WARP) break;
+        ROLLED for (int number = first_span; changes.touched >> number > 0; number++) {
+            if (!is_here(changes, number, first_column)) continue;
             Span span = changes.spans[number];
-            Entry entry = entries[span.site];
-            bool is_here = span.first < first_column + RIGHT_ROWS && span.first + span.columns > first_column;
-            if (is_here && entry.rank > 0) {
-                bool is_wide = (address_of(left) | entry.b) % (4 * sizeof(T)) == 0 &&
-                               (changes.left_width | entry.rank) % 4 == 0;
+            if (i > known.number || number > first_span) look(known, changes, number);
+            const T *left = changes.left + known.before;
+            if (known.entry.rank > 0) {
+                bool is_wide = (address_of(left) | known.entry.b) % (4 * sizeof(T)) == 0 &&
+                               (changes.left_width | known.entry.rank) % 4 == 0;
                 if (is_wide) {
-                    add_update<T, true>(sums, left, changes.left_width, tile, first_row, entry, span, first_column);
+                    add_update<T, true>(sums, left, changes.left_width, known, first_row, span, first_column);
                 } else {
-                    add_update<T, false>(sums, left, changes.left_width, tile, first_row, entry, span, first_column);
+                    add_update<T, false>(sums, left, changes.left_width, known, first_row, span, first_column);
                 }
             }
-            if (is_here && entry.factor) change_columns(sums, tile, first_row, entry, span, first_column);
-            left += entry.rank;
+            if (known.entry.factor) change_columns(sums, known, first_row, span, first_column);
         }
     }
 }
@@ -271,7 +277,7 @@ template <typename T> __device__ inline void project(const Fused<T> &fused, cons
     Counter *there = reinterpret_cast<Counter *>(stages + fused.stages * STAGE<T>);
     Counters counters = {there, there + fused.stages, there + 2 * fused.stages};
     int first_column = blockIdx.x * RIGHT_ROWS, group = threadIdx.x / WARPGROUP;
-    if (threadIdx.x < 2 * fused.stages + MULTIPLYING) there[threadIdx.x].begin(WARPS);
+    if (threadIdx.x < 2 * fused.stages + MULTIPLYING) there[threadIdx.x].begin(WARPGROUP / WARP);
     load_weights(weights, fused, first_column);
     wait_for_copies();
     show_to_products();
@@ -286,17 +292,20 @@ template <typename T> __device__ inline void project(const Fused<T> &fused, cons
     int number = group - 1, depths = fused.inputs / DEPTH, step = gridDim.y * LEFT_ROWS;
     Turn turn;
     turn.advance(number * depths, fused.stages);
+    int first_span = 0;
+    while (changes.touched >> first_span > 0 && !is_here(changes, first_span, first_column)) first_span++;
     // The first rows are the first's without a word.
     int parity = number == 0 ? 1 : 0;
     for (int first = blockIdx.y * LEFT_ROWS + number * step; first < fused.rows; first += MULTIPLYING * step) {
+        int first_row = first + threadIdx.x % WARPGROUP / WARP * ROWS_OF_WARP;
+        Known known = look_ahead(changes, first_row, first_span);
         float sums[SUMS];
         counters.next[number].wait(parity);
         parity ^= 1;
         multiply(sums, weights, stages, counters, fused, turn, counters.next[(number + 1) % MULTIPLYING]);
         turn.advance(MULTIPLYING * depths, fused.stages);
-        int first_row = first + threadIdx.x % WARPGROUP / WARP * ROWS_OF_WARP;
         add_bias(sums, fused, first_column);
-        if (changes.touched) change(sums, changes, first_row, first_column);
+        change(sums, changes, known, first_row, first_span, first_column);
         activate<T>(sums, fused.activation);
         write(sums, fused, first_row, first_column);
     }

@@ -17,6 +17,9 @@ constexpr int DEPTH = 64;
 /// Sums of a thread: the product's rows are its warp's 16 of the four's 64, and of these lane / 4 and that plus 8.
 constexpr int SUMS = LEFT_ROWS * RIGHT_ROWS / WARPGROUP;
 
+/// Sums of a thread of a product of 64 columns, likewise.
+constexpr int ROW_SUMS = LEFT_ROWS * DEPTH / WARPGROUP;
+
 /// Where 16 bytes of a row lie among the DEPTH columns of a matrix that begin at a multiple of 1024 bytes: the pieces of
 /// eight rows are exchanged so that neither a row nor a column of them falls on a bank twice.
 __device__ inline int place_of(int row, int piece) { return row * 128 + (piece ^ row % 8) * 16; }
@@ -133,8 +136,81 @@ __device__ inline void multiply_matrices(float (&y)[SUMS], unsigned long long a,
 MULTIPLY_MATRICES(bf16, "bf16")
 MULTIPLY_MATRICES(f16, "f16")
 #undef MULTIPLY_MATRICES
+
+#define MULTIPLY_ROWS(T, NAME)                                                                                         \
+    template <>                                                                                                        \
+    __device__ inline void multiply_rows<T>(float (&y)[ROW_SUMS], const unsigned (&a)[4], unsigned long long b) {      \
+        asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32." NAME "." NAME " "                                   \
+                     "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                         \
+                     "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "               \
+                     "{%32, %33, %34, %35}, %36, 1, 1, 1, 1;"                                                          \
+                     : EIGHT_SUMS(0), EIGHT_SUMS(8), EIGHT_SUMS(16), EIGHT_SUMS(24)                                    \
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                                            \
+    }
+
+/// y [64, 64] += a [64, 16] * b [16, 64]. The left side is in registers, of a warp's 16 rows as in multiply_add, and must
+/// stay there until the product is waited for; of the right side 16 rows of DEPTH numbers lie in the block's memory.
+template <typename T>
+__device__ inline void multiply_rows(float (&y)[ROW_SUMS], const unsigned (&a)[4], unsigned long long b);
+
+MULTIPLY_ROWS(bf16, "bf16")
+MULTIPLY_ROWS(f16, "f16")
+#undef MULTIPLY_ROWS
 #undef EIGHT_SUMS
 #endif
+
+/// A warp's arrival.
+__device__ inline void arrive(Counter &counter) {
+    warp_barrier();
+    if (threadIdx.x % WARP == 0) counter.arrive();
+}
+
+/// Which stage is whose turn, and the parity of how often it was.
+struct Turn {
+    int stage = 0, parity = 0;
+
+    __device__ void advance(int count, int stages) {
+        stage += count;
+        while (stage >= stages) {
+            stage -= stages;
+            parity ^= 1;
+        }
+    }
+};
+
+/// Brings what comes in stages, by one warpgroup. Nobody is told of the last LATE stages when the next is asked for: who
+/// reads one is done with it once he has begun with the next, so two more than that there must be, or the one waits for
+/// the other.
+template <int LATE> struct Bringer {
+    Counter *there, *read;
+    int stages, asked = 0;
+    Turn next, coming;
+
+    __device__ Bringer(Counter *there, Counter *read, int stages) : there(there), read(read), stages(stages) {}
+
+    /// `load(stage)` asks for copies.
+    template <typename F> __device__ void bring(F load) {
+        read[next.stage].wait(next.parity ^ 1);
+        load(next.stage);
+        end_group_of_copies();
+        next.advance(1, stages);
+        if (++asked <= LATE) return;
+        wait_for_older_copies<LATE>();
+        tell();
+    }
+
+    /// Nothing more comes.
+    __device__ void end() {
+        wait_for_copies();
+        for (int i = min(asked, LATE); i > 0; i--) tell();
+    }
+
+    __device__ void tell() {
+        show_to_products();
+        arrive(there[coming.stage]);
+        coming.advance(1, stages);
+    }
+};
 
 /// Adds the product of DEPTH columns of two matrices, or puts it in the place of what the sums are.
 template <typename T>
