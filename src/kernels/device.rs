@@ -1,6 +1,6 @@
 //! Where a model lies and computes.
 
-use super::cuda::{Array, Gpu};
+use super::cuda::{Array, Gpu, Warpgroups};
 use super::tensor::Tensor;
 use crate::error::{Error, Result};
 use candle_core::DType;
@@ -42,11 +42,11 @@ impl Device {
         }
     }
 
-    /// The same, where a GPU may compute a projection in one launch, if that is sooner.
-    pub fn fusing(self, fuses: bool) -> Self {
+    /// The same, where a GPU's warpgroups multiply, if it has them.
+    pub fn by_warpgroups(self, warpgroups: Warpgroups) -> Self {
         match self {
             Self::Cpu => self,
-            Self::Gpu(gpu) => Self::Gpu(gpu.fusing(fuses)),
+            Self::Gpu(gpu) => Self::Gpu(gpu.by_warpgroups(warpgroups)),
         }
     }
 

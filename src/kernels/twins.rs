@@ -3,7 +3,7 @@
 //! its argument's type, and sums with a residual, in which layers pass hidden states on, are always f32.
 
 use super::attention::Attention;
-use super::cuda::{self, Array, Projection, Way};
+use super::cuda::{self, Array, Projection};
 use super::disentangled::Disentangled;
 use super::sequences::Sequences;
 use super::tensor::Tensor;
@@ -135,18 +135,6 @@ pub fn project(
     updates: &Updates,
     activation: Option<Activation>,
 ) -> Result<Tensor> {
-    project_by(Way::Soonest, x, weight, bias, updates, activation)
-}
-
-/// The same in a way of a GPU's.
-pub(super) fn project_by(
-    way: Way,
-    x: &Tensor,
-    weight: &Tensor,
-    bias: Option<&Tensor>,
-    updates: &Updates,
-    activation: Option<Activation>,
-) -> Result<Tensor> {
     match x {
         Tensor::Cpu(x) => {
             let y = super::product::product(x, weight.cpu()?, on_cpu(bias)?)?.into();
@@ -157,7 +145,7 @@ pub(super) fn project_by(
             let (weight, updates) = (weight.array()?, updates.grouped()?);
             let x = &x.to_dtype(weight.dtype())?;
             let projection = Projection { x, weight, bias: on_gpu(bias)?, updates, activation };
-            Ok(Tensor::Gpu(projection.run(way)?))
+            Ok(Tensor::Gpu(projection.run()?))
         }
     }
 }

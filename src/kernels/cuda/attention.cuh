@@ -123,8 +123,11 @@ __device__ inline Task<T> task_of(const Queries &tile, int queries, Head<T> q, H
     return task;
 }
 
-#define ATTENTION(NAME, T, COUNT, ATTEND)                                                                              \
-    KERNEL(NAME, T *y, const T *q, const T *k, const T *v, const Queries *tiles, const float *bias, int group,         \
+#define ATTENTION(NAME, T, COUNT, ATTEND) ATTENTION_IN(KERNEL, NAME, T, COUNT, ATTEND)
+
+// In blocks that a word begins.
+#define ATTENTION_IN(BLOCKS, NAME, T, COUNT, ATTEND)                                                                   \
+    BLOCKS(NAME, T *y, const T *q, const T *k, const T *v, const Queries *tiles, const float *bias, int group,         \
            int width, int q_outer, int q_inner, int k_outer, int k_inner, int v_outer, int v_inner, float scale,       \
            int causal, int window, int span) {                                                                         \
         Queries tile = tiles[gridDim.x - 1 - blockIdx.x];                                                              \

@@ -2,7 +2,8 @@
 
 use super::array::{Array, Rows};
 use super::gpu::Gpu;
-use super::launch::{Launch, suffix};
+use super::launch::{BLOCK, Blocks, Launch, suffix};
+use super::trials::{Kind, Trial};
 use crate::error::{Error, Result};
 use crate::kernels::{Attention, Disentangled};
 use candle_core::DType;
@@ -18,6 +19,12 @@ const MANY: usize = 128;
 const WIDTHS: [usize; 6] = [32, 64, 96, 128, 192, 256];
 const WIDTHS_OF_MANY: [usize; 2] = [32, 64];
 
+/// The kernel of attention_group.cu, its head width, and what its blocks are.
+const GROUP: &str = "attention_group";
+const GROUP_WIDTH: usize = 64;
+const GROUP_THREADS: u32 = 384;
+const GROUP_BYTES: usize = 147_584;
+
 /// Head widths that disentangled.cu has kernels for.
 const WIDTHS_OF_DISENTANGLED: [usize; 2] = [32, 64];
 
@@ -32,6 +39,8 @@ pub struct Spread {
     short: Range<usize>,
     /// The others once more, [`MANY`] queries each.
     long: Range<usize>,
+    /// How many these are.
+    sequences: usize,
     /// Every token's place in its sequence.
     pub positions: Array,
 }
@@ -43,11 +52,17 @@ impl Spread {
         // How a sequence is computed must not depend on those beside it.
         let (short, long): (Vec<_>, Vec<_>) =
             offsets.windows(2).map(|span| span[0]..span[1]).partition(|rows| rows.len() <= TILE);
+        let sequences = long.len();
         let parts = [tiles(&short, TILE), tiles(&long, TILE), tiles(&long, MANY)];
         let [short, long, many] = parts.each_ref().map(|tiles| tiles.len() / 4);
         let (short, all, long) = (0..short, 0..short + long, short + long..short + long + many);
         let tiles = Array::of_numbers(gpu, &parts.concat())?.reshape(&[long.end, 4])?;
-        Ok(Self { tiles, all, short, long, positions: Array::of_numbers(gpu, &positions)? })
+        Ok(Self { tiles, all, short, long, sequences, positions: Array::of_numbers(gpu, &positions)? })
+    }
+
+    /// Tokens of a sequence of more than [`TILE`].
+    fn mean(&self) -> usize {
+        self.long.len() * MANY / self.sequences.max(1)
     }
 
     /// Tiles, and how many.
@@ -65,32 +80,41 @@ fn tiles(sequences: &[Range<usize>], queries: usize) -> Vec<u32> {
 pub fn attention(q: &Array, k: &Array, v: &Array, attention: &Attention<Array>) -> Result<Array> {
     let spread = attention.offsets.spread()?;
     let heads = q.rows()?;
-    let y = Array::new(q.gpu(), q.dtype(), &[heads.outer, heads.inner * heads.width])?;
     let span = attention.bias.map_or(0, |bias| bias.dims()[1].div_ceil(2));
     let window = attention.window.map_or(-1, |window| window.min(i32::MAX as usize) as i32);
-    let run = |kernel: &str, part: &Range<usize>| {
-        let (tiles, count) = spread.part(part)?;
-        let launch = Launch::on(q.gpu()).array(&y).array(q).array(k).array(v).array(&tiles);
-        let launch = launch.optional(attention.bias).sizes([heads.inner / k.dims()[1], heads.width]);
-        let launch = strides(launch, [q, k, v])?.float(attention.scale).int(i32::from(attention.causal));
-        launch.int(window).sizes([span]).run(kernel, [count, heads.inner])
+    // By a kernel a part of the queries.
+    let attended = |parts: &[(&str, &Range<usize>)]| {
+        let y = Array::new(q.gpu(), q.dtype(), &[heads.outer, heads.inner * heads.width])?;
+        for (kernel, part) in parts {
+            let (tiles, count) = spread.part(part)?;
+            let launch = Launch::on(q.gpu()).array(&y).array(q).array(k).array(v).array(&tiles);
+            let launch = launch.optional(attention.bias).sizes([heads.inner / k.dims()[1], heads.width]);
+            let launch = strides(launch, [q, k, v])?.float(attention.scale).int(i32::from(attention.causal));
+            let is_group = kernel.starts_with(GROUP);
+            let (threads, shared) = if is_group { (GROUP_THREADS, GROUP_BYTES) } else { (BLOCK, 0) };
+            let blocks = Blocks { grid: [count, heads.inner], threads, shared };
+            launch.int(window).sizes([span]).run_in(kernel, &blocks)?;
+        }
+        Ok(y)
     };
     let of_type = suffix(q.dtype());
     if q.dtype() == DType::F32 {
-        run("attention_f32", &spread.all)?;
-        return Ok(y);
+        return attended(&[("attention_f32", &spread.all)]);
     }
     let width = WIDTHS.into_iter().find(|width| heads.width <= *width);
     let width = width.ok_or_else(|| Error::Internal(format!("heads of width {} on a GPU", heads.width)))?;
-    let kernel = format!("attention_{of_type}_{width}");
+    let few = format!("attention_{of_type}_{width}");
     let are_wide = [q, k, v].into_iter().map(is_wide).collect::<Result<Vec<_>>>()?;
-    if WIDTHS_OF_MANY.contains(&width) && are_wide.iter().all(|is_wide| *is_wide) {
-        run(&kernel, &spread.short)?;
-        run(&format!("attention_many_{of_type}_{width}"), &spread.long)?;
-    } else {
-        run(&kernel, &spread.all)?;
+    if !WIDTHS_OF_MANY.contains(&width) || are_wide.contains(&false) {
+        return attended(&[(&few, &spread.all)]);
     }
-    Ok(y)
+    let (many, group) = (format!("attention_many_{of_type}_{width}"), format!("{GROUP}_{of_type}"));
+    let old = || attended(&[(&few, &spread.short), (&many, &spread.long)]);
+    let new = || attended(&[(&few, &spread.short), (&group, &spread.long)]);
+    let kind = Kind::Attention { heads: heads.inner, length: spread.mean().next_power_of_two() };
+    let trial = Trial { rows: heads.outer, kind, dtype: q.dtype() };
+    let has_group = q.gpu().warpgroups().is_some() && heads.width == GROUP_WIDTH && !spread.long.is_empty();
+    if has_group && q.gpu().trials().prefers(q.gpu(), trial, &new, &old)? { new() } else { old() }
 }
 
 /// Whether every row of every head begins and ends at 16 bytes.
@@ -146,6 +170,61 @@ mod tests {
                 (first..end.min(first + queries)).for_each(|query| seen[query] += 1);
             }
             assert!(seen.iter().all(|count| *count == 1));
+        }
+    }
+}
+
+#[cfg(test)]
+#[cfg(feature = "emulated")]
+mod warpgroups {
+    use super::*;
+    use crate::kernels::cuda::{Warpgroups, asked};
+    use crate::kernels::sample::{below, normal};
+    use crate::kernels::{Device, Sequences};
+
+    #[test]
+    fn they_attend_as_warps_do() {
+        let gpu = Gpu::emulated(256).unwrap();
+        for (round, dtype) in [DType::BF16, DType::F16].into_iter().cycle().take(12).enumerate() {
+            let (heads, group) = (2, 1 + below(2));
+            // Some so long that stages come round.
+            let long = if round % 3 == 0 { 700 + below(400) } else { 0 };
+            let offsets: Vec<usize> = (0..1 + below(4)).fold(vec![0], |mut offsets, sequence| {
+                let length = if sequence == 0 { long } else { 0 } + 1 + below(400);
+                offsets.push(offsets[offsets.len() - 1] + length);
+                offsets
+            });
+            let (tokens, keys) = (offsets[offsets.len() - 1], heads / group);
+            let longest = offsets.windows(2).map(|span| span[1] - span[0]).max().unwrap();
+            let stacked = normal(1.0, (tokens, heads + 2 * keys, GROUP_WIDTH)).to_dtype(dtype).unwrap();
+            let bias = normal(1.0, (heads, 2 * longest - 1));
+            let attend = |warpgroups| {
+                let gpu = gpu.clone().by_warpgroups(warpgroups);
+                let stacked = Array::of(&gpu, &stacked).unwrap();
+                let part = |first: usize, count: usize| stacked.narrow(1, first, count).unwrap();
+                let bias = (round % 4 == 1).then(|| Array::of(&gpu, &bias).unwrap());
+                let sequences = Sequences::new(offsets.clone(), &Device::Gpu(gpu)).unwrap();
+                let op = Attention {
+                    offsets: &sequences,
+                    scale: 0.2,
+                    causal: round % 4 == 3,
+                    window: (round % 4 == 2).then_some(77),
+                    bias: bias.as_ref(),
+                    is_half: false,
+                };
+                asked::names();
+                let (k, v) = (part(heads, keys), part(heads + keys, keys));
+                let y = attention(&part(0, heads), &k, &v, &op).unwrap();
+                let names = asked::names();
+                let y = y.depart().unwrap().wait().unwrap().to_dtype(DType::F32).unwrap();
+                (names, y.flatten_all().unwrap().to_vec1::<f32>().unwrap())
+            };
+            let ((_, old), (names, new)) = (attend(Warpgroups::Nowhere), attend(Warpgroups::Everywhere));
+            assert_eq!(names.iter().any(|name| name.starts_with(GROUP)), longest > TILE, "{names:?} {offsets:?}");
+            let bound = if dtype == DType::BF16 { 0.02 } else { 0.003 };
+            for (place, (new, old)) in new.iter().zip(&old).enumerate() {
+                assert!((new - old).abs() <= bound, "{place} of {offsets:?} in round {round}: {new} {old}");
+            }
         }
     }
 }

@@ -72,24 +72,15 @@ template <typename T> __device__ inline void load_weights(T *weights, const Fuse
     }
 }
 
-/// DEPTH columns of LEFT_ROWS rows of x, by one warpgroup; rows beyond the last are zeros.
-template <typename T> __device__ inline void load_stage(T *stage, const Fused<T> &fused, int first, int column) {
-    constexpr int PIECES = DEPTH / OWN;
-    UNROLL for (int i = 0; i < LEFT_ROWS * PIECES / WARPGROUP; i++) {
-        int number = threadIdx.x % WARPGROUP + i * WARPGROUP, row = number / PIECES, piece = number % PIECES;
-        bool is_there = first + row < fused.rows;
-        const T *source = fused.x + (is_there ? static_cast<long long>(first + row) * fused.x_stride : 0);
-        char *place = reinterpret_cast<char *>(stage) + place_of(row, piece);
-        copy_later_or_zeros(place, source + column + piece * OWN, is_there);
-    }
-}
-
 /// Brings the rows of every tile of the block's.
 template <typename T> __device__ inline void bring(T *stages, const Counters &counters, const Fused<T> &fused) {
     Bringer<ON_THEIR_WAY> bringer(counters.there, counters.read, fused.stages);
     for (int first = blockIdx.y * LEFT_ROWS; first < fused.rows; first += gridDim.y * LEFT_ROWS) {
         for (int column = 0; column < fused.inputs; column += DEPTH) {
-            bringer.bring([&](int stage) { load_stage(stages + stage * STAGE<T>, fused, first, column); });
+            const T *x = fused.x + static_cast<long long>(first) * fused.x_stride + column;
+            bringer.bring([&](int stage) {
+                copy_matrix<LEFT_ROWS>(stages + stage * STAGE<T>, x, fused.x_stride, fused.rows - first);
+            });
         }
     }
     bringer.end();

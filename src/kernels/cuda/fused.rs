@@ -1,17 +1,14 @@
 //! Projections in one launch: the product, its bias, what the batch's adapters change, and the activation. The device must
-//! have products of warpgroups (compute capability 9.0), and a block must hold 128 whole rows of the weight. Who wants what
-//! is sooner leaves it to [`Fused::is_sooner`], which tries.
+//! have products of warpgroups, and a block must hold 128 whole rows of the weight.
 
 use super::activation::code;
 use super::array::Array;
 use super::launch::{Blocks, Launch, suffix};
 use super::product::Projection;
+use super::trials::{Kind, Trial};
 use crate::error::Result;
 use crate::kernels::Activation;
-use candle_core::{DType, Tensor};
-use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use candle_core::DType;
 
 /// Columns of `x` that lie together, and rows of a stage.
 const DEPTH: usize = 64;
@@ -29,15 +26,6 @@ const COUNTERS_BYTES: usize = 16;
 const STAGES: std::ops::RangeInclusive<usize> = 4..=12;
 /// Numbers that are read and written at once.
 const PIECE: usize = 8;
-/// Of fewer rows a block has too few to be worth its weights.
-const ROWS_MIN: usize = 4096;
-
-/// How often each way is tried, the fastest of so many times, and launches of each time.
-const ROUNDS: usize = 3;
-const LAUNCHES: usize = 5;
-/// How far two ways may be apart, over the largest number: each rounds some times to the 8 bits of bf16.
-const DIFFERENCE_MAX: f32 = 1.0 / 32.0;
-
 /// A projection that can be one launch.
 pub struct Fused<'a> {
     projection: &'a Projection<'a>,
@@ -95,65 +83,19 @@ impl<'a> Fused<'a> {
         Ok(y)
     }
 
-    /// Whether it gives what the projection's [parts](Projection::apart) give, and sooner. The first time that there are
-    /// about as many rows of its kind, both are tried.
-    ///
-    /// # Errors
-    /// Those of either.
+    /// Whether it gives what the projection's [parts](Projection::apart) give, and sooner; see [`Trials::prefers`].
     pub fn is_sooner(&self) -> Result<bool> {
-        let (x, kind) = (self.projection.x, self.kind());
-        // Where kernels are emulated, time tells nothing.
-        if x.gpu().is_emulated() {
-            return Ok(true);
-        }
-        if x.dims()[0] < ROWS_MIN {
-            return Ok(false);
-        }
-        if let Some(known) = x.gpu().trials().get(&kind) {
-            return Ok(known);
-        }
-        let [ours, theirs] = [self.run()?, self.projection.apart()?];
-        let difference = difference(&ours, &theirs)?;
-        let is_same = difference <= DIFFERENCE_MAX;
-        if !is_same {
-            tracing::error!(?kind, difference, "a projection in one launch is not what its parts give, and is left");
-        }
-        let is_sooner = is_same && {
-            let [ours, theirs] = self.times()?;
-            tracing::debug!(?kind, ?ours, ?theirs, "a projection in one launch, and in its parts");
-            ours < theirs
-        };
-        x.gpu().trials().put(kind, is_sooner);
-        Ok(is_sooner)
-    }
-
-    fn kind(&self) -> Kind {
         let Projection { x, weight, updates, .. } = *self.projection;
-        Kind {
-            rows: x.dims()[0].next_power_of_two(),
-            sizes: [weight.dims()[0], weight.dims()[1]],
-            is_half: weight.dtype() == DType::F16,
-            activation: self.activation,
-            is_changed: updates.is_some(),
-        }
-    }
-
-    /// Of one launch, and of its parts.
-    fn times(&self) -> Result<[Duration; 2]> {
-        let gpu = self.projection.x.gpu();
-        let time = |way: &dyn Fn() -> Result<Array>| {
-            gpu.synchronize()?;
-            let began = Instant::now();
-            (0..LAUNCHES).try_for_each(|_| way().map(drop))?;
-            gpu.synchronize()?;
-            Ok::<_, crate::error::Error>(began.elapsed())
+        let trial = Trial {
+            rows: x.dims()[0],
+            kind: Kind::Projection {
+                sizes: [weight.dims()[0], weight.dims()[1]],
+                activation: self.activation,
+                is_changed: updates.is_some(),
+            },
+            dtype: weight.dtype(),
         };
-        let mut least = [Duration::MAX; 2];
-        for _ in 0..ROUNDS {
-            least[0] = least[0].min(time(&|| self.run())?);
-            least[1] = least[1].min(time(&|| self.projection.apart())?);
-        }
-        Ok(least)
+        x.gpu().trials().prefers(x.gpu(), trial, &|| self.run(), &|| self.projection.apart())
     }
 }
 
@@ -163,54 +105,13 @@ fn known(activation: Activation) -> Option<i32> {
     matches!(activation, Gelu | GeluTanh | Relu | Silu).then(|| code(activation))
 }
 
-/// The largest difference of some rows, at both ends and in the middle, over the largest number there.
-fn difference(ours: &Array, theirs: &Array) -> Result<f32> {
-    let rows = ours.dims()[0];
-    let count = rows.min(ROWS);
-    let (mut difference, mut largest) = (0f32, f32::MIN_POSITIVE);
-    for first in [0, (rows - count) / 2, rows - count] {
-        let read =
-            |y: &Array| -> Result<Tensor> { Ok(y.narrow(0, first, count)?.depart()?.wait()?.to_dtype(DType::F32)?) };
-        let (ours, theirs) = (read(ours)?, read(theirs)?);
-        let most = |tensor: Tensor| -> Result<f32> { Ok(tensor.abs()?.flatten_all()?.max(0)?.to_scalar()?) };
-        largest = largest.max(most(theirs.clone())?);
-        let apart = most((ours - theirs)?)?;
-        // Not `max`, which leaves out NaN.
-        difference = if apart <= difference { difference } else { apart };
-    }
-    Ok(difference / largest)
-}
-
-/// What decides which way is sooner: about how many rows there are, and of what.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Kind {
-    rows: usize,
-    sizes: [usize; 2],
-    is_half: bool,
-    activation: i32,
-    is_changed: bool,
-}
-
-/// What was found of a device.
-#[derive(Default)]
-pub struct Trials(Mutex<HashMap<Kind, bool>>);
-
-impl Trials {
-    fn get(&self, kind: &Kind) -> Option<bool> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(kind).copied()
-    }
-
-    fn put(&self, kind: Kind, is_sooner: bool) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(kind, is_sooner);
-    }
-}
-
 #[cfg(test)]
 #[cfg(feature = "emulated")]
 mod tests {
     use super::*;
-    use crate::kernels::cuda::{Change, Factors, Gpu, Grouped, HostFactors, Spans, Touched, Way};
+    use crate::kernels::cuda::{Change, Factors, Gpu, Grouped, HostFactors, Spans, Touched, Warpgroups};
     use crate::kernels::sample::{below, normal};
+    use candle_core::Tensor;
 
     type Segment = (std::ops::Range<usize>, Factors);
 
@@ -246,7 +147,7 @@ mod tests {
 
     #[test]
     fn one_launch_gives_what_its_parts_give() {
-        let gpu = Gpu::emulated(512).unwrap();
+        let gpu = Gpu::emulated(512).unwrap().by_warpgroups(Warpgroups::Everywhere);
         for (number, dtype) in [DType::BF16, DType::F16].into_iter().cycle().take(24).enumerate() {
             // Of the deepest, the fewest stages come round.
             let depths = if number % 4 == 0 { 12 } else { 1 + below(4) };
@@ -268,7 +169,7 @@ mod tests {
             let activation = all[number % all.len()];
             let projection = Projection { x: &x, weight: &weight, bias, updates, activation };
             assert!(Fused::of(&projection).unwrap().is_some(), "{rows} {inputs} {outputs}");
-            let [one, apart] = [Way::InOne, Way::Apart].map(|way| projection.run(way).unwrap());
+            let [one, apart] = [projection.run(), projection.apart()].map(Result::unwrap);
             let read = |y: &Array| y.depart().unwrap().wait().unwrap().to_dtype(DType::F32).unwrap();
             let (one, apart) = (read(&one), read(&apart));
             let ulps = if dtype == DType::F16 { 1.0 / 1024.0 } else { 1.0 / 128.0 };
@@ -283,20 +184,22 @@ mod tests {
     fn it_is_one_launch_where_the_device_may_try() {
         use crate::kernels::cuda::asked;
         let gpu = Gpu::emulated(64).unwrap();
-        for (fuses, expected) in [(false, ["multiply", "activate_bf16"].as_slice()), (true, &["fused_bf16"])] {
-            let gpu = gpu.clone().fusing(fuses);
+        let apart = ["multiply", "activate_bf16"].as_slice();
+        let ways = [Warpgroups::Nowhere, Warpgroups::WhereSooner, Warpgroups::Everywhere];
+        for (warpgroups, expected) in ways.into_iter().zip([apart, &["fused_bf16"], &["fused_bf16"]]) {
+            let gpu = gpu.clone().by_warpgroups(warpgroups);
             let x = Array::of(&gpu, &normal(1.0, (9, 64)).to_dtype(DType::BF16).unwrap()).unwrap();
             let weight = weight(&gpu, 64, 16, DType::BF16);
             let activation = Some(Activation::Gelu);
             asked::names();
-            Projection { x: &x, weight: &weight, bias: None, updates: None, activation }.run(Way::Soonest).unwrap();
+            Projection { x: &x, weight: &weight, bias: None, updates: None, activation }.run().unwrap();
             assert_eq!(asked::names(), expected);
         }
     }
 
     #[test]
     fn what_does_not_fit_goes_in_parts() {
-        let gpu = Gpu::emulated(64).unwrap();
+        let gpu = Gpu::emulated(64).unwrap().by_warpgroups(Warpgroups::Everywhere);
         let fits = |rows: usize, inputs: usize, outputs: usize, dtype: DType, activation: Option<Activation>| {
             let x = Array::new(&gpu, dtype, &[rows, inputs]).unwrap();
             let weight = weight(&gpu, inputs, outputs, dtype);

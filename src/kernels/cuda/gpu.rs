@@ -1,8 +1,8 @@
 //! A device with its memory, whatever stands behind it.
 
 use super::command::Command;
-use super::fused::Trials;
 use super::pass::Passes;
+use super::trials::Trials;
 use crate::error::{Error, Result};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,6 +14,17 @@ pub(super) enum Lane {
     Main,
     /// What is brought while it computes. Who brings it waits for it, see [`Gpu::synchronize`], before the other reads it.
     Side,
+}
+
+/// Where warpgroups, four warps that multiply together, are used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Warpgroups {
+    /// Not at all.
+    Nowhere,
+    /// Where that is sooner, which is tried.
+    WhereSooner,
+    /// Wherever they can be.
+    Everywhere,
 }
 
 /// What stands behind a device. Whatever is asked of one happens in the order of asking, on each lane; nothing but
@@ -82,7 +93,7 @@ pub struct Gpu {
     passes: Arc<Passes>,
     usage: Arc<Usage>,
     trials: Arc<Trials>,
-    fuses: bool,
+    by_warpgroups: Warpgroups,
     lane: Lane,
 }
 
@@ -125,17 +136,23 @@ impl Gpu {
     #[cfg_attr(not(any(feature = "cuda", feature = "emulated")), expect(dead_code, reason = "there is no device"))]
     pub(super) fn new(backend: impl Backend + 'static) -> Self {
         let passes = Arc::new(Passes::new(Box::new(backend)));
-        Self { passes, usage: Arc::default(), trials: Arc::default(), fuses: false, lane: Lane::Main }
+        Self {
+            passes,
+            usage: Arc::default(),
+            trials: Arc::default(),
+            by_warpgroups: Warpgroups::Nowhere,
+            lane: Lane::Main,
+        }
     }
 
-    /// The same device, on which what is computed from now on may be one launch instead of some, if that is sooner.
-    pub fn fusing(self, fuses: bool) -> Self {
-        Self { fuses, ..self }
+    /// The same device, where warpgroups multiply what is asked of this from now on, if it has them.
+    pub fn by_warpgroups(self, warpgroups: Warpgroups) -> Self {
+        Self { by_warpgroups: warpgroups, ..self }
     }
 
-    /// Whether it may.
-    pub(super) fn fuses(&self) -> bool {
-        self.fuses
+    /// Where they do.
+    pub(super) fn warpgroups_multiply(&self) -> Warpgroups {
+        self.by_warpgroups
     }
 
     /// The same device for who brings it something while it computes.
@@ -161,9 +178,9 @@ impl Gpu {
         self.backend().is_emulated()
     }
 
-    /// Its multiprocessors, where four warps of one can multiply together (compute capability 9.0).
+    /// Its multiprocessors, where four warps of one can multiply together, and may.
     pub(super) fn warpgroups(&self) -> Option<usize> {
-        self.backend().warpgroups()
+        self.backend().warpgroups().filter(|_| self.by_warpgroups != Warpgroups::Nowhere)
     }
 
     /// What was found sooner on it.

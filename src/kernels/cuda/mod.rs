@@ -31,6 +31,7 @@ mod pooling;
 mod product;
 mod rotary;
 mod slab;
+mod trials;
 
 pub use activation::activate;
 pub use array::{Array, Arriving};
@@ -40,9 +41,9 @@ pub use delta::{Grouped, Spans, Touched};
 #[cfg(all(test, feature = "emulated"))]
 pub use emulated::asked;
 pub use factors::{Change, Factors, HostFactors};
-pub use gpu::Gpu;
+pub use gpu::{Gpu, Warpgroups};
 pub use lookup::{look_up, pick};
 pub use norm::{norm, unit};
 pub use pooling::pool;
-pub use product::{Projection, Way, add_product, set_product};
+pub use product::{Projection, add_product, set_product};
 pub use rotary::rotate;

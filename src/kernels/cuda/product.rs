@@ -24,28 +24,16 @@ pub struct Projection<'a> {
     pub activation: Option<Activation>,
 }
 
-/// How a projection is computed.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Way {
-    /// However it is sooner, where the device may try.
-    Soonest,
-    /// A launch for each part: the product, its changes, and the activation.
-    Apart,
-    /// All of it in one launch, wherever that can be.
-    InOne,
-}
-
 impl Projection<'_> {
     /// The result, of the weight's type.
-    pub fn run(&self, way: Way) -> Result<Array> {
-        let may_be_one = way == Way::InOne || way == Way::Soonest && self.x.gpu().fuses();
-        let fused = if may_be_one { Fused::of(self)? } else { None };
-        match fused {
-            Some(fused) if way == Way::InOne || fused.is_sooner()? => fused.run(),
+    pub fn run(&self) -> Result<Array> {
+        match Fused::of(self)? {
+            Some(fused) if fused.is_sooner()? => fused.run(),
             _ => self.apart(),
         }
     }
 
+    /// The same in a launch for each part: the product, its changes, and the activation.
     pub(super) fn apart(&self) -> Result<Array> {
         let Self { x, weight, updates, .. } = *self;
         let y = Array::new(x.gpu(), weight.dtype(), &[x.dims()[0], weight.dims()[1]])?;

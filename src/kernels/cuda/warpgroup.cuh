@@ -159,6 +159,17 @@ MULTIPLY_ROWS(f16, "f16")
 #undef EIGHT_SUMS
 #endif
 
+/// Asks for ROWS rows of DEPTH numbers, by one warpgroup: the first `count`, and zeros for the others.
+template <int ROWS, typename T> __device__ inline void copy_matrix(T *matrix, const T *x, long long stride, int count) {
+    constexpr int OWN = 16 / sizeof(T), PIECES = DEPTH / OWN;
+    UNROLL for (int i = 0; i < ROWS * PIECES / WARPGROUP; i++) {
+        int number = threadIdx.x % WARPGROUP + i * WARPGROUP, row = number / PIECES, piece = number % PIECES;
+        bool is_there = row < count;
+        char *place = reinterpret_cast<char *>(matrix) + place_of(row, piece);
+        copy_later_or_zeros(place, x + (is_there ? row * stride : 0) + piece * OWN, is_there);
+    }
+}
+
 /// A warp's arrival.
 __device__ inline void arrive(Counter &counter) {
     warp_barrier();

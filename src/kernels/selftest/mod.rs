@@ -3,7 +3,7 @@
 
 mod cases;
 
-use super::cuda::Gpu;
+use super::cuda::{Gpu, Warpgroups};
 use super::device::Device;
 use super::tensor::Tensor;
 use crate::error::{Error, Result};
@@ -80,6 +80,12 @@ impl Side {
             Device::Cpu => self.rounded(tensor),
             Device::Gpu(_) => self.device.place_weight(tensor, self.dtype),
         }
+    }
+
+    /// The same, whose warpgroups multiply wherever they can or nowhere.
+    fn using(&self, warpgroups: bool) -> Self {
+        let warpgroups = if warpgroups { Warpgroups::Everywhere } else { Warpgroups::Nowhere };
+        Self { device: self.device.clone().by_warpgroups(warpgroups), dtype: self.dtype }
     }
 
     /// What is f32 whatever the type.

@@ -2,11 +2,10 @@
 
 use super::{BOUND, Case, Run, Shape, Work, case};
 use crate::error::Result;
-use crate::kernels::cuda::Way;
 use crate::kernels::sample::normal;
 use crate::kernels::selftest::Side;
 use crate::kernels::twins::{
-    activate, add_product, attention, disentangled, product, project_by, rotate, scale_columns, set_product,
+    activate, add_product, attention, disentangled, product, project, rotate, scale_columns, set_product,
 };
 use crate::kernels::{
     Activation, Attention, Change, Disentangled, Factors, Gate, HostFactors, Places, Sequences, Spans, Tensor, Touched,
@@ -51,16 +50,18 @@ fn products(shape: &Shape) -> Vec<Case> {
     vec![plain, into]
 }
 
-/// Ways to a projection on a GPU, by name.
-const WAYS: [(&str, Way); 2] = [("in its parts", Way::Apart), ("in one launch", Way::InOne)];
+/// What a case's name ends with.
+fn how(by_warpgroups: bool) -> &'static str {
+    if by_warpgroups { ", by warpgroups" } else { "" }
+}
 
 /// An activation of twice as many columns, of which each half is a site that adapters change or leave.
 fn projections(shape: &Shape) -> Vec<Case> {
     let (width, tokens, outputs) = (shape.width, shape.tokens(), 2 * shape.width);
     let kinds = [("", false, false), (" with updates", true, false), (" with magnitudes", true, true)];
-    let cases = kinds.into_iter().flat_map(|kind| WAYS.map(|way| (kind, way)));
+    let cases = kinds.into_iter().flat_map(|kind| [false, true].map(|by_warpgroups| (kind, by_warpgroups)));
     let (x, w, b) = (shape.rows(), normal(0.05, (width, outputs)), normal(1.0, outputs));
-    let case_of = |((what, has_ranks, has_columns), (how, way)): ((&str, bool, bool), (&str, Way))| {
+    let case_of = |((what, has_ranks, has_columns), by_warpgroups): ((&str, bool, bool), bool)| {
         let changes = if has_ranks { changes(shape, true, has_columns) } else { Vec::new() };
         let work = Work {
             operations: 2.0 * (tokens * width * outputs) as f64,
@@ -68,7 +69,8 @@ fn projections(shape: &Shape) -> Vec<Case> {
         };
         let (x, w, b) = (x.clone(), w.clone(), b.clone());
         let bound = if has_ranks { 2.0 * BOUND } else { BOUND };
-        case(format!("projection{what}, {how}"), bound, work, move |side| {
+        case(format!("projection{what}{}", how(by_warpgroups)), bound, work, move |side| {
+            let side = &side.using(by_warpgroups);
             let (x, w, b) = (side.rounded(&x)?, side.weight(&w)?, side.rounded(&b)?);
             if side.device.is_cpu() {
                 let changed = one_by_one(side, &changes, x.clone(), product(&x, &w, Some(&b))?)?;
@@ -77,7 +79,7 @@ fn projections(shape: &Shape) -> Vec<Case> {
             let (touched, spans) = (residents(side, &changes)?, spans(side, width)?);
             Ok(Box::new(move || {
                 let updates = touched()?.updates(&spans, &x)?;
-                project_by(way, &x, &w, Some(&b), &updates, Some(Activation::Gelu))
+                project(&x, &w, Some(&b), &updates, Some(Activation::Gelu))
             }))
         })
     };
@@ -183,14 +185,17 @@ fn attentions(shape: &Shape) -> Vec<Case> {
     let stacked = normal(1.0, (tokens, 3 * heads, width));
     let bias = normal(1.0, (heads, 2 * span - 1));
     let mut cases = Vec::new();
-    for (name, causal, window, biased) in [
+    let kinds = [
         ("attention", false, None, false),
         ("attention, causal", true, None, false),
         ("attention, window", false, Some(7), false),
         ("attention, bias by distance", false, None, true),
-    ] {
+    ];
+    let kinds = kinds.into_iter().flat_map(|kind| [false, true].map(|by_warpgroups| (kind, by_warpgroups)));
+    for ((name, causal, window, biased), by_warpgroups) in kinds {
         let (stacked, bias, offsets) = (stacked.clone(), bias.clone(), shape.offsets.clone());
-        cases.push(case(name, BOUND, work, move |side| {
+        cases.push(case(format!("{name}{}", how(by_warpgroups)), BOUND, work, move |side| {
+            let side = &side.using(by_warpgroups);
             let stacked = side.rounded(&stacked)?;
             let bias = if biased { Some(side.exact(&bias)?) } else { None };
             let offsets = Sequences::new(offsets.clone(), &side.device)?;

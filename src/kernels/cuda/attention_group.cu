@@ -1,0 +1,111 @@
+// Attention by warpgroups, for heads of DEPTH columns of which every row begins at 16 bytes: four warps of a block bring
+// keys and values, and the others have 64 queries each. While one weighs its scores the other's are multiplied.
+#include "attention_warp.cuh"
+#include "warpgroup.cuh"
+
+// For devices that have no such products there is nothing to make of it.
+#if defined(EMULATED) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+
+namespace {
+
+constexpr int GROUPS = 2, BLOCK = (1 + GROUPS) * WARPGROUP;
+constexpr int KEYS = RIGHT_ROWS;
+constexpr int STAGES = 4, LATE = 2;
+
+/// A block's memory: queries, then stages of keys and their values, and what they are counted by.
+template <typename T> struct Memory {
+    T queries[GROUPS][QUERIES * DEPTH];
+    struct {
+        T keys[KEYS * DEPTH], values[KEYS * DEPTH];
+    } stages[STAGES];
+    Counter are_queries_there, there[STAGES], read[STAGES];
+};
+
+/// What of a block's memory its launch must ask for.
+static_assert(sizeof(Memory<bf16>) <= 147584, "attention.rs asks for too little");
+
+/// Brings queries, and the keys from `start` on with their values.
+template <typename T> __device__ inline void bring(Memory<T> &memory, const Task<T> &task, int start, int end) {
+    for (int group = 0; group < GROUPS; group++) {
+        int first = min(task.first + group * QUERIES, task.past);
+        copy_matrix<QUERIES>(memory.queries[group], task.q.row(first, task.past + 1), task.q.stride, task.past - first);
+    }
+    wait_for_copies();
+    show_to_products();
+    arrive(memory.are_queries_there);
+    Bringer<LATE> bringer(memory.there, memory.read, STAGES);
+    for (int key = start; key < end; key += KEYS) {
+        bringer.bring([&](int stage) {
+            copy_matrix<KEYS>(memory.stages[stage].keys, task.k.row(key, end), task.k.stride, end - key);
+            copy_matrix<KEYS>(memory.stages[stage].values, task.v.row(key, end), task.v.stride, end - key);
+        });
+    }
+    bringer.end();
+}
+
+/// Weights as left sides of products: a product's lanes hold what the next one wants there.
+template <typename T, typename W> __device__ inline void pack(unsigned (&left)[KEYS / 16][4], const W &warp) {
+    UNROLL for (int n = 0; n < KEYS / 16; n++) {
+        UNROLL for (int i = 0; i < 4; i++) {
+            const float *pair = &warp.scores[0][2 * n + i / 2][i % 2 * 2];
+            left[n][i] = packed<T>(pair[0], pair[1]);
+        }
+    }
+}
+
+/// The queries of one warpgroup.
+template <typename T>
+__device__ inline void attend(Memory<T> &memory, const T *queries, const Task<T> &task, int start, int end) {
+    Warp<T, DEPTH, 1, KEYS, QUERIES> warp;
+    unsigned left[KEYS / 16][4];
+    auto &scores = reinterpret_cast<float(&)[SUMS]>(warp.scores);
+    auto &y = reinterpret_cast<float(&)[ROW_SUMS]>(warp.y);
+    Turn turn;
+    memory.are_queries_there.wait(0);
+    for (int key = start; key < end; key += KEYS) {
+        auto &stage = memory.stages[turn.stage];
+        memory.there[turn.stage].wait(turn.parity);
+        multiply_depth<T>(scores, queries, stage.keys, false);
+        wait_for_older_products<0>();
+        auto biases = [&](int query, int key) { return task.biases(query, key); };
+        warp.weigh(task, key, task.is_plain(key, KEYS), biases);
+        pack<T>(left, warp);
+        begin_products();
+        UNROLL for (int n = 0; n < KEYS / 16; n++) {
+            // 16 rows of 128 bytes further.
+            multiply_rows<T>(y, left[n], matrix_at(stage.values) + n * (16 * 128 >> 4));
+        }
+        end_group_of_products();
+        wait_for_older_products<0>();
+        arrive(memory.read[turn.stage]);
+        turn.advance(1, STAGES);
+    }
+    warp.write(task);
+}
+
+template <typename T> __device__ inline void attend(const Task<T> &task) {
+    ALL_SHARED(launch);
+    Memory<T> &memory = *reinterpret_cast<Memory<T> *>(launch);
+    int start = task.sight.first(task.first), end = task.sight.past(task.past - 1), group = threadIdx.x / WARPGROUP;
+    if (threadIdx.x == 0) memory.are_queries_there.begin(WARPGROUP / WARP);
+    if (threadIdx.x < STAGES) {
+        memory.there[threadIdx.x].begin(WARPGROUP / WARP);
+        memory.read[threadIdx.x].begin(GROUPS * WARPGROUP / WARP);
+    }
+    barrier();
+    if (group == 0) {
+        keep_registers<56>();
+        bring(memory, task, start, end);
+        return;
+    }
+    take_registers<224>();
+    attend(memory, memory.queries[group - 1], task, start, end);
+}
+
+} // namespace
+
+#define GROUP_KERNEL(name, ...) LONE_KERNEL(BLOCK, name, __VA_ARGS__)
+
+ATTENTION_IN(GROUP_KERNEL, attention_group_bf16, bf16, 2 * QUERIES, attend)
+ATTENTION_IN(GROUP_KERNEL, attention_group_f16, f16, 2 * QUERIES, attend)
+#endif

@@ -1,0 +1,131 @@
+//! Two ways to compute the same, of which one is sooner on some devices and with some shapes: both are tried where they are
+//! first wanted, with what they are wanted for.
+
+use super::array::Array;
+use super::gpu::{Gpu, Warpgroups};
+use crate::error::Result;
+use candle_core::{DType, Tensor};
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Of fewer rows the new ways have nothing to gain, and a trial would take longer than they.
+const ROWS_MIN: usize = 4096;
+
+/// How often each way is tried, the fastest of so many times, and launches of each time.
+const ROUNDS: usize = 3;
+const LAUNCHES: usize = 5;
+
+/// Rows that are compared, at both ends and in the middle.
+const COMPARED: usize = 64;
+
+/// How far two ways may be apart, over the largest number: each rounds some times to the 8 bits of bf16.
+const DIFFERENCE_MAX: f32 = 1.0 / 32.0;
+
+/// What is computed, of how many rows.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Trial {
+    /// Of the result; about as many are the same.
+    pub rows: usize,
+    /// Which operation, and its shape.
+    pub kind: Kind,
+    /// Of all that is multiplied.
+    pub dtype: DType,
+}
+
+/// An operation that has two ways, and what decides between them.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// Whether adapters change it is a kind as well.
+    Projection {
+        /// Inputs and outputs.
+        sizes: [usize; 2],
+        /// As its kernel calls it.
+        activation: i32,
+        /// By adapters.
+        is_changed: bool,
+    },
+    /// Of sequences of about so many tokens.
+    Attention {
+        /// Of queries.
+        heads: usize,
+        /// Tokens of a sequence.
+        length: usize,
+    },
+}
+
+/// What was found of a device.
+#[derive(Default)]
+pub struct Trials(Mutex<HashMap<Trial, bool>>);
+
+impl Trials {
+    /// Whether a new way gives what the old one gives, and sooner. Where kernels are emulated time tells nothing, and it is
+    /// always taken.
+    ///
+    /// # Errors
+    /// Those of either.
+    pub fn prefers(
+        &self,
+        gpu: &Gpu,
+        trial: Trial,
+        new: &dyn Fn() -> Result<Array>,
+        old: &dyn Fn() -> Result<Array>,
+    ) -> Result<bool> {
+        if gpu.is_emulated() || gpu.warpgroups_multiply() == Warpgroups::Everywhere {
+            return Ok(true);
+        }
+        if trial.rows < ROWS_MIN {
+            return Ok(false);
+        }
+        let trial = Trial { rows: trial.rows.next_power_of_two(), ..trial };
+        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&trial).copied();
+        if let Some(known) = known {
+            return Ok(known);
+        }
+        let difference = difference(&new()?, &old()?)?;
+        let is_same = difference <= DIFFERENCE_MAX;
+        if !is_same {
+            tracing::error!(?trial, difference, "kernels for warpgroups give something else, and are left");
+        }
+        let is_preferred = is_same && {
+            let [ours, theirs] = times(gpu, [new, old])?;
+            tracing::debug!(?trial, difference, ?ours, ?theirs, "kernels for warpgroups, and the others, were tried");
+            ours < theirs
+        };
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(trial, is_preferred);
+        Ok(is_preferred)
+    }
+}
+
+/// What each way takes, in turns.
+fn times(gpu: &Gpu, ways: [&dyn Fn() -> Result<Array>; 2]) -> Result<[Duration; 2]> {
+    let mut least = [Duration::MAX; 2];
+    for _ in 0..ROUNDS {
+        for (least, way) in least.iter_mut().zip(ways) {
+            gpu.synchronize()?;
+            let began = Instant::now();
+            (0..LAUNCHES).try_for_each(|_| way().map(drop))?;
+            gpu.synchronize()?;
+            *least = began.elapsed().min(*least);
+        }
+    }
+    Ok(least.map(|time| time / LAUNCHES as u32))
+}
+
+/// The largest difference of some rows, at both ends and in the middle, over the largest number there.
+fn difference(ours: &Array, theirs: &Array) -> Result<f32> {
+    let rows = ours.dims()[0];
+    let count = rows.min(COMPARED);
+    let (mut difference, mut largest) = (0f32, f32::MIN_POSITIVE);
+    for first in [0, (rows - count) / 2, rows - count] {
+        let read =
+            |y: &Array| -> Result<Tensor> { Ok(y.narrow(0, first, count)?.depart()?.wait()?.to_dtype(DType::F32)?) };
+        let (ours, theirs) = (read(ours)?, read(theirs)?);
+        let most = |tensor: Tensor| -> Result<f32> { Ok(tensor.abs()?.flatten_all()?.max(0)?.to_scalar()?) };
+        largest = largest.max(most(theirs.clone())?);
+        let apart = most((ours - theirs)?)?;
+        // Not `max`, which leaves out NaN.
+        difference = if apart <= difference { difference } else { apart };
+    }
+    Ok(difference / largest)
+}
