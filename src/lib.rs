@@ -100,11 +100,13 @@
 //!
 //! # Absent on purpose
 //! - A padded batch, a merged copy of a model, a timer in the batcher, a lock around a model.
-//! - Not built yet: loading adapters while serving; on a GPU updates inside the base's product.
+//! - Not built yet: loading adapters while serving.
+//! - One way alone where a newer GPU has another: products, their adapters and activations, and attention, go by kernels for
+//!   any GPU or by those for warpgroups, whichever was sooner when both were tried (`kernels/cuda/trials.rs`).
 //! - candle's CUDA. Of its operations a forward pass needs a dozen, all trivial; for them a build takes minutes of nvcc, and
 //!   the binary does not start where CUDA's libraries are missing. [`kernels::Tensor`] is candle's on the CPU and an array of
 //!   our own on a GPU, over a driver that is opened at run time and that a test can replace: the feature `emulated` runs
-//!   the same kernels on the CPU, with every block's threads in turn.
+//!   the same kernels on the CPU, with every block's threads in any order.
 //! - Of PEFT what learns prompts or prefixes, routes between adapters, draws its matrices from torch's random numbers, or
 //!   changes the base in ways that its weights do not tell (LoftQ, CorDA).
 //! - Of sentence-transformers' modules those that are no part of a transformer's pipeline (convolutions, LSTMs, words and
@@ -112,7 +114,8 @@
 //! - A Router in a forward pass: at load every route becomes a pipeline, and a request's kind of text chooses one.
 //! - Hidden states in less than f32: `dtype` is that of a base's matrices, and of what they and attention multiply at that
 //!   moment ([`kernels::Format`]); between products all is f32, and so are norms and adapters. On a GPU what a product gives
-//!   is of `dtype` until it is added to the hidden states, and so are the factors of adapters.
+//!   is of `dtype` until it is added to the hidden states, and so are the factors of adapters; and a sum that a norm passes on
+//!   is of 24 bits, since there it is the bytes that take time (`kernels/cuda/split.cuh`).
 //! - A pool of tasks below the engine: [`kernels::Threads`] share one operation, or take batches from the queue, never both.
 //! - `folder` is a leaf, not part of `hub`, because models, adapters and tokenizers read folders and know no Hub.
 

@@ -1,6 +1,6 @@
 //! Each operation where its arguments lie: the CPU's twin or the GPU's. What a file of this folder documents of the one
 //! holds for the other, but for types: on a GPU products give rows of their weight's type, what has no weight gives rows of
-//! its argument's type, and sums with a residual, in which layers pass hidden states on, are always f32.
+//! its argument's type, and sums with a residual, in which layers pass hidden states on, are f32, or 24 bits of it.
 
 use super::attention::Attention;
 use super::cuda::{self, Array, Projection};

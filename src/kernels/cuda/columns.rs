@@ -103,7 +103,7 @@ pub fn joined(parts: &[&Array], dimension: usize) -> Result<Array> {
     let mut start = 0;
     for part in &parts {
         let count = part.dims()[dimension];
-        assign(&whole.narrow(dimension, start, count)?, &part)?;
+        assign(&whole.narrow(dimension, start, count)?, part)?;
         start += count;
     }
     Ok(whole)

@@ -130,7 +130,7 @@ enum Updates {
     /// On the host for a GPU, those of these sites.
     Host(HostFactors, Vec<Site>),
     /// On a GPU.
-    There(Factors),
+    There(Box<Factors>),
 }
 
 impl Default for Updates {
@@ -184,7 +184,7 @@ impl Adapter {
         for (site, delta) in self.deltas.iter().filter(|(site, _)| !changed.contains(site)) {
             deltas.insert(*site, delta.placed(device, sites.dtype(*site, dtype), sites.weight(*site))?);
         }
-        Ok(Self { deltas, updates: Updates::There(factors), is_sum: self.is_sum, ..Self::default() })
+        Ok(Self { deltas, updates: Updates::There(factors.into()), is_sum: self.is_sum, ..Self::default() })
     }
 
     /// The same with matrices that multiply one input put side by side, so that one product is enough.

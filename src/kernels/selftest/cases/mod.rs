@@ -1,6 +1,7 @@
 //! The operations, their arguments, and what they cost.
 
-mod multiplying;
+mod attention;
+mod products;
 mod rowwise;
 
 use super::{Side, Size};
@@ -72,11 +73,17 @@ impl Shape {
 pub fn all(size: Size) -> Vec<Case> {
     let shape = Shape::of(size);
     // Products first: the others' shares are of their rate.
-    let mut cases = multiplying::all(&shape);
+    let mut cases = products::all(&shape);
+    cases.extend(attention::all(&shape));
     cases.extend(rowwise::all(&shape));
     cases
 }
 
 fn case(name: impl Into<String>, bound: f32, work: Work, prepare: impl Fn(&Side) -> Result<Run> + 'static) -> Case {
     Case { name: name.into(), bound, work, prepare: Box::new(prepare) }
+}
+
+/// What a case's name ends with.
+fn how(by_warpgroups: bool) -> &'static str {
+    if by_warpgroups { ", by warpgroups" } else { "" }
 }
