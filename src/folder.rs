@@ -113,6 +113,11 @@ impl Folder {
         self.file(relative)?.map(|path| read_json(&path)).transpose()
     }
 
+    /// The bytes of a file, and where it is; none where there is none.
+    pub fn bytes(&self, relative: &str) -> Result<Option<(PathBuf, Vec<u8>)>> {
+        self.file(relative)?.map(|path| Ok((path.clone(), read(&path)?))).transpose()
+    }
+
     /// Like [`Folder::json`], where a missing file is an error.
     pub fn require_json<T: DeserializeOwned>(&self, relative: &str) -> Result<T> {
         read_json(&self.require(relative)?)
@@ -151,10 +156,18 @@ pub fn says_nothing(value: &Value) -> bool {
     [json!(null), json!(false), json!({}), json!([])].contains(value)
 }
 
-fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
-    let bytes = fs::read(path).map_err(|error| Error::load(path, error.to_string()))?;
-    let mut reader = serde_json::Deserializer::from_slice(&bytes);
+/// The JSON in a file's bytes. An error names the file and the key, or line and column.
+pub fn parse_json<T: DeserializeOwned>(path: &Path, bytes: &[u8]) -> Result<T> {
+    let mut reader = serde_json::Deserializer::from_slice(bytes);
     serde_path_to_error::deserialize(&mut reader).map_err(|error| Error::load(path, reason(&error)))
+}
+
+fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
+    parse_json(path, &read(path)?)
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    fs::read(path).map_err(|error| Error::load(path, error.to_string()))
 }
 
 fn reason(error: &serde_path_to_error::Error<serde_json::Error>) -> String {

@@ -24,13 +24,13 @@ pub struct Parts {
 pub struct Readings {
     device: Device,
     format: Format,
-    tokenizers: RefCell<Tokenizers>,
+    tokenizers: Tokenizers,
     pipelines: RefCell<Vec<Arc<Pipeline>>>,
 }
 
 impl Readings {
     pub fn new(device: Device, format: Format) -> Self {
-        Self { device, format, tokenizers: RefCell::default(), pipelines: RefCell::default() }
+        Self { device, format, tokenizers: Tokenizers::default(), pipelines: RefCell::default() }
     }
 
     /// A base's, with its models.
@@ -54,7 +54,7 @@ impl Readings {
             };
             let specials = modules.body == Body::Transformer;
             let source = text::Source { folder: own, body: &modules.folder, specials };
-            let text = Text::of(source, None, capacity(&model, None), &mut self.tokenizers.borrow_mut())?;
+            let text = Text::of(source, None, capacity(&model, None), &self.tokenizers)?;
             let text = Arc::new(text.routed(routes.differ()));
             Ok(Parts { model, pipeline: self.share(&modules.pipeline), text })
         })
@@ -78,7 +78,7 @@ impl Readings {
         let text = |body: &Folder, parts: &Parts| {
             let source = text::Source { folder: Some(folder), body, specials: true };
             let capacity = capacity(&parts.model, Some(adapter));
-            Text::of(source, Some(&parts.text), capacity, &mut self.tokenizers.borrow_mut())
+            Text::of(source, Some(&parts.text), capacity, &self.tokenizers)
         };
         let (routes, read_as) = match Modules::of(folder, Some(model.folder()), &self.device)? {
             Some(own) => {

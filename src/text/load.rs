@@ -4,11 +4,12 @@ use super::settings::{Settings, TokenizerConfig};
 use super::tokenizer::{self, Sayings};
 use super::{Text, UNPROMPTED};
 use crate::error::{Error, Result};
-use crate::folder::Folder;
+use crate::folder::{Folder, parse_json};
 use serde::Deserialize;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokenizers::normalizers::{Lowercase, Sequence};
 use tokenizers::{NormalizerWrapper, Tokenizer};
 
@@ -44,7 +45,20 @@ struct Own {
 /// Tokenizers by content, so that adapters which ship a copy of their base's share it.
 #[derive(Default)]
 pub struct Tokenizers {
-    known: HashMap<String, Own>,
+    /// With the lengths to which files cut, by what these say: to compare that takes a hundredth of the time of reading it.
+    read: Mutex<HashMap<Files, (Own, Option<usize>)>>,
+    /// By what is made of the files.
+    made: Mutex<HashMap<String, Own>>,
+}
+
+/// All that a tokenizer is made of.
+#[derive(PartialEq, Eq, Hash)]
+struct Files {
+    /// Those of tokenizer.json.
+    bytes: blake3::Hash,
+    /// [`Sayings`], in JSON.
+    said: String,
+    lower_case: bool,
 }
 
 #[derive(Default, Deserialize)]
@@ -80,7 +94,7 @@ impl SentenceTransformers {
 
 impl Text {
     /// Reads a folder's tokenizer, limits and prompts; what the folder lacks comes from `base`.
-    pub fn of(source: Source, base: Option<&Text>, capacity: Capacity, tokenizers: &mut Tokenizers) -> Result<Self> {
+    pub fn of(source: Source, base: Option<&Text>, capacity: Capacity, tokenizers: &Tokenizers) -> Result<Self> {
         let Source { folder, body, specials } = source;
         let settings = if specials && folder.is_some() { Settings::of(body)? } else { Settings::default() };
         // Without specials sentence-transformers reads tokenizer.json alone.
@@ -123,35 +137,61 @@ impl Tokenizers {
     /// neither cuts nor pads. `rows` are the model's for tokens where transformers reads the file, none where it is read
     /// as it is.
     fn of(
-        &mut self,
+        &self,
         folder: &Folder,
         settings: &Settings,
         config: Option<&TokenizerConfig>,
         rows: Option<usize>,
     ) -> Result<Option<(Own, Option<usize>)>> {
-        let Some(mut content) = folder.json::<Value>("tokenizer.json")? else { return Ok(None) };
-        let path = folder.path().join("tokenizer.json");
+        let Some((path, bytes)) = folder.bytes("tokenizer.json")? else { return Ok(None) };
+        let (mut keys, mut specials, mut model) = (Map::new(), None, Value::Null);
+        if rows.is_some() {
+            keys.extend(config.map(|config| config.keys.clone()).unwrap_or_default());
+            specials = folder.json("special_tokens_map.json")?;
+            model = folder.json("config.json")?.unwrap_or_default();
+        }
+        let said = json!([keys, specials, model, rows]).to_string();
+        let files = Files { bytes: blake3::hash(&bytes), said, lower_case: settings.lower_case };
+        if let Some(known) = locked(&self.read).get(&files) {
+            return Ok(Some(known.clone()));
+        }
+        let sayings = rows.map(|vocabulary| Sayings {
+            tokenizer: &keys,
+            specials_map: specials.as_ref(),
+            model: &model,
+            vocabulary,
+        });
+        let made = self.make(&path, &bytes, sayings, settings.lower_case)?;
+        locked(&self.read).insert(files, made.clone());
+        Ok(Some(made))
+    }
+
+    /// Reads it, where no file of other bytes made the same.
+    fn make(
+        &self,
+        path: &Path,
+        bytes: &[u8],
+        sayings: Option<Sayings>,
+        lower_case: bool,
+    ) -> Result<(Own, Option<usize>)> {
+        let mut content: Value = parse_json(path, bytes)?;
         if !content.is_object() {
             return Err(Error::load(path, "it is no JSON object"));
         }
         let truncation = content["truncation"]["max_length"].as_u64().map(|max| max as usize);
         content["truncation"] = Value::Null;
         content["padding"] = Value::Null;
-        if let Some(vocabulary) = rows {
-            let (keys, specials) = (Map::new(), folder.json("special_tokens_map.json")?);
-            let tokenizer = config.map_or(&keys, |config| &config.keys);
-            let model = &folder.json("config.json")?.unwrap_or_default();
-            let sayings = Sayings { tokenizer, specials_map: specials.as_ref(), model, vocabulary };
-            tokenizer::rebuild(&mut content, &sayings).map_err(|reason| Error::load(&path, reason))?;
+        if let Some(sayings) = sayings {
+            tokenizer::rebuild(&mut content, &sayings).map_err(|reason| Error::load(path, reason))?;
         }
         // As sentence-transformers does: a normalizer with a step that does it is left as it is.
-        let lower_case = settings.lower_case && !lowers(&content["normalizer"]);
+        let lower_case = lower_case && !lowers(&content["normalizer"]);
         let content = content.to_string();
         let key = format!("{lower_case} {content}");
-        if let Some(own) = self.known.get(&key) {
-            return Ok(Some((own.clone(), truncation)));
+        if let Some(own) = locked(&self.made).get(&key) {
+            return Ok((own.clone(), truncation));
         }
-        let fail = |e: tokenizers::Error| Error::load(&path, e.to_string());
+        let fail = |e: tokenizers::Error| Error::load(path, e.to_string());
         let mut tokenizer = Tokenizer::from_bytes(content).map_err(fail)?;
         if lower_case {
             let lower = NormalizerWrapper::Lowercase(Lowercase);
@@ -160,9 +200,13 @@ impl Tokenizers {
         }
         let id_max = tokenizer.get_vocab(true).into_values().max().unwrap_or_default();
         let own = Own { tokenizer: Arc::new(tokenizer), id_max };
-        self.known.insert(key, own.clone());
-        Ok(Some((own, truncation)))
+        // Where another thread was faster, its own is the one that is shared.
+        Ok((locked(&self.made).entry(key).or_insert(own).clone(), truncation))
     }
+}
+
+fn locked<T>(known: &Mutex<T>) -> MutexGuard<'_, T> {
+    known.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Whether a normalizer, or one in its sequence, is the one that makes lower case.
