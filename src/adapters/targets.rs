@@ -85,6 +85,7 @@ impl Targets {
         let stacks: Vec<String> = stacks.flatten().collect();
         // As PEFT has them: the first number that follows such a name, or any name but the very first.
         let stacks: Vec<String> = match stacks.as_slice() {
+            [] if layers.is_empty() => Vec::new(),
             [] => vec![r"^.*?\.[^.]*\.(\d+)\.".to_owned()],
             named => named.iter().map(|stack| format!(r"^(?:|.*?\.){stack}\.(\d+)\.")).collect(),
         };
