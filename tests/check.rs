@@ -272,3 +272,76 @@ fn the_limit_is_a_cosine() {
         config(&[], &[], &[("golden_cosine_min", value)]).unwrap();
     }
 }
+
+/// A folder of 30 adapters of the bert base, of which every fifth was never trained and every seventh has a tokenizer of
+/// its own.
+fn thirty() -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for number in 0..30 {
+        let adapter = if number % 7 == 3 { copy_of("bert/lora-all") } else { bare("bert/lora-attention") };
+        if number % 5 == 2 {
+            untrain(adapter.path());
+        }
+        fs::rename(adapter.path(), folder.path().join(format!("a{number:02}"))).unwrap();
+    }
+    folder
+}
+
+/// Whether all adapters of a folder load on so many threads, what is said of them, and the log's lines about adapters.
+fn loaded_on(threads: usize, folder: &Path) -> (bool, String, Vec<String>) {
+    let (base, threads) = (fixture("bert/base"), threads.to_string());
+    let names = ["--model", base.to_str().unwrap(), "--adapters", folder.to_str().unwrap(), "--threads", &threads];
+    let output = check(&names);
+    let (said, log) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+    // Without the time, or as the reason why nothing is served.
+    let lines = log.lines().filter_map(|line| match line.split_once(' ') {
+        Some(("veneer:", _)) => Some(line.to_owned()),
+        Some((_, rest)) => rest.contains(" adapter=").then(|| rest.trim_start().to_owned()),
+        None => None,
+    });
+    (output.status.success(), said, lines.collect())
+}
+
+#[test]
+fn adapters_come_in_order_whatever_the_number_of_threads() {
+    let folder = thirty();
+    let alone = loaded_on(1, folder.path());
+    let (loads, _, log) = &alone;
+    let expected: Vec<String> = (0..30)
+        .flat_map(|number| {
+            [(number % 5 == 2).then(|| format!("WARN a{number:02}")), Some(format!("INFO a{number:02}"))]
+        })
+        .flatten()
+        .collect();
+    let level_and_name = |line: &String| {
+        let name = line.split("adapter=\"").nth(1).and_then(|rest| rest.split('"').next()).unwrap();
+        format!("{} {name}", line.split(' ').next().unwrap())
+    };
+    assert_eq!((*loads, log.iter().map(level_and_name).collect::<Vec<_>>()), (true, expected));
+    for threads in [2, 3, 7] {
+        assert_eq!(loaded_on(threads, folder.path()), alone, "on {threads} threads");
+    }
+}
+
+#[test]
+fn the_first_adapters_error_counts_whatever_the_number_of_threads() {
+    let folder = thirty();
+    // What is wrong with the 12th is found after all others are read, and that with the 10th after all are tried out.
+    let config = folder.path().join("a12/adapter_config.json");
+    edit_json(&config, |config| config["peft_type"] = json!("ROAD"));
+    let golden = folder.path().join("a10").join(FILE);
+    fs::write(&golden, json!({"texts": ["a"], "vectors": [vec![1.0; 32]]}).to_string()).unwrap();
+    for (first, cause) in [(10, "a10/veneer_golden.json"), (12, "a12/adapter_config.json")] {
+        let alone = loaded_on(1, folder.path());
+        let (loads, said, log) = &alone;
+        assert!(!loads && said.is_empty() && log.last().unwrap().contains(cause), "{log:?}");
+        assert_eq!(log.iter().filter(|line| line.contains("adapter loaded")).count(), first);
+        for threads in [2, 3, 7] {
+            assert_eq!(loaded_on(threads, folder.path()), alone, "on {threads} threads");
+        }
+        let _ = fs::remove_file(&golden);
+    }
+    // A folder that is not there is found out before any other is read.
+    let adapters = [source("wrong", &folder.path().join("a12")), source("lost", &folder.path().join("lost/lost/lost"))];
+    assert_says(&refused(&[named("base", "bert/base")], &adapters, &[]), &["a12/adapter_config.json"]);
+}

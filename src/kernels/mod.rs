@@ -46,7 +46,7 @@ pub(crate) use sample::below;
 pub use selftest::{Finding, Size, selftest};
 pub use sequences::{Places, Sequences};
 pub use tensor::{Departed, Tensor};
-pub use threads::{Threads, share_supply, threads};
+pub use threads::{Threads, share_results, share_supply, threads};
 pub use twins::{
     activate, add_difference, add_product, add_to_each, assign, attention, disentangled, look_up, norm, operand, pick,
     pool, product, rotate, scale_columns, scatter_add, set_product, sum, unit,

@@ -9,7 +9,7 @@ use crate::kernels::Threads;
 use crate::model::{Adapter, Batch, Model, Pipeline, Segment};
 use crate::text::{Prompt, Reading, Truncation};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Short sentences in three scripts.
 pub const PROBES: [&str; 3] = ["How do I reset my password?", "Кошка спит на тёплом окне.", "今天的天气很好。"];
@@ -43,11 +43,18 @@ impl Effect {
     pub fn is_nothing(&self) -> bool {
         self.moves.1 <= NOTHING
     }
+
+    /// Warns of an adapter that does nothing.
+    pub fn warn(&self, adapter: &str) {
+        if self.is_nothing() {
+            tracing::warn!(adapter, "it moves no probe sentence away from its base; was it trained?");
+        }
+    }
 }
 
 /// Runs probes; what a base alone makes of them is kept for its next adapter.
 pub struct Prober {
-    alone: Vec<Alone>,
+    alone: Mutex<Vec<Alone>>,
     threads: Threads,
 }
 
@@ -66,21 +73,21 @@ struct Alone {
 impl Prober {
     /// One that runs them on so many threads; 0: one a core.
     pub fn new(threads: usize) -> Result<Self> {
-        Ok(Self { alone: Vec::new(), threads: Threads::new(threads)? })
+        Ok(Self { alone: Mutex::default(), threads: Threads::new(threads)? })
     }
 
-    /// What an adapter does to its base, whose own model, pipeline and reading these are. One that does nothing is
-    /// warned of.
-    pub fn effect(&mut self, loaded: &Loaded, kind: String, base: &Parts) -> Result<Effect> {
+    /// What they are run on.
+    pub fn threads(&self) -> &Threads {
+        &self.threads
+    }
+
+    /// What an adapter does to its base, whose own model, pipeline and reading these are.
+    pub fn effect(&self, loaded: &Loaded, kind: String, base: &Parts) -> Result<Effect> {
         let unread = |error: Error| Error::load(Path::new(&loaded.root), format!("a probe sentence: {error}"));
         let moves = self.moves(loaded, base).map_err(unread)?;
         let pipeline = (!Arc::ptr_eq(&loaded.routes.main().pipeline, &base.pipeline)).then_some("pipeline");
         let overrides = pipeline.into_iter().chain(loaded.routes.main().text.differences(&base.text)).collect();
-        let effect = Effect { kind, overrides, moves };
-        if effect.is_nothing() {
-            tracing::warn!(adapter = loaded.name, "it moves no probe sentence away from its base; was it trained?");
-        }
-        Ok(effect)
+        Ok(Effect { kind, overrides, moves })
     }
 
     /// Runs a base once, so that one that cannot is found before the first request.
@@ -89,7 +96,7 @@ impl Prober {
         Ok(())
     }
 
-    fn moves(&mut self, loaded: &Loaded, base: &Parts) -> Result<(f64, f64)> {
+    fn moves(&self, loaded: &Loaded, base: &Parts) -> Result<(f64, f64)> {
         let own = loaded.routes.main();
         let sequences = read(own, &PROBES, Prompt::Default)?;
         // An adapter with a larger vocabulary may have made ids that the base has not.
@@ -105,17 +112,22 @@ impl Prober {
     }
 
     /// A base's vectors.
-    fn alone(&mut self, parts: &Parts, sequences: &[Tokens]) -> Result<Vec<Vec<f64>>> {
+    fn alone(&self, parts: &Parts, sequences: &[Tokens]) -> Result<Vec<Vec<f64>>> {
         let Parts { model, pipeline, .. } = parts;
         let same = |known: &&Alone| {
             Arc::ptr_eq(&known.model, model) && Arc::ptr_eq(&known.pipeline, pipeline) && known.sequences == sequences
         };
-        if let Some(known) = self.alone.iter().find(same) {
+        let known = || self.alone.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = known().iter().find(same) {
             return Ok(known.vectors.clone());
         }
         let vectors = self.vectors(parts, None, sequences)?;
-        let (model, pipeline, sequences) = (model.clone(), pipeline.clone(), sequences.to_vec());
-        self.alone.push(Alone { model, pipeline, sequences, vectors: vectors.clone() });
+        let mut known = known();
+        // Another thread may have been faster.
+        if !known.iter().any(|one| same(&one)) {
+            let (model, pipeline, sequences) = (model.clone(), pipeline.clone(), sequences.to_vec());
+            known.push(Alone { model, pipeline, sequences, vectors: vectors.clone() });
+        }
         Ok(vectors)
     }
 

@@ -8,9 +8,8 @@ use crate::error::Result;
 use crate::folder::Folder;
 use crate::model::{Adapter, Body, Device, Format, Model, Modules, Pipeline, Routes};
 use crate::text::{self, Capacity, Text, Tokenizers};
-use std::cell::RefCell;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// What texts on one route need.
 #[derive(Clone)]
@@ -25,12 +24,17 @@ pub struct Readings {
     device: Device,
     format: Format,
     tokenizers: Tokenizers,
-    pipelines: RefCell<Vec<Arc<Pipeline>>>,
+    pipelines: Mutex<Vec<Arc<Pipeline>>>,
 }
 
 impl Readings {
     pub fn new(device: Device, format: Format) -> Self {
-        Self { device, format, tokenizers: Tokenizers::default(), pipelines: RefCell::default() }
+        Self { device, format, tokenizers: Tokenizers::default(), pipelines: Mutex::default() }
+    }
+
+    /// Whether they lie in this machine's own memory.
+    pub fn are_on_cpu(&self) -> bool {
+        self.device.is_cpu()
     }
 
     /// A base's, with its models.
@@ -104,7 +108,7 @@ impl Readings {
 
     /// One value for equal pipelines, so that their sequences stay one segment.
     fn share(&self, pipeline: &Pipeline) -> Arc<Pipeline> {
-        let mut known = self.pipelines.borrow_mut();
+        let mut known = self.pipelines.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = known.iter().find(|known| ***known == *pipeline) {
             return known.clone();
         }

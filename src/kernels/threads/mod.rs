@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread::{JoinHandle, yield_now};
 
-pub use shares::{WORTH, made_rows, share_chunks, share_items, share_rows, share_supply};
+pub use shares::{WORTH, made_rows, share_chunks, share_items, share_results, share_rows, share_supply};
 
 /// A thread that leads, and others that help it. Dropped, these end.
 pub struct Threads {

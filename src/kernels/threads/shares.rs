@@ -2,6 +2,7 @@
 #![expect(unsafe_code, reason = "threads write parts of a slice that their leader lent them")]
 
 use super::{share, threads};
+use crate::error::Result;
 use std::mem::MaybeUninit;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -60,6 +61,31 @@ fn zeros(memory: &mut [MaybeUninit<f32>]) -> &mut [f32] {
 pub fn share_items<T: Send>(items: Vec<T>, f: impl Fn(T) + Sync) {
     let mut items: Vec<Option<T>> = items.into_iter().map(Some).collect();
     share_chunks(&mut items, 1, |_, item| item.iter_mut().filter_map(Option::take).for_each(&f));
+}
+
+/// What `f` makes of each item, in their order, as [`share`] does; up to the first item that it fails for, with that one's
+/// error. After a failure no later item is begun.
+pub fn share_results<T: Sync, R: Send>(items: &[T], f: impl Fn(&T) -> Result<R> + Sync) -> (Vec<R>, Result<()>) {
+    let first_failed = AtomicUsize::new(items.len());
+    let mut results: Vec<Option<Result<R>>> = items.iter().map(|_| None).collect();
+    share_chunks(&mut results, 1, |number, result| {
+        if number < first_failed.load(Ordering::Relaxed) {
+            let made = f(&items[number]);
+            if made.is_err() {
+                // One before it may fail later.
+                first_failed.fetch_min(number, Ordering::Relaxed);
+            }
+            result[0] = Some(made);
+        }
+    });
+    let mut made = Vec::with_capacity(items.len());
+    for result in results.into_iter().flatten() {
+        match result {
+            Ok(one) => made.push(one),
+            Err(error) => return (made, Err(error)),
+        }
+    }
+    (made, Ok(()))
 }
 
 /// Looks in a row at which nobody was busy, before a thread leaves. One would not do: who has just taken an item says so a
@@ -123,6 +149,7 @@ fn look_away(times: &mut u32) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Error;
     use crate::kernels::threads::Threads;
     use std::sync::Mutex;
 
@@ -135,6 +162,33 @@ mod tests {
         let sum = AtomicUsize::new(0);
         team.run(|| share_items(vec![1, 2, 3, 4], |item| _ = sum.fetch_add(item, Ordering::Relaxed)));
         assert_eq!(sum.into_inner(), 10);
+    }
+
+    #[test]
+    fn results_come_in_order_up_to_the_first_error() {
+        let items: Vec<u64> = (0..100).collect();
+        for count in [1, 4] {
+            let team = Threads::new(count).unwrap();
+            let results = |fails: fn(u64) -> bool| {
+                let begun = AtomicUsize::new(0);
+                let (made, outcome) = team.run(|| {
+                    share_results(&items, |item| {
+                        begun.fetch_add(1, Ordering::Relaxed);
+                        // What comes after it, and fails too, fails sooner.
+                        if *item == 20 {
+                            std::thread::sleep(std::time::Duration::from_millis(20));
+                        }
+                        if fails(*item) { Err(Error::Config(item.to_string())) } else { Ok(item * item) }
+                    })
+                });
+                (made, outcome.map_err(|error| error.to_string()), begun.into_inner())
+            };
+            let squares = |end: u64| (0..end).map(|item| item * item).collect::<Vec<_>>();
+            assert_eq!(results(|_| false), (squares(100), Ok(()), 100));
+            let (made, outcome, begun) = results(|item| item >= 20);
+            assert_eq!((made, outcome), (squares(20), Err("20".to_owned())));
+            assert!(begun <= 20 + count, "{begun} of 100 begun by {count}");
+        }
     }
 
     #[test]

@@ -1,14 +1,13 @@
 //! How everything that the configuration names is loaded.
 
+mod adapters;
+
 use super::Loaded;
 use super::check::{Prober, Report};
-use super::fitted::Fitted;
 use super::golden;
 use super::provenance::Provenance;
 use super::readings::{Parts, Readings};
-use super::sources::{
-    base_of, beside, default_name, format, in_folder, place_of_adapter, real_path, several_in, warn_of_another_base,
-};
+use super::sources::{base_of, beside, default_name, format, in_folder, place_of_adapter, real_path, several_in};
 use crate::config::{self, Config};
 use crate::error::{Error, Result};
 use crate::folder::Folder;
@@ -27,9 +26,8 @@ pub fn all(config: &Config, hub: &Hub, device: &Device) -> Result<Vec<Loaded>> {
     }
     let folder = Some(&config.server.adapters).filter(|folder| !folder.is_empty());
     let in_folder = folder.map_or(Ok(Vec::new()), |folder| in_folder(Path::new(folder)))?;
-    for adapter in config.adapters.iter().chain(&in_folder) {
-        loading.adapter_where_it_fits(adapter)?;
-    }
+    loading.adapters(&config.adapters, None)?;
+    loading.adapters(&in_folder, None)?;
     Ok(loading.loaded)
 }
 
@@ -77,22 +75,20 @@ impl<'a> Loading<'a> {
         let base = if let Some(place) = place_of_adapter(&folder)? {
             let base = self.base_under(&folder, &place, entry.base.as_deref(), &name)?;
             let adapter = config::Adapter { name, source: entry.source.clone(), base: None };
-            self.adapter(&adapter, &folder, &base)?;
+            let loaded = self.over(&[(&adapter, folder.clone())], Some(&base))?;
+            self.loaded.extend(loaded);
             let others = beside(&folder.subfolder(&place)?)?;
-            others.iter().try_for_each(|adapter| self.adapter_of(adapter, &base))?;
+            self.adapters(&others, Some(&base))?;
             base
         } else if let several @ [first, ..] = several_in(&folder)?.as_slice() {
             let folder = self.hub.fetch(&Source::parse(&first.source)?)?;
             let base = self.base_under(&folder, "", entry.base.as_deref(), &first.name)?;
-            several.iter().try_for_each(|adapter| self.adapter_of(adapter, &base))?;
+            self.adapters(several, Some(&base))?;
             base
         } else {
             self.base(name, &entry.source, &folder)?
         };
-        for adapter in &entry.adapters {
-            self.adapter_of(adapter, &base)?;
-        }
-        Ok(())
+        self.adapters(&entry.adapters, Some(&base))
     }
 
     /// The base that a PEFT checkpoint lies on; see [`base_of`].
@@ -100,12 +96,6 @@ impl<'a> Loading<'a> {
         let (name, root, folder) = base_of(self.hub, folder, place, given, name)?;
         let loaded = self.bases.iter().find(|base| base.path == real_path(&folder)).cloned();
         loaded.map_or_else(|| self.base(name, &root, &folder), Ok)
-    }
-
-    /// Fetches, loads and serves an adapter of a base.
-    fn adapter_of(&mut self, entry: &config::Adapter, base: &Base) -> Result<()> {
-        let folder = self.hub.fetch(&Source::parse(&entry.source)?)?;
-        self.adapter(entry, &folder, base)
     }
 
     /// Serves a base, and loads it where it is not loaded under another name.
@@ -147,8 +137,9 @@ impl<'a> Loading<'a> {
                 ..alone.clone()
             };
             let kind = "in the base's own checkpoint".to_owned();
-            loaded.report =
-                Report { effect: Some(self.prober.effect(&loaded, kind, base.routes.main())?), golden: None };
+            let effect = self.prober.effect(&loaded, kind, base.routes.main())?;
+            effect.warn(&loaded.name);
+            loaded.report = Report { effect: Some(effect), golden: None };
             self.loaded.push(loaded);
         }
         Ok(())
@@ -180,68 +171,6 @@ impl<'a> Loading<'a> {
         let tokens_max = base.routes.main().text.tokens_max();
         tracing::info!(model = base.name, %folder, mib, ms, tokens_max, "model loaded");
         Ok(base)
-    }
-
-    /// Loads and serves an adapter of a base.
-    fn adapter(&mut self, entry: &config::Adapter, folder: &Folder, base: &Base) -> Result<()> {
-        if entry.name.is_empty() || entry.name.contains(':') {
-            return Err(Error::Config(format!("'{}' cannot be an adapter's name", entry.name)));
-        }
-        self.serve_adapter(entry, Fitted::on(base, folder)?, base)
-    }
-
-    fn serve_adapter(&mut self, entry: &config::Adapter, fitted: Fitted, base: &Base) -> Result<()> {
-        let (routes, provenance) = self.readings.adapter(&fitted, base, self.config.server.pipeline)?;
-        let adapter = fitted.adapter;
-        let mut loaded = Loaded {
-            name: entry.name.clone(),
-            parent: Some(base.name.clone()),
-            root: entry.source.clone(),
-            created: now(),
-            adapter: Some(adapter.clone()),
-            routes,
-            provenance,
-            report: Report::default(),
-        };
-        let effect = self.prober.effect(&loaded, fitted.peft.summary(), base.routes.main())?;
-        loaded.report = Report { golden: self.golden(&fitted.folder, &loaded)?, effect: Some(effect.clone()) };
-        let (sites, rank, kib) = (adapter.deltas().count(), adapter.rank(), adapter.bytes() >> 10);
-        let (kind, moves) = (effect.kind, effect.moves.1);
-        tracing::info!(adapter = entry.name, base = base.name, kind, sites, rank, kib, moves, "adapter loaded");
-        warn_of_another_base(&entry.name, &fitted.peft, &base.root);
-        self.loaded.push(loaded);
-        Ok(())
-    }
-
-    /// Lays an adapter over the model that its entry names, or the only one that it fits.
-    fn adapter_where_it_fits(&mut self, entry: &config::Adapter) -> Result<()> {
-        let folder = self.hub.fetch(&Source::parse(&entry.source)?)?;
-        let bases = self.bases.clone();
-        if let Some(name) = &entry.base {
-            let base = bases.iter().find(|base| base.name == *name);
-            let unknown = || Error::Config(format!("adapter '{}': no model is called '{name}'", entry.name));
-            return self.adapter(entry, &folder, base.ok_or_else(unknown)?);
-        }
-        if let [only] = bases.as_slice() {
-            return self.adapter(entry, &folder, only);
-        }
-        let (mut fitting, mut reasons) = (Vec::new(), Vec::new());
-        for base in &bases {
-            match Fitted::on(base, &folder) {
-                Ok(fitted) => fitting.push((base, fitted)),
-                Err(error) => reasons.push(format!("{}: {error}", base.name)),
-            }
-        }
-        let names: Vec<&str> = fitting.iter().map(|(base, _)| base.name.as_str()).collect();
-        let (name, names) = (&entry.name, names.join(", "));
-        match fitting.len() {
-            0 => Err(Error::Config(format!("adapter '{name}' fits no model ({})", reasons.join("; ")))),
-            1 => fitting.into_iter().try_for_each(|(base, fitted)| self.serve_adapter(entry, fitted, base)),
-            _ => {
-                let way_out = format!("name one: BASE:{name}={}", entry.source);
-                Err(Error::Config(format!("adapter '{name}' fits several models: {names}; {way_out}")))
-            }
-        }
     }
 }
 
