@@ -20,8 +20,18 @@ fn device() -> Option<String> {
 }
 
 /// Families of which each has something that the others do not.
-const FAMILIES: [&str; 9] =
-    ["bert", "mpnet", "qwen3", "modernbert", "gemma3", "jina-v2", "nomic-v2-moe", "deberta-v2", "t5-gated"];
+const FAMILIES: [&str; 10] = [
+    "bert",
+    "mpnet",
+    "qwen3",
+    "modernbert",
+    "gemma3",
+    "jina-v2",
+    "jina-v2-code",
+    "nomic-v2-moe",
+    "deberta-v2",
+    "t5-gated",
+];
 
 /// A family's base and three adapters there.
 fn door(family: &str, device: &str, keys: &[(&str, &str)]) -> Door {

@@ -141,7 +141,9 @@ pub fn gap(a: &[Vec<f32>], b: &[Vec<f32>]) -> f32 {
     assert_eq!(a.len(), b.len());
     let of_row = |(a, b): (&Vec<f32>, &Vec<f32>)| {
         assert_eq!(a.len(), b.len());
-        a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+        // `max` would leave out NaN.
+        let gap = |(a, b): (&f32, &f32)| if (a - b).is_nan() { f32::INFINITY } else { (a - b).abs() };
+        a.iter().zip(b).map(gap).fold(0.0, f32::max)
     };
     a.iter().zip(b).map(of_row).fold(0.0, f32::max)
 }

@@ -19,11 +19,10 @@ const MANY: usize = 128;
 const WIDTHS: [usize; 6] = [32, 64, 96, 128, 192, 256];
 const WIDTHS_OF_MANY: [usize; 2] = [32, 64];
 
-/// The kernel of attention_group.cu, its head width, and what its blocks are.
-const GROUP: &str = "attention_group";
+/// Of attention_group.cu: its head width, and the threads of a block and the bytes that they share.
 const GROUP_WIDTH: usize = 64;
 const GROUP_THREADS: u32 = 384;
-const GROUP_BYTES: usize = 147_584;
+const GROUP_BYTES: usize = 147_528;
 
 /// Head widths that disentangled.cu has kernels for.
 const WIDTHS_OF_DISENTANGLED: [usize; 2] = [32, 64];
@@ -82,39 +81,55 @@ pub fn attention(q: &Array, k: &Array, v: &Array, attention: &Attention<Array>) 
     let heads = q.rows()?;
     let span = attention.bias.map_or(0, |bias| bias.dims()[1].div_ceil(2));
     let window = attention.window.map_or(-1, |window| window.min(i32::MAX as usize) as i32);
-    // By a kernel a part of the queries.
-    let attended = |parts: &[(&str, &Range<usize>)]| {
+    let attended = |parts: &[(&Kernel, &Range<usize>)]| {
         let y = Array::new(q.gpu(), q.dtype(), &[heads.outer, heads.inner * heads.width])?;
-        for (kernel, part) in parts {
+        for (Kernel { name, threads, shared }, part) in parts {
             let (tiles, count) = spread.part(part)?;
             let launch = Launch::on(q.gpu()).array(&y).array(q).array(k).array(v).array(&tiles);
             let launch = launch.optional(attention.bias).sizes([heads.inner / k.dims()[1], heads.width]);
             let launch = strides(launch, [q, k, v])?.float(attention.scale).int(i32::from(attention.causal));
-            let is_group = kernel.starts_with(GROUP);
-            let (threads, shared) = if is_group { (GROUP_THREADS, GROUP_BYTES) } else { (BLOCK, 0) };
-            let blocks = Blocks { grid: [count, heads.inner], threads, shared };
-            launch.int(window).sizes([span]).run_in(kernel, &blocks)?;
+            let blocks = Blocks { grid: [count, heads.inner], threads: *threads, shared: *shared };
+            launch.int(window).sizes([span]).run_in(name, &blocks)?;
         }
         Ok(y)
     };
     let of_type = suffix(q.dtype());
     if q.dtype() == DType::F32 {
-        return attended(&[("attention_f32", &spread.all)]);
+        return attended(&[(&Kernel::of_warps("attention_f32".into()), &spread.all)]);
     }
     let width = WIDTHS.into_iter().find(|width| heads.width <= *width);
     let width = width.ok_or_else(|| Error::Internal(format!("heads of width {} on a GPU", heads.width)))?;
-    let few = format!("attention_{of_type}_{width}");
+    let few = Kernel::of_warps(format!("attention_{of_type}_{width}"));
     let are_wide = [q, k, v].into_iter().map(is_wide).collect::<Result<Vec<_>>>()?;
     if !WIDTHS_OF_MANY.contains(&width) || are_wide.contains(&false) {
         return attended(&[(&few, &spread.all)]);
     }
-    let (many, group) = (format!("attention_many_{of_type}_{width}"), format!("{GROUP}_{of_type}"));
+    let many = Kernel::of_warps(format!("attention_many_{of_type}_{width}"));
+    let group = Kernel { name: format!("attention_group_{of_type}"), threads: GROUP_THREADS, shared: GROUP_BYTES };
     let old = || attended(&[(&few, &spread.short), (&many, &spread.long)]);
     let new = || attended(&[(&few, &spread.short), (&group, &spread.long)]);
-    let kind = Kind::Attention { heads: heads.inner, length: spread.mean().next_power_of_two() };
+    let kind = Kind::Attention {
+        heads: [heads.inner, k.dims()[1]],
+        length: spread.mean().next_power_of_two(),
+        has: [attention.causal, attention.window.is_some(), attention.bias.is_some()],
+    };
     let trial = Trial { rows: heads.outer, kind, dtype: q.dtype() };
     let has_group = q.gpu().warpgroups().is_some() && heads.width == GROUP_WIDTH && !spread.long.is_empty();
     if has_group && q.gpu().trials().prefers(q.gpu(), trial, &new, &old)? { new() } else { old() }
+}
+
+/// A kernel, and what its blocks are.
+struct Kernel {
+    name: String,
+    threads: u32,
+    shared: usize,
+}
+
+impl Kernel {
+    /// As most are.
+    fn of_warps(name: String) -> Self {
+        Self { name, threads: BLOCK, shared: 0 }
+    }
 }
 
 /// Whether every row of every head begins and ends at 16 bytes.
@@ -220,7 +235,11 @@ mod warpgroups {
                 (names, y.flatten_all().unwrap().to_vec1::<f32>().unwrap())
             };
             let ((_, old), (names, new)) = (attend(Warpgroups::Nowhere), attend(Warpgroups::Everywhere));
-            assert_eq!(names.iter().any(|name| name.starts_with(GROUP)), longest > TILE, "{names:?} {offsets:?}");
+            assert_eq!(
+                names.iter().any(|name| name.starts_with("attention_group")),
+                longest > TILE,
+                "{names:?} {offsets:?}"
+            );
             let bound = if dtype == DType::BF16 { 0.02 } else { 0.003 };
             for (place, (new, old)) in new.iter().zip(&old).enumerate() {
                 assert!((new - old).abs() <= bound, "{place} of {offsets:?} in round {round}: {new} {old}");

@@ -3,9 +3,6 @@
 #include "attention_warp.cuh"
 #include "warpgroup.cuh"
 
-// For devices that have no such products there is nothing to make of it.
-#if defined(EMULATED) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
-
 namespace {
 
 constexpr int GROUPS = 2, BLOCK = (1 + GROUPS) * WARPGROUP;
@@ -22,7 +19,7 @@ template <typename T> struct Memory {
 };
 
 /// What of a block's memory its launch must ask for.
-static_assert(sizeof(Memory<bf16>) <= 147584, "attention.rs asks for too little");
+static_assert(sizeof(Memory<bf16>) == 147528, "attention.rs asks for something else");
 
 /// Brings queries, and the keys from `start` on with their values.
 template <typename T> __device__ inline void bring(Memory<T> &memory, const Task<T> &task, int start, int end) {
@@ -108,4 +105,3 @@ template <typename T> __device__ inline void attend(const Task<T> &task) {
 
 ATTENTION_IN(GROUP_KERNEL, attention_group_bf16, bf16, 2 * QUERIES, attend)
 ATTENTION_IN(GROUP_KERNEL, attention_group_f16, f16, 2 * QUERIES, attend)
-#endif

@@ -12,10 +12,9 @@ const FOLDER: &str = "src/kernels/cuda";
 /// Machine code for A100 and what is like it, and for H100; from the last, devices that are newer compile their own.
 const TARGETS: [&str; 3] =
     ["arch=compute_80,code=sm_80", "arch=compute_90,code=sm_90", "arch=compute_90,code=compute_90"];
-/// The same for what includes this: only H100 has what it names, and for others nothing is left of the file.
+/// What includes this is for H100 alone, and for its like.
 const OF_WARPGROUPS: &str = "warpgroup.cuh";
-const TARGETS_OF_WARPGROUPS: [&str; 3] =
-    ["arch=compute_80,code=sm_80", "arch=compute_90a,code=sm_90a", "arch=compute_90,code=compute_90"];
+const TARGETS_OF_WARPGROUPS: [&str; 1] = ["arch=compute_90a,code=sm_90a"];
 
 fn main() {
     println!("cargo:rerun-if-changed={FOLDER}/build.rs");
@@ -59,10 +58,14 @@ fn embed(out: &Path) {
             });
         }
     });
-    let entry = |source: &PathBuf| format!("    ({:?}, include_bytes!({:?})),\n", stem(source), fatbin(out, source));
+    let entry = |source: &PathBuf| {
+        format!("    ({:?}, {}, include_bytes!({:?})),\n", stem(source), is_of_warpgroups(source), fatbin(out, source))
+    };
     let entries: String = sources.iter().map(entry).collect();
-    let text =
-        format!("/// Kernels by the names of their files.\npub const FATBINS: &[(&str, &[u8])] = &[\n{entries}];\n");
+    let text = format!(
+        "/// Kernels by the names of their files, and whether they are of warpgroups.\n\
+         pub const FATBINS: &[(&str, bool, &[u8])] = &[\n{entries}];\n"
+    );
     fs::write(out.join("fatbins.rs"), text).expect("OUT_DIR can be written to");
 }
 
@@ -77,13 +80,17 @@ fn fatbin(out: &Path, source: &Path) -> PathBuf {
 fn compile(nvcc: &Path, source: &Path, target: &Path) {
     let mut command = Command::new(nvcc);
     command.args(["-std=c++17", "-O3", "-fatbin"]);
-    let text = fs::read_to_string(source).unwrap_or_else(|error| panic!("{}: {error}", source.display()));
-    let targets = if text.contains(OF_WARPGROUPS) { TARGETS_OF_WARPGROUPS } else { TARGETS };
+    let targets = if is_of_warpgroups(source) { TARGETS_OF_WARPGROUPS.as_slice() } else { &TARGETS };
     command.args(targets.iter().flat_map(|target| ["-gencode", target]));
     let output = command.arg("-o").arg(target).arg(source).output();
     let output = output.unwrap_or_else(|error| panic!("{}: {error}", nvcc.display()));
     let told = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{} does not compile {}:\n{told}", nvcc.display(), source.display());
+}
+
+fn is_of_warpgroups(source: &Path) -> bool {
+    let text = fs::read_to_string(source).unwrap_or_else(|error| panic!("{}: {error}", source.display()));
+    text.contains(OF_WARPGROUPS)
 }
 
 /// The compiler, by the first name that runs.

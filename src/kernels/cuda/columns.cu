@@ -42,7 +42,8 @@ template <typename T> __device__ const T *row_of(const T *table, const unsigned 
 
 /// A block a row of `y [outer, inner, width]`.
 template <typename Y, typename X>
-__device__ void copy(Y *y, const X *x, const unsigned *ids, const float *addend, int inner, int width, int x_outer, int x_inner, int y_outer, int y_inner) {
+__device__ void copy(Y *y, const X *x, const unsigned *ids, const float *addend, int inner, int width, int x_outer,
+                     int x_inner, int y_outer, int y_inner) {
     unsigned outer = blockIdx.x / inner;
     long long within = blockIdx.x % inner;
     unsigned source = ids ? ids[outer] : outer;

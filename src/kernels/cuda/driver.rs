@@ -79,7 +79,7 @@ impl Driver {
         let (main, side) = (main?, side?);
         let multiplier = Multiplier::new(&device)?;
         let kernels = Kernels::load(&device)?;
-        let warpgroups = kernels.find("fused_bf16").ok().map(|_| device.multiprocessors()).transpose()?;
+        let warpgroups = device.has_warpgroups().then(|| device.multiprocessors()).transpose()?;
         Ok(Self { kernels, multiplier, pinned: Arc::default(), main, side, warpgroups, device })
     }
 

@@ -103,6 +103,8 @@ struct Fiber {
     /// How often its warp has done something together.
     unsigned together;
     std::vector<Copy> copies;
+    /// Where it has copied to since it showed that to products.
+    std::vector<void *> unshown;
     std::vector<Product> products;
     /// Groups that have ended.
     int copy_groups, product_groups;
@@ -166,6 +168,8 @@ struct Block {
     std::size_t stacks_bytes = 0;
     alignas(16) char shared_memory[SHARED_BYTES];
     alignas(1024) char launch_memory[LAUNCH_BYTES_MAX];
+    /// What products read of it: what was copied there and shown to them.
+    char shown_memory[LAUNCH_BYTES_MAX];
 
     ~Block() {
         if (stacks) munmap(stacks, stacks_bytes);
@@ -205,6 +209,7 @@ void Block::prepare_threads() {
 Outcome Block::run() {
     std::memset(shared_memory, 0xff, shared_bytes);
     std::memset(launch_memory, 0xff, launch_bytes);
+    std::memset(shown_memory, 0xff, launch_bytes);
     shared.clear();
     sleepers.clear();
     shared_bytes = 0;
@@ -220,6 +225,7 @@ Outcome Block::run() {
         fiber.number = number;
         fiber.together = 0;
         fiber.copies.clear();
+        fiber.unshown.clear();
         fiber.products.clear();
         fiber.copy_groups = fiber.product_groups = 0;
         prepare(fiber.context, stacks + number * STACK, begin);
@@ -313,10 +319,29 @@ void *memory_of_block(const void *key, std::size_t bytes) {
 
 char *memory_of_launch() { return block->launch_memory; }
 
+const char *shown(const void *place) {
+    return block->shown_memory + (static_cast<const char *>(place) - block->launch_memory);
+}
+
+namespace {
+
+bool is_of_launch(const void *place) {
+    const char *memory = block->launch_memory, *byte = static_cast<const char *>(place);
+    return byte >= memory && byte < memory + block->launch_bytes;
+}
+
+} // namespace
+
+void show() {
+    for (void *target : block->running->unshown) std::memcpy(const_cast<char *>(shown(target)), target, 16);
+    block->running->unshown.clear();
+}
+
 /// The target is spoilt until the copy is waited for.
 void copy_later(void *target, const void *source) {
     if (reinterpret_cast<std::uintptr_t>(target) % 16 || reinterpret_cast<std::uintptr_t>(source) % 16) std::abort();
     std::memset(target, 0xff, 16);
+    if (is_of_launch(target)) std::memset(const_cast<char *>(shown(target)), 0xff, 16);
     block->running->copies.push_back({target, source, block->running->copy_groups});
 }
 
@@ -332,7 +357,10 @@ template <typename T, typename F> void settle(std::vector<T> &asked, int group, 
 }
 
 void settle_copies(int group) {
-    settle(block->running->copies, group, [](const Copy &copy) { std::memcpy(copy.target, copy.source, 16); });
+    settle(block->running->copies, group, [](const Copy &copy) {
+        std::memcpy(copy.target, copy.source, 16);
+        if (is_of_launch(copy.target)) block->running->unshown.push_back(copy.target);
+    });
 }
 
 } // namespace

@@ -1,5 +1,6 @@
 // The words of warpgroup.cuh for a host compiler. A product is made when it is asked for or when it is waited for, of
-// what the block's memory then is, and a thread that waits for a counter runs again when its round is complete.
+// what was shown to it of the block's memory until then, and a thread that waits for a counter runs again when its
+// round is complete.
 #pragma once
 
 #include "emulated.hpp"
@@ -10,6 +11,10 @@ namespace emulated {
 
 /// All memory that the launch gives the block, at a multiple of 1024 bytes. It begins as NaN.
 char *memory_of_launch();
+
+/// Shows this thread's copies to products, and where products find what was shown of a place.
+void show();
+const char *shown(const void *place);
 
 void end_group_of_copies();
 
@@ -31,7 +36,7 @@ template <typename T> float number_at(unsigned long long matrix, int row, int co
     int piece = static_cast<int>(first - begin) / 16 + column / 8;
     const char *place = reinterpret_cast<const char *>(begin) + place_of(row, piece) + column % 8 * sizeof(T);
     T number;
-    std::memcpy(&number, place, sizeof number);
+    std::memcpy(&number, shown(place), sizeof number);
     return to_float(number);
 }
 
@@ -75,7 +80,7 @@ struct alignas(8) Counter {
     }
 };
 
-inline void show_to_products() {}
+inline void show_to_products() { emulated::show(); }
 inline void end_group_of_copies() { emulated::end_group_of_copies(); }
 template <int FEW> inline void wait_for_older_copies() { emulated::wait_for_copies_but(FEW); }
 template <int COUNT> inline void keep_registers() { warp_barrier(); }

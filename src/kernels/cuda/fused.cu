@@ -8,9 +8,6 @@
 #include "warpgroup.cuh"
 #include "wide.cuh"
 
-// For devices that have no such products there is nothing to make of it.
-#if defined(EMULATED) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
-
 namespace {
 
 /// One warpgroup brings rows, the others multiply.
@@ -26,7 +23,8 @@ constexpr int OWN = 8, PART = 32, PARTS = RIGHT_ROWS / PART;
 /// Rows of which a table says where their tiles begin.
 constexpr int ROWS_OF_WARP = 16;
 
-template <typename T> constexpr int STAGE = LEFT_ROWS * DEPTH;
+/// Numbers of a stage.
+constexpr int STAGE = LEFT_ROWS * DEPTH;
 
 /// Which column of the block's the sums i of a thread are of, so that every thread has OWN neighbouring ones: products do
 /// not care which row of w stands where. Eight after eight they are of the lanes' numbers modulo 4, two of each.
@@ -79,7 +77,7 @@ template <typename T> __device__ inline void bring(T *stages, const Counters &co
         for (int column = 0; column < fused.inputs; column += DEPTH) {
             const T *x = fused.x + static_cast<long long>(first) * fused.x_stride + column;
             bringer.bring([&](int stage) {
-                copy_matrix<LEFT_ROWS>(stages + stage * STAGE<T>, x, fused.x_stride, fused.rows - first);
+                copy_matrix<LEFT_ROWS>(stages + stage * STAGE, x, fused.x_stride, fused.rows - first);
             });
         }
     }
@@ -94,7 +92,7 @@ __device__ inline void multiply(float (&sums)[SUMS], const T *weights, const T *
     int before = 0;
     for (int column = 0; column < fused.inputs; column += DEPTH) {
         counters.there[turn.stage].wait(turn.parity);
-        multiply_depth(sums, stages + turn.stage * STAGE<T>, weights + column * RIGHT_ROWS, column > 0);
+        multiply_depth(sums, stages + turn.stage * STAGE, weights + column * RIGHT_ROWS, column > 0);
         if (column > 0) {
             wait_for_older_products<1>();
             arrive(counters.read[before]);
@@ -265,7 +263,7 @@ __device__ inline void write(const float (&sums)[SUMS], const Fused<T> &fused, i
 template <typename T> __device__ inline void project(const Fused<T> &fused, const Changes<T> &changes) {
     ALL_SHARED(memory);
     T *weights = reinterpret_cast<T *>(memory), *stages = weights + fused.inputs * RIGHT_ROWS;
-    Counter *there = reinterpret_cast<Counter *>(stages + fused.stages * STAGE<T>);
+    Counter *there = reinterpret_cast<Counter *>(stages + fused.stages * STAGE);
     Counters counters = {there, there + fused.stages, there + 2 * fused.stages};
     int first_column = blockIdx.x * RIGHT_ROWS, group = threadIdx.x / WARPGROUP;
     if (threadIdx.x < 2 * fused.stages + MULTIPLYING) there[threadIdx.x].begin(WARPGROUP / WARP);
@@ -307,12 +305,13 @@ template <typename T> __device__ inline void project(const Fused<T> &fused, cons
 #define FUSED(NAME, T)                                                                                                 \
     LONE_KERNEL(BLOCK, NAME, T *y, const T *x, const T *w, const T *bias, int activation, int rows, int inputs,        \
                 int outputs, int x_stride, int w_stride, int y_stride, int stages, const T *left, const Tile *tiles,   \
-                const unsigned *starts, const Span *spans, int tile_count, int start_count, int touched, int left_width) {              \
+                const unsigned *starts, const Span *spans, int tile_count, int start_count, int touched,               \
+                int left_width) {                                                                                      \
         Fused<T> fused = {y,       x,        w,        bias,     activation, rows,  inputs,                            \
                           outputs, x_stride, w_stride, y_stride, stages};                                              \
-        project(fused, Changes<T>{left, tiles, starts, spans, tile_count, start_count, touched, left_width});                       \
+        Changes<T> changes = {left, tiles, starts, spans, tile_count, start_count, touched, left_width};               \
+        project(fused, changes);                                                                                       \
     }
 
 FUSED(fused_bf16, bf16)
 FUSED(fused_f16, f16)
-#endif

@@ -3,7 +3,7 @@
 use super::array::Array;
 use super::command::{Argument, Command};
 use super::gpu::Gpu;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use candle_core::DType;
 
 /// Threads of a block, but for kernels of [`Blocks`] of their own.
@@ -23,22 +23,30 @@ pub struct Blocks {
 pub struct Launch<'a> {
     gpu: &'a Gpu,
     arguments: Vec<Argument>,
+    /// An array that is more than what lies at its address, of which a kernel would read that alone.
+    refused: Option<String>,
 }
 
 impl<'a> Launch<'a> {
     /// On a device.
     pub fn on(gpu: &'a Gpu) -> Self {
-        Self { gpu, arguments: Vec::with_capacity(20) }
+        Self { gpu, arguments: Vec::with_capacity(20), refused: None }
     }
 
     /// An array's first element.
-    pub fn array(self, array: &Array) -> Self {
+    pub fn array(mut self, array: &Array) -> Self {
+        if array.rest().is_some() {
+            self.refused.get_or_insert_with(|| format!("{array:?} has a rest"));
+        }
         self.address(array.address())
     }
 
     /// That of an array that may be missing.
     pub fn optional(self, array: Option<&Array>) -> Self {
-        self.address(array.map_or(0, Array::address))
+        match array {
+            Some(array) => self.array(array),
+            None => self.address(0),
+        }
     }
 
     fn address(mut self, address: u64) -> Self {
@@ -79,6 +87,9 @@ impl<'a> Launch<'a> {
     pub fn run_in(self, kernel: &str, blocks: &Blocks) -> Result<()> {
         if blocks.grid.contains(&0) {
             return Ok(());
+        }
+        if let Some(reason) = self.refused {
+            return Err(Error::Internal(format!("{kernel}: {reason}")));
         }
         let [columns, rows] = blocks.grid.map(|count| count as u32);
         self.gpu.run(Command::Launch {

@@ -44,7 +44,8 @@ pub fn norm(x: &Array, residual: Option<&Array>, norm: &Normalization<Array>) ->
 /// Whether the sum is passed on as numbers of 16 bits and their rest: where it is of a product and of what was passed on.
 fn is_split(x: &Array, residual: &Array, norm: &Normalization<Array>) -> bool {
     let is_passed_on = residual.dtype() == DType::F32 || residual.rest().is_some() && residual.dtype() == x.dtype();
-    norm.rounded == Some(x.dtype()) && x.dtype() != DType::F32 && x.is_dense() && x.dims().len() == 2 && is_passed_on
+    let is_product = x.dtype() != DType::F32 && x.rest().is_none() && x.is_dense() && x.dims().len() == 2;
+    norm.rounded == Some(x.dtype()) && is_product && is_passed_on
 }
 
 fn norm_split(x: &Array, residual: &Array, norm: &Normalization<Array>) -> Result<Array> {
@@ -120,6 +121,9 @@ mod tests {
                 assert!(passed.rest().is_some() && passed.dtype() == dtype, "round {round}");
                 let nearest = exact.to_dtype(dtype).unwrap();
                 assert_eq!(read(&passed.to_dtype(dtype).unwrap()), read(&nearest));
+                // Joined, it is rounded to the same again.
+                let again = passed.whole().unwrap().to_dtype(dtype).unwrap();
+                assert_eq!(read(&again), read(&nearest));
                 let narrowed = passed.narrow(0, 20, 30).unwrap();
                 assert_eq!(read(&narrowed), read(&passed)[20 * width..]);
                 for ((whole, exact), nearest) in read(&passed).iter().zip(read(&exact)).zip(read(&nearest)) {

@@ -1,5 +1,6 @@
-// Numbers in 24 bits: one of 16 bits, which is what products take, and how far the number is from it, in 254ths of the
-// distance between two neighbours there, of which it is half at most. So what layers pass on is read and written in three bytes and not in four.
+// Numbers in 24 bits: one of 16 bits, which is what products take, and how far the number is from it, in 255ths of the
+// distance between two neighbours there: less than half of it, so that the two together round to the one again. So what
+// layers pass on is read and written in three bytes and not in four.
 #pragma once
 
 #include "wide.cuh"
@@ -7,13 +8,13 @@
 /// The bits of the power of two that a number is at least, or of 0.
 __device__ inline unsigned power_bits(float x) { return bits_of(x) & 0x7f800000u; }
 
-/// A power of two over a 254th of the distance from there to the next number.
-template <typename T> constexpr float PARTS = 254 * 0x1p10f;
-template <> constexpr float PARTS<bf16> = 254 * 0x1p7f;
+/// A power of two over a 255th of the distance from there to the next number.
+template <typename T> constexpr float PARTS = 255 * 0x1p10f;
+template <> constexpr float PARTS<bf16> = 255 * 0x1p7f;
 
 template <typename T> __device__ inline float joined(T high, signed char rest) {
     float x = to_float(high);
-    return x + static_cast<float>(rest) * of_bits(power_bits(x)) * (1.0f / PARTS<T>);
+    return x + static_cast<float>(rest) * (of_bits(power_bits(x)) * (1.0f / PARTS<T>));
 }
 
 template <typename T> __device__ inline signed char rest_of(float x, T high) {

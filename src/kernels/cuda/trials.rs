@@ -3,8 +3,8 @@
 
 use super::array::Array;
 use super::gpu::{Gpu, Warpgroups};
-use crate::error::Result;
-use candle_core::{DType, Tensor};
+use crate::error::{Error, Result};
+use candle_core::DType;
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -42,15 +42,19 @@ pub enum Kind {
         sizes: [usize; 2],
         /// As its kernel calls it.
         activation: i32,
+        /// Whether there is one.
+        has_bias: bool,
         /// By adapters.
         is_changed: bool,
     },
     /// Of sequences of about so many tokens.
     Attention {
-        /// Of queries.
-        heads: usize,
+        /// Of queries, and of keys.
+        heads: [usize; 2],
         /// Tokens of a sequence.
         length: usize,
+        /// Whether it is causal, in windows, or with biases.
+        has: [bool; 3],
     },
 }
 
@@ -60,10 +64,10 @@ pub struct Trials(Mutex<HashMap<Trial, bool>>);
 
 impl Trials {
     /// Whether a new way gives what the old one gives, and sooner. Where kernels are emulated time tells nothing, and it is
-    /// always taken.
+    /// always taken. A row's last bits depend on the way.
     ///
     /// # Errors
-    /// Those of either.
+    /// Those of the old way, and a device that is lost.
     pub fn prefers(
         &self,
         gpu: &Gpu,
@@ -82,7 +86,19 @@ impl Trials {
         if let Some(known) = known {
             return Ok(known);
         }
-        let difference = difference(&new()?, &old()?)?;
+        let old_result = old()?;
+        let Some(difference) = (match new() {
+            Ok(new_result) => difference(&new_result, &old_result)?,
+            Err(error @ Error::Lost(_)) => return Err(error),
+            // Both at once have no room; the old way alone has.
+            Err(Error::OutOfMemory(_)) => None,
+            Err(error) => {
+                tracing::error!(%error, ?trial, "kernels for warpgroups fail, and are left");
+                Some(f32::INFINITY)
+            }
+        }) else {
+            return Ok(false);
+        };
         let is_same = difference <= DIFFERENCE_MAX;
         if !is_same {
             tracing::error!(?trial, difference, "kernels for warpgroups give something else, and are left");
@@ -112,20 +128,56 @@ fn times(gpu: &Gpu, ways: [&dyn Fn() -> Result<Array>; 2]) -> Result<[Duration; 
     Ok(least.map(|time| time / LAUNCHES as u32))
 }
 
-/// The largest difference of some rows, at both ends and in the middle, over the largest number there.
-fn difference(ours: &Array, theirs: &Array) -> Result<f32> {
-    let rows = ours.dims()[0];
+/// The largest difference of some rows, at both ends and in the middle, over the largest number of the old way there; none
+/// where that has numbers that are not finite, of which nothing follows.
+fn difference(new: &Array, old: &Array) -> Result<Option<f32>> {
+    let rows = old.dims()[0];
     let count = rows.min(COMPARED);
-    let (mut difference, mut largest) = (0f32, f32::MIN_POSITIVE);
+    let (mut most, mut largest) = (0f32, f32::MIN_POSITIVE);
     for first in [0, (rows - count) / 2, rows - count] {
-        let read =
-            |y: &Array| -> Result<Tensor> { Ok(y.narrow(0, first, count)?.depart()?.wait()?.to_dtype(DType::F32)?) };
-        let (ours, theirs) = (read(ours)?, read(theirs)?);
-        let most = |tensor: Tensor| -> Result<f32> { Ok(tensor.abs()?.flatten_all()?.max(0)?.to_scalar()?) };
-        largest = largest.max(most(theirs.clone())?);
-        let apart = most((ours - theirs)?)?;
-        // Not `max`, which leaves out NaN.
-        difference = if apart <= difference { difference } else { apart };
+        let read = |y: &Array| -> Result<Vec<f32>> {
+            let y = y.narrow(0, first, count)?.depart()?.wait()?;
+            Ok(y.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?)
+        };
+        for (new, old) in read(new)?.into_iter().zip(read(old)?) {
+            if !old.is_finite() {
+                return Ok(None);
+            }
+            largest = largest.max(old.abs());
+            // `max` would leave out NaN.
+            most = if (new - old).abs() <= most { most } else { (new - old).abs() };
+            if most.is_nan() {
+                return Ok(Some(f32::INFINITY));
+            }
+        }
     }
-    Ok(difference / largest)
+    Ok(Some(most / largest))
+}
+
+#[cfg(test)]
+#[cfg(feature = "emulated")]
+mod tests {
+    use super::*;
+    use candle_core::{Device, Tensor};
+
+    #[test]
+    fn a_single_number_tells_two_ways_apart() {
+        let gpu = Gpu::emulated(16).unwrap();
+        let on =
+            |numbers: Vec<f32>| Array::of(&gpu, &Tensor::from_vec(numbers, (200, 4), &Device::Cpu).unwrap()).unwrap();
+        let numbers: Vec<f32> = (0..800).map(|i| i as f32).collect();
+        let with = |place: usize, number: f32| {
+            let mut other = numbers.clone();
+            other[place] = number;
+            on(other)
+        };
+        let old = on(numbers.clone());
+        let apart = |new: &Array| difference(new, &old).unwrap();
+        assert_eq!(apart(&on(numbers.clone())), Some(0.0));
+        assert_eq!(apart(&with(799, 0.0)), Some(1.0));
+        for number in [f32::NAN, f32::INFINITY] {
+            assert_eq!(apart(&with(5, number)), Some(f32::INFINITY));
+            assert_eq!(difference(&old, &with(5, number)).unwrap(), None, "nothing follows");
+        }
+    }
 }

@@ -19,6 +19,7 @@ pub struct Device {
     context: sys::CUcontext,
     pools: [Pool; 2],
     name: String,
+    capability: (i32, i32),
 }
 
 // SAFETY: CUDA's handles belong to the process, and its functions may be called from any thread.
@@ -54,7 +55,7 @@ impl Device {
         // SAFETY: as above; it is released when this is dropped.
         let context = unsafe { result::primary_ctx::retain(device) }?;
         let name = format!("{name}, {:.1} GiB", bytes as f64 / f64::from(1 << 30));
-        Ok(Self { device, context, pools, name })
+        Ok(Self { device, context, pools, name, capability })
     }
 
     /// Pools for what computes, and for what is brought beside it.
@@ -65,6 +66,11 @@ impl Device {
     /// What it is called, and its memory.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Whether four warps can multiply together.
+    pub fn has_warpgroups(&self) -> bool {
+        self.capability == (9, 0)
     }
 
     /// Of which each runs blocks by itself.

@@ -13,6 +13,8 @@ include!(concat!(env!("OUT_DIR"), "/fatbins.rs"));
 
 /// What blocks may share without being allowed more.
 const SHARED_BYTES: u32 = 48 << 10;
+/// What blocks may share at all, where warpgroups multiply.
+const SHARED_BYTES_MAX: i32 = 227 << 10;
 
 /// Kernels of a device.
 pub struct Kernels {
@@ -26,9 +28,10 @@ unsafe impl Send for Kernels {}
 unsafe impl Sync for Kernels {}
 
 impl Kernels {
-    /// All of them.
+    /// All that the device knows.
     pub fn load(device: &Arc<Device>) -> Result<Self, Failure> {
-        let load = |&(name, bytes): &(&str, &[u8])| {
+        let is_known = |(_, is_of_warpgroups, _): &&(&str, bool, &[u8])| !is_of_warpgroups || device.has_warpgroups();
+        let load = |&(name, _, bytes): &(&str, bool, &[u8])| {
             // Headers are read as integers, which included bytes need not be aligned for.
             let words: Vec<u64> = bytes.chunks(8).map(word).collect();
             // SAFETY: a whole fatbin as nvcc wrote it, of which CUDA keeps a copy.
@@ -36,7 +39,7 @@ impl Kernels {
             let raw = raw.map_err(|error| Failure::from(error).of(&format!("kernels '{name}'")))?;
             Ok(Owned::new(device, raw, module::unload))
         };
-        let modules = FATBINS.iter().map(load).collect::<Result<_, Failure>>()?;
+        let modules = FATBINS.iter().filter(is_known).map(load).collect::<Result<_, Failure>>()?;
         Ok(Self { modules, found: Mutex::default() })
     }
 
@@ -44,9 +47,10 @@ impl Kernels {
     pub fn find_sharing(&self, name: &str, bytes: u32) -> Result<CUfunction, Failure> {
         let function = self.find(name)?;
         if bytes > SHARED_BYTES {
+            // Always the same, whatever this launch takes.
             let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             // SAFETY: the function is of a loaded module.
-            let set = unsafe { function::set_function_attribute(function, attribute, bytes as i32) };
+            let set = unsafe { function::set_function_attribute(function, attribute, SHARED_BYTES_MAX) };
             set.map_err(|error| Failure::from(error).of(name))?;
         }
         Ok(function)

@@ -77,7 +77,10 @@ impl Multiplier {
             return Ok(*algorithm);
         }
         let algorithms = self.likely(rows, &Terms::of(&self.device, rows)?)?;
-        let algorithm = self.fastest(product, &algorithms).unwrap_or(algorithms[0]);
+        // Not for f32, whose last bits are not to depend on what was a moment faster.
+        let is_worth_it = rows.rows >= TRIED_ROWS && rows.element != Element::F32;
+        let fastest = if is_worth_it { self.fastest(product, &algorithms) } else { None };
+        let algorithm = fastest.unwrap_or(algorithms[0]);
         let mut algorithms = self.algorithms.lock().unwrap_or_else(PoisonError::into_inner);
         if algorithms.len() >= ALGORITHMS_MAX {
             algorithms.clear();
@@ -86,11 +89,11 @@ impl Multiplier {
         Ok(algorithm)
     }
 
-    /// The one of several that takes least time for a product, which is made by each; none where that would change it, or
-    /// where there are too few rows for it to matter.
+    /// The one of several that takes least time for a product, which is made by each; none where that would change it. Not
+    /// while a stream is captured: what graphs are of has fewer rows.
     fn fastest(&self, product: &Product, algorithms: &[Algorithm]) -> Option<Algorithm> {
         let Product { matmul, stream, .. } = product;
-        if matmul.rows < TRIED_ROWS || matmul.accumulate {
+        if matmul.accumulate {
             return None;
         }
         let time = |algorithm: &Algorithm| {
