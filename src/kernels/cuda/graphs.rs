@@ -7,16 +7,20 @@ use crate::telemetry;
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, BuildHasherDefault, Hasher};
 
-/// Graphs that are kept; with one more all are forgotten.
-pub(super) const GRAPHS_MAX: usize = 256;
+/// Graphs of lists that came lately; with one more they are the older ones, and those that were are forgotten.
+pub(super) const YOUNG_MAX: usize = 128;
 
 /// Lists that came once and are remembered, by their hashes; with one more all are forgotten.
 const SEEN_MAX: usize = 4096;
 
+type Known = HashMap<Vec<Command>, Box<dyn Graph>, BuildHasherDefault<Words>>;
+
 /// Lists that came before.
 #[derive(Default)]
 pub struct Graphs {
-    known: HashMap<Vec<Command>, Box<dyn Graph>, BuildHasherDefault<Words>>,
+    young: Known,
+    /// Of lists that came before all of the young ones, and not since.
+    old: Known,
     /// Hashes of those that came once.
     seen: HashSet<u64>,
     /// Whether the device could not make one, and is asked for no more.
@@ -26,19 +30,15 @@ pub struct Graphs {
 impl Graphs {
     /// Sends a list: as a graph if it has come before, else one by one.
     pub fn send(&mut self, backend: &dyn Backend, commands: Vec<Command>) -> Result<()> {
-        if let Some(graph) = self.known.get(&commands) {
+        if let Some(graph) = self.young.get(&commands) {
             return launch(&**graph);
+        }
+        if let Some((commands, graph)) = self.old.remove_entry(&commands) {
+            return self.launch_young(backend, commands, graph);
         }
         if !self.is_unable && self.has_come(&commands) {
             match backend.capture(&commands) {
-                Ok(graph) => {
-                    if self.known.len() >= GRAPHS_MAX {
-                        // They must not go while they run.
-                        backend.synchronize(Lane::Main)?;
-                        self.known.clear();
-                    }
-                    return launch(&**self.known.entry(commands).insert_entry(graph).get());
-                }
+                Ok(graph) => return self.launch_young(backend, commands, graph),
                 Err(reason) => {
                     self.is_unable = true;
                     tracing::warn!(%reason, "the device takes no more graphs; kernels are launched one by one");
@@ -48,9 +48,18 @@ impl Graphs {
         commands.iter().try_for_each(|command| backend.run(command))
     }
 
+    fn launch_young(&mut self, backend: &dyn Backend, commands: Vec<Command>, graph: Box<dyn Graph>) -> Result<()> {
+        if self.young.len() >= YOUNG_MAX {
+            // They must not go while they run.
+            backend.synchronize(Lane::Main)?;
+            self.old = std::mem::take(&mut self.young);
+        }
+        launch(&**self.young.entry(commands).insert_entry(graph).get())
+    }
+
     /// Whether a list has come before. Of two that have one hash, which are rare, the second may be taken for the first.
     fn has_come(&mut self, commands: &[Command]) -> bool {
-        let hash = self.known.hasher().hash_one(commands);
+        let hash = self.young.hasher().hash_one(commands);
         if self.seen.remove(&hash) {
             return true;
         }

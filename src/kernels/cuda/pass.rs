@@ -184,7 +184,7 @@ mod tests {
     use crate::error::Error;
     use crate::kernels::cuda::emulated::Emulated;
     use crate::kernels::cuda::gpu::{Arrival, Graph};
-    use crate::kernels::cuda::graphs::GRAPHS_MAX;
+    use crate::kernels::cuda::graphs::YOUNG_MAX;
     use crate::kernels::cuda::{Array, Gpu, affine, sum};
     use candle_core::{DType, Device, Tensor};
     use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -319,16 +319,24 @@ mod tests {
     }
 
     #[test]
-    fn with_one_graph_too_many_all_are_forgotten_and_made_again() {
+    fn graphs_of_what_comes_again_are_kept_and_others_are_forgotten() {
         let (gpu, calls) = watched(true);
-        let numbers = vec![1.0; GRAPHS_MAX + 1];
-        for count in (1..=GRAPHS_MAX + 1).flat_map(|count| [count; 2]) {
-            triple(&gpu, &numbers[..count]);
+        let numbers = vec![1.0; 2 * YOUNG_MAX + 2];
+        let mut synchronized = 0;
+        for count in 2..=2 * YOUNG_MAX + 2 {
+            // The first in between, again and again.
+            for count in [count, count, 1] {
+                triple(&gpu, &numbers[..count]);
+            }
+            synchronized += take(&calls).iter().filter(|call| **call == "synchronize").count();
         }
-        let calls_of = |call: &str| take(&calls).iter().filter(|called| **called == call).count();
-        assert_eq!(calls_of("synchronize"), 1);
-        [1, 1, GRAPHS_MAX + 1].iter().for_each(|count| triple(&gpu, &numbers[..*count]));
-        assert_eq!(take(&calls), [&EACH[..], &FIRST, &AGAIN].concat());
+        assert_eq!(synchronized, 2);
+        triple(&gpu, &numbers[..1]);
+        assert_eq!(take(&calls), AGAIN, "what comes all the time");
+        triple(&gpu, &numbers[..2 * YOUNG_MAX]);
+        assert_eq!(take(&calls), AGAIN, "what came lately");
+        [2, 2].iter().for_each(|count| triple(&gpu, &numbers[..*count]));
+        assert_eq!(take(&calls), [EACH.as_slice(), &FIRST].concat(), "what came long ago");
     }
 
     #[test]
