@@ -97,6 +97,22 @@ pub enum Gate {
     Second,
 }
 
+/// An activation, and whether it gates.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Active {
+    /// Of each number.
+    pub activation: Activation,
+    /// What it multiplies.
+    pub gate: Gate,
+}
+
+impl Active {
+    /// One that multiplies nothing.
+    pub fn plain(activation: Activation) -> Self {
+        Self { activation, gate: Gate::Absent }
+    }
+}
+
 /// `f(x)` elementwise, `[rows, n] -> [rows, n]`; gated: `f` of one half times the other, `[rows, 2n] -> [rows, n]`.
 pub fn activate(x: &Tensor, activation: Activation, gate: Gate) -> Result<Tensor> {
     x.apply_op1_no_bwd(&Activate { activation, gate })

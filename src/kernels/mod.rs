@@ -31,7 +31,7 @@ mod view;
 #[cfg(all(test, feature = "emulated"))]
 pub use {cuda::asked, sample::normal};
 
-pub use activation::{Activation, Gate};
+pub use activation::{Activation, Active, Gate};
 pub use attention::Attention;
 pub use cuda::{Change, HostFactors, Warpgroups};
 pub use device::Device;
@@ -48,7 +48,7 @@ pub use sequences::{Places, Sequences};
 pub use tensor::{Departed, Tensor};
 pub use threads::{Threads, share_results, share_supply, threads};
 pub use twins::{
-    activate, add_difference, add_product, add_to_each, assign, attention, disentangled, look_up, norm, operand, pick,
-    pool, product, rotate, scale_columns, scatter_add, set_product, sum, unit,
+    activate, activated, add_difference, add_product, add_to_each, assign, attention, disentangled, look_up, norm,
+    operand, pick, pool, product, rotate, scale_columns, scatter_add, set_product, sum, unit,
 };
 pub use updates::{Factors, Spans, Touched, Updates};

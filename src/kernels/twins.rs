@@ -3,12 +3,12 @@
 //! its argument's type, and sums with a residual, in which layers pass hidden states on, are f32, or 24 bits of it.
 
 use super::attention::Attention;
-use super::cuda::{self, Array, Projection};
+use super::cuda::{self, Array};
 use super::disentangled::Disentangled;
 use super::sequences::Sequences;
 use super::tensor::Tensor;
 use super::updates::Updates;
-use super::{Activation, Gate, Normalization, Pooling};
+use super::{Activation, Active, Gate, Normalization, Pooling};
 use super::{activation, columns, lookup, pooling, rotary};
 use crate::error::{Error, Result};
 use candle_core::{DType, Device};
@@ -133,20 +133,28 @@ pub fn project(
     weight: &Tensor,
     bias: Option<&Tensor>,
     updates: &Updates,
-    activation: Option<Activation>,
+    active: Option<Active>,
 ) -> Result<Tensor> {
     match x {
         Tensor::Cpu(x) => {
             let y = super::product::product(x, weight.cpu()?, on_cpu(bias)?)?.into();
             updates.add_to(&y)?;
-            activation.map_or(Ok(y.clone()), |activation| activate(&y, activation, Gate::Absent))
+            activated(y, active)
         }
         Tensor::Gpu(x) => {
             let (weight, updates) = (weight.array()?, updates.grouped()?);
             let x = &x.to_dtype(weight.dtype())?;
-            let projection = Projection { x, weight, bias: on_gpu(bias)?, updates, activation };
+            let projection = cuda::Projection { x, weight, bias: on_gpu(bias)?, updates, active };
             Ok(Tensor::Gpu(projection.run()?))
         }
+    }
+}
+
+/// What an activation makes of something, or the same where there is none.
+pub fn activated(y: Tensor, active: Option<Active>) -> Result<Tensor> {
+    match active {
+        Some(Active { activation, gate }) => activate(&y, activation, gate),
+        None => Ok(y),
     }
 }
 

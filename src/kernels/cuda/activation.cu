@@ -16,9 +16,6 @@ template <typename T> constexpr int SIDE_BY_SIDE = 16 / sizeof(T);
 template <typename T> constexpr int COLUMNS = THREADS * SIDE_BY_SIDE<T>;
 template <typename T> constexpr int ROWS = OWN / SIDE_BY_SIDE<T>;
 
-/// What multiplies the activation.
-enum Gate { ABSENT, OF_FIRST, OF_SECOND };
-
 /// What an activation's numbers are made of.
 template <typename T> struct Rows {
     T *y;

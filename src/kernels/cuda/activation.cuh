@@ -26,6 +26,9 @@ enum Activation {
     TANHSHRINK,
 };
 
+/// Of which half of a row's columns an activation is, that the other half multiplies.
+enum Gate { ABSENT, OF_FIRST, OF_SECOND };
+
 /// `max(x, 0) - |x| Phi(-|x|)`, which is x Phi(x) without the difference of two that are almost 1. The logarithm of Phi,
 /// to base 2, is a polynomial: the minimax fit on [-6.5, 0], by Remez' algorithm, of the error of the result. The fit's is
 /// 8e-8 at most, and where the result is less than 1e-4 there, 8e-4 of it. From -14 on it is 0.

@@ -12,11 +12,7 @@ const OWN: usize = 16;
 /// See the CPU twin; the result is of the type of `x`.
 pub fn activate(x: &Array, activation: Activation, gate: Gate) -> Result<Array> {
     let [rows, columns, stride] = x.matrix()?;
-    let (gate, width) = match gate {
-        Gate::Absent => (0, columns),
-        Gate::First => (1, columns / 2),
-        Gate::Second => (2, columns / 2),
-    };
+    let (gate, width) = gated(gate, columns);
     let [p, q] = match activation {
         Activation::LeakyRelu(slope) => [slope, 0.0],
         Activation::Clamp(low, high) => [low, high],
@@ -32,7 +28,16 @@ pub fn activate(x: &Array, activation: Activation, gate: Gate) -> Result<Array> 
     Ok(y)
 }
 
-/// What activation.cu calls it: its place among all of them.
+/// What activation.cuh calls a gate, and the columns that it leaves of so many.
+pub(super) fn gated(gate: Gate, columns: usize) -> (i32, usize) {
+    match gate {
+        Gate::Absent => (0, columns),
+        Gate::First => (1, columns / 2),
+        Gate::Second => (2, columns / 2),
+    }
+}
+
+/// What activation.cuh calls it: its place among all of them.
 pub(super) fn code(activation: Activation) -> i32 {
     let is_kind = |known: &Activation| discriminant(known) == discriminant(&activation);
     Activation::SOME.iter().take_while(|known| !is_kind(known)).count() as i32

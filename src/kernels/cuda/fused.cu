@@ -1,4 +1,5 @@
-// A projection in one launch: y = f(((x * w^T + bias) + (x * a^T) * b^T) * factor + shift), with x * a^T as shrink left it.
+// A projection in one launch: y = f(((x * w^T + bias) + (x * a^T) * b^T) * factor + shift), with x * a^T as shrink left it;
+// or f of one half of the columns times the other half.
 //
 // A block has columns of y, and keeps the whole rows of w that they are made of. The rows of x come by, 64 at a time: four
 // warps bring them, and of the other eight, which go by fours, some multiply while the others do what follows a product
@@ -20,6 +21,9 @@ constexpr int ON_THEIR_WAY = 2;
 /// Neighbouring columns of y that a thread has, of so many in a row; four times, of two rows.
 constexpr int OWN = 8, PART = 32, PARTS = RIGHT_ROWS / PART;
 
+/// Columns of a block, of each half where one gates the other, and sums of a thread of them.
+constexpr int HALF = RIGHT_ROWS / 2, HALF_SUMS = SUMS / 2;
+
 /// Rows of which a table says where their tiles begin.
 constexpr int ROWS_OF_WARP = 16;
 
@@ -38,7 +42,32 @@ template <typename T> struct Fused {
     const T *x, *w;
     /// May be null.
     const T *bias;
-    int activation, rows, inputs, outputs, x_stride, w_stride, y_stride, stages;
+    int activation, gate, rows, inputs, outputs, x_stride, w_stride, y_stride, stages;
+};
+
+/// Which of a product's columns a block has: some in a row, or half as many of each half where the one gates the other.
+struct Columns {
+    int first, end;
+    /// What the second half of them adds to that, and how far it is from the first among the block's.
+    int apart, back;
+
+    template <typename T>
+    __device__ explicit Columns(const Fused<T> &fused)
+        : first(blockIdx.x * (fused.gate ? HALF : RIGHT_ROWS)), end(fused.gate ? fused.outputs / 2 : fused.outputs),
+          apart(fused.gate ? fused.outputs / 2 - HALF : 0), back(fused.gate ? HALF : 0) {}
+
+    /// The product's column of one of the block's.
+    __device__ int at(int own) const { return first + own + (own >= HALF ? apart : 0); }
+
+    /// Whether there is one.
+    __device__ bool has(int own) const { return first + own - (own >= HALF ? back : 0) < end; }
+
+    /// Whether some are a span's.
+    __device__ bool meet(const Span &span) const { return meet(span, 0) || meet(span, HALF); }
+
+    __device__ bool meet(const Span &span, int own) const {
+        return span.first < at(own) + HALF && span.first + span.columns > at(own);
+    }
 };
 
 /// The changes of a batch; without any there are no tiles.
@@ -59,12 +88,13 @@ struct Counters {
 };
 
 /// The block's rows of w, DEPTH columns after DEPTH columns; rows beyond the last are zeros.
-template <typename T> __device__ inline void load_weights(T *weights, const Fused<T> &fused, int first) {
+template <typename T> __device__ inline void load_weights(T *weights, const Fused<T> &fused, const Columns &columns) {
     int pieces = fused.inputs / OWN;
     for (int i = threadIdx.x; i < RIGHT_ROWS * pieces; i += BLOCK) {
-        int place = i / pieces, piece = i % pieces, column = first + column_of(place);
-        bool is_there = column < fused.outputs;
-        const T *source = fused.w + (is_there ? static_cast<long long>(column) * fused.w_stride + piece * OWN : 0);
+        int place = i / pieces, piece = i % pieces, own = column_of(place);
+        bool is_there = columns.has(own);
+        long long row = is_there ? columns.at(own) : 0;
+        const T *source = fused.w + row * fused.w_stride + piece * OWN;
         char *part = reinterpret_cast<char *>(weights + piece / (DEPTH / OWN) * RIGHT_ROWS * DEPTH);
         copy_later_or_zeros(part + place_of(place, piece % (DEPTH / OWN)), source, is_there);
     }
@@ -146,7 +176,7 @@ __device__ inline Known look_ahead(const Changes<T> &changes, int first_row, int
 /// Adds a change of low rank to the rows of a warp that it is of, and to the columns of a span.
 template <typename T, bool IS_WIDE>
 __device__ inline void add_update(float (&sums)[SUMS], const T *left, int left_width, const Known &known, int first_row,
-                                  const Span &span, int first_column) {
+                                  const Span &span, const Columns &columns) {
     constexpr int RANKS = 16, EACH = 4;
     const Tile &tile = known.tile;
     const Entry &entry = known.entry;
@@ -162,7 +192,7 @@ __device__ inline void add_update(float (&sums)[SUMS], const T *left, int left_w
         }
         unsigned a[4] = {rows[0].words[0], rows[1].words[0], rows[0].words[1], rows[1].words[1]};
         UNROLL for (int eight = 0; eight < RIGHT_ROWS / 8; eight++) {
-            int column = first_column + column_of(eight * 8 + threadIdx.x % WARP / 4) - span.first;
+            int column = columns.at(column_of(eight * 8 + threadIdx.x % WARP / 4)) - span.first;
             bool is_own = column >= 0 && column < span.columns;
             const T *source = b + static_cast<long long>(is_own ? column : 0) * entry.rank;
             Piece<EACH, T> piece = piece_of<EACH, IS_WIDE>(source, place, is_own ? entry.rank : 0);
@@ -175,34 +205,32 @@ __device__ inline void add_update(float (&sums)[SUMS], const T *left, int left_w
 
 /// Multiplies and shifts the columns of a span, of the rows of a tile.
 __device__ inline void change_columns(float (&sums)[SUMS], const Known &known, int first_row, const Span &span,
-                                      int first_column) {
+                                      const Columns &columns) {
     const Tile &tile = known.tile;
     const Entry &entry = known.entry;
     const float *factor = reinterpret_cast<const float *>(entry.factor);
     const float *shift = reinterpret_cast<const float *>(entry.shift);
     UNROLL for (int i = 0; i < SUMS; i++) {
-        int row = first_row + row_of(i), column = first_column + column_of_sum(i) - span.first;
+        int row = first_row + row_of(i), column = columns.at(column_of_sum(i)) - span.first;
         bool is_own = row >= tile.first && row < tile.first + tile.rows && column >= 0 && column < span.columns;
         if (is_own) sums[i] = sums[i] * factor[column] + shift[column];
     }
 }
 
 /// Whether a span is changed and has columns of the block's.
-template <typename T> __device__ inline bool is_here(const Changes<T> &changes, int number, int first_column) {
-    Span span = changes.spans[number];
-    return changes.touched >> number & 1 && span.first < first_column + RIGHT_ROWS &&
-           span.first + span.columns > first_column;
+template <typename T> __device__ inline bool is_here(const Changes<T> &changes, int number, const Columns &columns) {
+    return changes.touched >> number & 1 && columns.meet(changes.spans[number]);
 }
 
 /// What the adapters of a warp's rows make of its sums, to which the bias is added already.
 template <typename T>
 __device__ inline void change(float (&sums)[SUMS], const Changes<T> &changes, Known known, int first_row,
-                              int first_span, int first_column) {
+                              int first_span, const Columns &columns) {
     ROLLED for (int i = known.number; i < changes.tile_count; i++) {
         if (i > known.number) known.tile = changes.tiles[i];
         if (known.tile.first >= first_row + ROWS_OF_WARP) break;
         ROLLED for (int number = first_span; changes.touched >> number > 0; number++) {
-            if (!is_here(changes, number, first_column)) continue;
+            if (!is_here(changes, number, columns)) continue;
             Span span = changes.spans[number];
             if (i > known.number || number > first_span) look(known, changes, number);
             const T *left = changes.left + known.before;
@@ -210,33 +238,37 @@ __device__ inline void change(float (&sums)[SUMS], const Changes<T> &changes, Kn
                 bool is_wide = (address_of(left) | known.entry.b) % (4 * sizeof(T)) == 0 &&
                                (changes.left_width | known.entry.rank) % 4 == 0;
                 if (is_wide) {
-                    add_update<T, true>(sums, left, changes.left_width, known, first_row, span, first_column);
+                    add_update<T, true>(sums, left, changes.left_width, known, first_row, span, columns);
                 } else {
-                    add_update<T, false>(sums, left, changes.left_width, known, first_row, span, first_column);
+                    add_update<T, false>(sums, left, changes.left_width, known, first_row, span, columns);
                 }
             }
-            if (known.entry.factor) change_columns(sums, known, first_row, span, first_column);
+            if (known.entry.factor) change_columns(sums, known, first_row, span, columns);
         }
     }
 }
+
+/// The first of the neighbouring columns that a thread has in a part of the block's.
+__device__ inline int own_column(int part) { return part * PART + threadIdx.x % 4 * OWN; }
+
+/// A thread's sum of one of these, of the first row or the second.
+__device__ inline int sum_of(int part, int i, int half) { return part * 16 + i / 2 * 4 + half * 2 + i % 2; }
 
 /// Adds the bias to a thread's sums, where there is one.
-template <typename T> __device__ inline void add_bias(float (&sums)[SUMS], const Fused<T> &fused, int first_column) {
+template <typename T>
+__device__ inline void add_bias(float (&sums)[SUMS], const Fused<T> &fused, const Columns &columns) {
     if (!fused.bias) return;
     UNROLL for (int part = 0; part < PARTS; part++) {
-        int column = first_column + part * PART + threadIdx.x % 4 * OWN;
         float values[OWN] = {};
-        if (column < fused.outputs) read_columns(values, fused.bias + column);
+        if (columns.has(own_column(part))) read_columns(values, fused.bias + columns.at(own_column(part)));
         UNROLL for (int i = 0; i < OWN; i++) {
-            UNROLL for (int half = 0; half < 2; half++) sums[part * 16 + i / 2 * 4 + half * 2 + i % 2] += values[i];
+            UNROLL for (int half = 0; half < 2; half++) sums[sum_of(part, i, half)] += values[i];
         }
     }
 }
 
-/// An activation of sums as they would have been written without it. Others than these few are not worth their code.
-template <typename T> __device__ inline void activate(float (&sums)[SUMS], int activation) {
-    if (activation < 0) return;
-    map(sums, [](float x) { return to_float(from_float<T>(x)); });
+/// The activations that are worth their code.
+template <int COUNT> __device__ inline void apply_some(float (&sums)[COUNT], int activation) {
     switch (activation) {
     case GELU: return map(sums, gelu);
     case GELU_TANH: return map(sums, gelu_tanh);
@@ -245,16 +277,30 @@ template <typename T> __device__ inline void activate(float (&sums)[SUMS], int a
     }
 }
 
+/// An activation of sums as they would have been written without it, of all or of one half, which the other multiplies: the
+/// first half then has the results.
+template <typename T> __device__ inline void activate(float (&sums)[SUMS], int activation, int gate) {
+    if (activation < 0) return;
+    map(sums, [](float x) { return to_float(from_float<T>(x)); });
+    if (!gate) return apply_some(sums, activation);
+    float active[HALF_SUMS];
+    UNROLL for (int i = 0; i < HALF_SUMS; i++) active[i] = gate == OF_FIRST ? sums[i] : sums[HALF_SUMS + i];
+    apply_some(active, activation);
+    UNROLL for (int i = 0; i < HALF_SUMS; i++) sums[i] = active[i] * (gate == OF_FIRST ? sums[HALF_SUMS + i] : sums[i]);
+}
+
+/// Columns from a place on, of the rows that are there.
 template <typename T>
-__device__ inline void write(const float (&sums)[SUMS], const Fused<T> &fused, int first_row, int first_column) {
+__device__ inline void write(const float (&sums)[SUMS], const Fused<T> &fused, int first_row, const Columns &columns) {
     UNROLL for (int half = 0; half < 2; half++) {
         int row = first_row + row_of(2 * half);
         UNROLL for (int part = 0; part < PARTS; part++) {
-            int column = first_column + part * PART + threadIdx.x % 4 * OWN;
+            if (fused.gate && part >= PARTS / 2) break;
             float values[OWN];
-            UNROLL for (int i = 0; i < OWN; i++) values[i] = sums[part * 16 + i / 2 * 4 + half * 2 + i % 2];
-            if (row < fused.rows && column < fused.outputs) {
-                write_columns(fused.y + static_cast<long long>(row) * fused.y_stride + column, values);
+            UNROLL for (int i = 0; i < OWN; i++) values[i] = sums[sum_of(part, i, half)];
+            if (row < fused.rows && columns.has(own_column(part))) {
+                T *y = fused.y + static_cast<long long>(row) * fused.y_stride;
+                write_columns(y + columns.first + own_column(part), values);
             }
         }
     }
@@ -265,9 +311,10 @@ template <typename T> __device__ inline void project(const Fused<T> &fused, cons
     T *weights = reinterpret_cast<T *>(memory), *stages = weights + fused.inputs * RIGHT_ROWS;
     Counter *there = reinterpret_cast<Counter *>(stages + fused.stages * STAGE);
     Counters counters = {there, there + fused.stages, there + 2 * fused.stages};
-    int first_column = blockIdx.x * RIGHT_ROWS, group = threadIdx.x / WARPGROUP;
+    int group = threadIdx.x / WARPGROUP;
+    Columns columns(fused);
     if (threadIdx.x < 2 * fused.stages + MULTIPLYING) there[threadIdx.x].begin(WARPGROUP / WARP);
-    load_weights(weights, fused, first_column);
+    load_weights(weights, fused, columns);
     wait_for_copies();
     show_to_products();
     barrier();
@@ -282,7 +329,7 @@ template <typename T> __device__ inline void project(const Fused<T> &fused, cons
     Turn turn;
     turn.advance(number * depths, fused.stages);
     int first_span = 0;
-    while (changes.touched >> first_span > 0 && !is_here(changes, first_span, first_column)) first_span++;
+    while (changes.touched >> first_span > 0 && !is_here(changes, first_span, columns)) first_span++;
     // The first rows are the first's without a word.
     int parity = number == 0 ? 1 : 0;
     for (int first = blockIdx.y * LEFT_ROWS + number * step; first < fused.rows; first += MULTIPLYING * step) {
@@ -293,22 +340,22 @@ template <typename T> __device__ inline void project(const Fused<T> &fused, cons
         parity ^= 1;
         multiply(sums, weights, stages, counters, fused, turn, counters.next[(number + 1) % MULTIPLYING]);
         turn.advance(MULTIPLYING * depths, fused.stages);
-        add_bias(sums, fused, first_column);
-        change(sums, changes, known, first_row, first_span, first_column);
-        activate<T>(sums, fused.activation);
-        write(sums, fused, first_row, first_column);
+        add_bias(sums, fused, columns);
+        change(sums, changes, known, first_row, first_span, columns);
+        activate<T>(sums, fused.activation, fused.gate);
+        write(sums, fused, first_row, columns);
     }
 }
 
 } // namespace
 
 #define FUSED(NAME, T)                                                                                                 \
-    LONE_KERNEL(BLOCK, NAME, T *y, const T *x, const T *w, const T *bias, int activation, int rows, int inputs,        \
-                int outputs, int x_stride, int w_stride, int y_stride, int stages, const T *left, const Tile *tiles,   \
-                const unsigned *starts, const Span *spans, int tile_count, int start_count, int touched,               \
-                int left_width) {                                                                                      \
-        Fused<T> fused = {y,       x,        w,        bias,     activation, rows,  inputs,                            \
-                          outputs, x_stride, w_stride, y_stride, stages};                                              \
+    LONE_KERNEL(BLOCK, NAME, T *y, const T *x, const T *w, const T *bias, int activation, int gate, int rows,          \
+                int inputs, int outputs, int x_stride, int w_stride, int y_stride, int stages, const T *left,          \
+                const Tile *tiles, const unsigned *starts, const Span *spans, int tile_count, int start_count,         \
+                int touched, int left_width) {                                                                         \
+        Fused<T> fused = {y,      x,       w,        bias,     activation, gate,  rows,                                \
+                          inputs, outputs, x_stride, w_stride, y_stride,   stages};                                    \
         Changes<T> changes = {left, tiles, starts, spans, tile_count, start_count, touched, left_width};               \
         project(fused, changes);                                                                                       \
     }

@@ -1,13 +1,13 @@
 //! Projections in one launch: the product, its bias, what the batch's adapters change, and the activation. The device must
 //! have products of warpgroups, and a block must hold 128 whole rows of the weight.
 
-use super::activation::code;
+use super::activation::{code, gated};
 use super::array::Array;
 use super::launch::{Blocks, Launch, suffix};
 use super::product::Projection;
 use super::trials::{Kind, Trial};
 use crate::error::Result;
-use crate::kernels::Activation;
+use crate::kernels::{Activation, Gate};
 use candle_core::DType;
 
 /// Columns of `x` that lie together, and rows of a stage.
@@ -31,6 +31,9 @@ pub struct Fused<'a> {
     projection: &'a Projection<'a>,
     bias: Option<Array>,
     activation: i32,
+    gate: i32,
+    /// Columns of the result.
+    width: usize,
     blocks: Blocks,
     stages: usize,
     strides: [usize; 2],
@@ -39,16 +42,17 @@ pub struct Fused<'a> {
 impl<'a> Fused<'a> {
     /// None where its types, its shape or the device do not allow it.
     pub fn of(projection: &'a Projection<'a>) -> Result<Option<Self>> {
-        let Projection { x, weight, bias, activation, .. } = *projection;
+        let Projection { x, weight, bias, active, .. } = *projection;
         let ([rows, inputs, x_stride], &[_, outputs]) = (x.matrix()?, weight.dims()) else { return Ok(None) };
         let &[1, w_stride] = weight.strides() else { return Ok(None) };
         let Some(multiprocessors) = x.gpu().warpgroups() else { return Ok(None) };
         let bias = bias.map(|bias| bias.to_dtype(weight.dtype())).transpose()?;
+        let (gate, width) = gated(active.map_or(Gate::Absent, |active| active.gate), outputs);
         let addresses = [Some(x), Some(weight), bias.as_ref()].map(|array| array.map_or(0, Array::address));
         let is_aligned = addresses.iter().all(|address| address % 16 == 0)
-            && [outputs, x_stride, w_stride].iter().all(|count| count % PIECE == 0);
+            && [outputs, width, x_stride, w_stride].iter().all(|count| count % PIECE == 0);
         let is_half = weight.dtype() != DType::F32 && x.dtype() == weight.dtype();
-        let Some(activation) = activation.map_or(Some(-1), known) else { return Ok(None) };
+        let Some(activation) = active.map_or(Some(-1), |active| known(active.activation)) else { return Ok(None) };
         let number = DType::BF16.size_in_bytes();
         let (weights, stage) = (inputs * COLUMNS * number, ROWS * DEPTH * number);
         let stages = SHARED_BYTES.saturating_sub(weights + COUNTERS_BYTES) / (stage + COUNTERS_BYTES);
@@ -57,11 +61,12 @@ impl<'a> Fused<'a> {
             return Ok(None);
         }
         let stages = stages.min(*STAGES.end());
-        let columns = outputs.div_ceil(COLUMNS);
-        let grid = [columns, (multiprocessors / columns).clamp(1, rows.div_ceil(ROWS))];
+        // Of a gate and what it multiplies a block has half as many each.
+        let blocks = width.div_ceil(if gate == 0 { COLUMNS } else { COLUMNS / 2 });
+        let grid = [blocks, (multiprocessors / blocks).clamp(1, rows.div_ceil(ROWS))];
         let blocks =
             Blocks { grid, threads: THREADS, shared: weights + stages * (stage + COUNTERS_BYTES) + COUNTERS_BYTES };
-        Ok(Some(Self { projection, bias, activation, blocks, stages, strides: [x_stride, w_stride] }))
+        Ok(Some(Self { projection, bias, activation, gate, width, blocks, stages, strides: [x_stride, w_stride] }))
     }
 
     /// Launches it.
@@ -70,11 +75,11 @@ impl<'a> Fused<'a> {
         let ([rows, inputs], &[_, outputs]) = ([x.dims()[0], x.dims()[1]], weight.dims()) else {
             return Err(super::product::no_matrix(weight));
         };
-        let y = Array::new(x.gpu(), weight.dtype(), &[rows, outputs])?;
+        let y = Array::new(x.gpu(), weight.dtype(), &[rows, self.width])?;
         let launch = Launch::on(x.gpu()).array(&y).array(x).array(weight).optional(self.bias.as_ref());
         let [x_stride, w_stride] = self.strides;
-        let launch =
-            launch.int(self.activation).sizes([rows, inputs, outputs, x_stride, w_stride, outputs, self.stages]);
+        let launch = launch.int(self.activation).int(self.gate);
+        let launch = launch.sizes([rows, inputs, outputs, x_stride, w_stride, self.width, self.stages]);
         let launch = match updates {
             Some(updates) => updates.tell(launch, rows, outputs, weight.dtype())?,
             None => launch.optional(None).optional(None).optional(None).optional(None).sizes([0; 4]),
@@ -90,7 +95,7 @@ impl<'a> Fused<'a> {
             rows: x.dims()[0],
             kind: Kind::Projection {
                 sizes: [weight.dims()[0], weight.dims()[1]],
-                activation: self.activation,
+                activation: [self.activation, self.gate],
                 has_bias: self.bias.is_some(),
                 is_changed: updates.is_some(),
             },
@@ -110,6 +115,7 @@ fn known(activation: Activation) -> Option<i32> {
 #[cfg(feature = "emulated")]
 mod tests {
     use super::*;
+    use crate::kernels::Active;
     use crate::kernels::cuda::{Change, Factors, Gpu, Grouped, HostFactors, Spans, Touched, Warpgroups};
     use crate::kernels::sample::{below, normal};
 
@@ -151,7 +157,7 @@ mod tests {
         for (number, dtype) in [DType::BF16, DType::F16].into_iter().cycle().take(24).enumerate() {
             // Of the deepest, the fewest stages come round.
             let depths = if number % 4 == 0 { 12 } else { 1 + below(4) };
-            let (rows, inputs, outputs) = (1 + below(700), 64 * depths, 8 * (2 + below(50)));
+            let (rows, inputs, outputs) = (1 + below(700), 64 * depths, 16 * (1 + below(25)));
             let x = Array::of(&gpu, &normal(1.0, (rows, inputs + 8)).to_dtype(dtype).unwrap()).unwrap();
             let x = x.narrow(1, 8 * below(2), inputs).unwrap();
             let weight = weight(&gpu, inputs, outputs, dtype);
@@ -166,8 +172,9 @@ mod tests {
                 Some(Activation::Relu),
                 Some(Activation::Silu),
             ];
-            let activation = all[number % all.len()];
-            let projection = Projection { x: &x, weight: &weight, bias, updates, activation };
+            let gate = [Gate::Absent, Gate::First, Gate::Second][below(3)];
+            let active = all[number % all.len()].map(|activation| Active { activation, gate });
+            let projection = Projection { x: &x, weight: &weight, bias, updates, active };
             assert!(Fused::of(&projection).unwrap().is_some(), "{rows} {inputs} {outputs}");
             let [one, apart] = [projection.run(), projection.apart()].map(Result::unwrap);
             let read = |y: &Array| -> Vec<f32> {
@@ -179,7 +186,7 @@ mod tests {
             let bound = 2.0 * ulps * apart.iter().fold(0f32, |most, number| most.max(number.abs()));
             // One by one: a maximum would leave out NaN.
             for (place, (one, apart)) in one.iter().zip(&apart).enumerate() {
-                let what = format!("{place} of {rows} {inputs} {outputs} {dtype:?} {activation:?}, round {number}");
+                let what = format!("{place} of {rows} {inputs} {outputs} {dtype:?} {active:?}, round {number}");
                 assert!((one - apart).abs() <= bound, "{what}: {one} {apart}, {bound}");
             }
         }
@@ -195,9 +202,9 @@ mod tests {
             let gpu = gpu.clone().by_warpgroups(warpgroups);
             let x = Array::of(&gpu, &normal(1.0, (9, 64)).to_dtype(DType::BF16).unwrap()).unwrap();
             let weight = weight(&gpu, 64, 16, DType::BF16);
-            let activation = Some(Activation::Gelu);
+            let active = Some(Active::plain(Activation::Gelu));
             asked::names();
-            Projection { x: &x, weight: &weight, bias: None, updates: None, activation }.run().unwrap();
+            Projection { x: &x, weight: &weight, bias: None, updates: None, active }.run().unwrap();
             assert_eq!(asked::names(), expected);
         }
     }
@@ -208,7 +215,8 @@ mod tests {
         let fits = |rows: usize, inputs: usize, outputs: usize, dtype: DType, activation: Option<Activation>| {
             let x = Array::new(&gpu, dtype, &[rows, inputs]).unwrap();
             let weight = weight(&gpu, inputs, outputs, dtype);
-            let projection = Projection { x: &x, weight: &weight, bias: None, updates: None, activation };
+            let active = activation.map(Active::plain);
+            let projection = Projection { x: &x, weight: &weight, bias: None, updates: None, active };
             Fused::of(&projection).unwrap().is_some()
         };
         assert!(fits(1, 768, 8, DType::BF16, None) && fits(300, 64, 8, DType::F16, Some(Activation::Silu)));

@@ -7,7 +7,7 @@ use super::delta::Grouped;
 use super::fused::Fused;
 use super::matmul::{Element, Matmul, Operand};
 use crate::error::{Error, Result};
-use crate::kernels::{Activation, Gate};
+use crate::kernels::{Activation, Active};
 use candle_core::DType;
 
 /// `f(x W + b)`, see the CPU twins, with the changes of a batch's adapters before `f`.
@@ -21,7 +21,7 @@ pub struct Projection<'a> {
     /// What adapters change.
     pub updates: Option<&'a Grouped>,
     /// `f`.
-    pub activation: Option<Activation>,
+    pub active: Option<Active>,
 }
 
 impl Projection<'_> {
@@ -40,13 +40,13 @@ impl Projection<'_> {
         let bias = self.bias.map(|bias| bias.to_dtype(weight.dtype())).transpose()?;
         // Before any other activation a sum is rounded, as it is where an update is added to it: a row of the base must
         // not depend on whether another row has an adapter.
-        let is_rectified = updates.is_none() && self.activation == Some(Activation::Relu);
+        let is_rectified = updates.is_none() && self.active == Some(Active::plain(Activation::Relu));
         multiply(&y, x, weight, Followed { bias: bias.as_ref(), accumulate: false, is_rectified })?;
         if let Some(updates) = updates {
             updates.expand(&y)?;
         }
-        match self.activation.filter(|_| !is_rectified) {
-            Some(activation) => activate(&y, activation, Gate::Absent),
+        match self.active.filter(|_| !is_rectified) {
+            Some(Active { activation, gate }) => activate(&y, activation, gate),
             None => Ok(y),
         }
     }

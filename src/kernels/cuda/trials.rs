@@ -40,8 +40,8 @@ pub enum Kind {
     Projection {
         /// Inputs and outputs.
         sizes: [usize; 2],
-        /// As its kernel calls it.
-        activation: i32,
+        /// And what it gates, as the kernel calls them.
+        activation: [i32; 2],
         /// Whether there is one.
         has_bias: bool,
         /// By adapters.

@@ -20,12 +20,11 @@ mod update;
 #[cfg(target_arch = "x86_64")]
 mod vectors;
 
-use super::Gate;
-use super::activation::Activation;
+use super::activation::{Activation, Active, Gate};
 use super::device::Device;
 use super::small;
 use super::tensor::Tensor;
-use super::twins::{activate, assign, operand, project, set_product};
+use super::twins::{activated, assign, operand, project, set_product};
 use super::updates::Updates;
 use crate::error::Result;
 use candle_core::DType;
@@ -186,29 +185,38 @@ impl Packed {
 
     /// `x [rows, in]` -> `f(x W + b)`, `[rows, out]`, `f` the activation.
     pub fn product(&self, x: &Tensor, bias: Option<&Tensor>, activation: Option<Activation>) -> Result<Tensor> {
-        self.updated_product(x, bias, &Updates::none(), activation)
+        self.updated_product(x, bias, &Updates::none(), activation.map(Active::plain))
     }
 
-    /// The same with updates before the activation.
+    /// The same with updates before the activation, which may gate.
     pub fn updated_product(
         &self,
         x: &Tensor,
         bias: Option<&Tensor>,
         updates: &Updates,
-        activation: Option<Activation>,
+        active: Option<Active>,
     ) -> Result<Tensor> {
         let Form::Tiles(tiles) = &self.form else {
-            return project(x, &self.narrowed()?, bias, updates, activation);
+            return project(x, &self.narrowed()?, bias, updates, active);
         };
         let outputs = self.first..self.first + self.columns;
         let (x, bias) = (x.cpu()?, bias.map(Tensor::cpu).transpose()?);
-        let together = updates.each().filter(|updates| updates.is_empty() || small::has_kernel());
-        if let Some(updates) = together {
-            return Ok(x.apply_op1_no_bwd(&Tiled { tiles, outputs, bias, updates, activation })?.into());
+        let multiplied = |updates: &[Update], activation: Option<Activation>| -> Result<Tensor> {
+            let outputs = outputs.clone();
+            Ok(x.apply_op1_no_bwd(&Tiled { tiles, outputs, bias, updates, activation })?.into())
+        };
+        let is_gated = |active: &Active| active.gate != Gate::Absent;
+        match updates.each().filter(|updates| updates.is_empty() || small::has_kernel()) {
+            Some(updates) => {
+                let within = active.filter(|active| !is_gated(active)).map(|active| active.activation);
+                activated(multiplied(updates, within)?, active.filter(is_gated))
+            }
+            None => {
+                let y = multiplied(&[], None)?;
+                updates.add_to(&y)?;
+                activated(y, active)
+            }
         }
-        let y = x.apply_op1_no_bwd(&Tiled { tiles, outputs, bias, updates: &[], activation: None })?.into();
-        updates.add_to(&y)?;
-        activation.map_or(Ok(y.clone()), |activation| activate(&y, activation, Gate::Absent))
     }
 
     /// What is plain, as it multiplies: on the CPU a weight in half precision must be dense.
@@ -277,7 +285,8 @@ mod tests {
         activation: Option<Activation>,
     ) -> Tensor {
         let bias = bias.map(|bias| bias.clone().into());
-        let y = packed.updated_product(&x.clone().into(), bias.as_ref(), updates, activation).unwrap();
+        let y =
+            packed.updated_product(&x.clone().into(), bias.as_ref(), updates, activation.map(Active::plain)).unwrap();
         y.cpu().unwrap().clone()
     }
 

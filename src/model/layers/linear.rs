@@ -2,7 +2,7 @@
 
 use super::Loader;
 use crate::error::Result;
-use crate::kernels::{Activation, Gate, Packed, Spans, Tensor, activate};
+use crate::kernels::{Active, Packed, Spans, Tensor, activated};
 use crate::model::delta::{Adapter, Plan};
 use crate::model::sites::Site;
 use crate::model::spec::Projection;
@@ -49,18 +49,18 @@ impl Linear {
         self.forward_active(x, plan, None)
     }
 
-    /// `x [tokens, in]` -> `f([tokens, out])`, `f` the activation, where there is one.
-    pub fn forward_active(&self, x: &Tensor, plan: &Plan, activation: Option<Activation>) -> Result<Tensor> {
+    /// `x [tokens, in]` -> `f([tokens, out])`, `f` the activation, where there is one; half as many columns if it gates.
+    pub fn forward_active(&self, x: &Tensor, plan: &Plan, active: Option<Active>) -> Result<Tensor> {
         let x = &self.weight.operand(x)?;
         let updates = plan.updates(&self.sites, &self.spans, x)?;
         if !self.sites.iter().any(|(site, ..)| plan.changes_otherwise(*site)) {
-            return self.weight.updated_product(x, self.bias.as_ref(), &updates, activation);
+            return self.weight.updated_product(x, self.bias.as_ref(), &updates, active);
         }
         let y = self.weight.updated_product(x, self.bias.as_ref(), &updates, None)?;
         for (site, start, columns) in &self.sites {
             plan.change_otherwise(*site, x, &y.narrow(1, *start, *columns)?)?;
         }
-        activation.map_or(Ok(y.clone()), |activation| activate(&y, activation, Gate::Absent))
+        activated(y, active)
     }
 
     /// Some columns of what the base alone makes of `x`: `[tokens, in]` -> `[tokens, columns]`.
@@ -111,7 +111,7 @@ fn stack(spec: &Projection, loader: &mut Loader) -> Result<(Packed, Option<Tenso
 #[cfg(feature = "emulated")]
 mod tests {
     use super::*;
-    use crate::kernels::{Device, asked, normal};
+    use crate::kernels::{Activation, Device, asked, normal};
     use crate::model::delta::{Delta, LinearDelta, LowRank, Magnitude};
     use crate::model::sites::Sites;
     use candle_core::DType;
@@ -156,7 +156,7 @@ mod tests {
 
         fn run(&self, x: &Host, plan: &Plan, activation: Option<Activation>) -> Vec<[f32; 2 * OUTPUTS]> {
             let x = self.device.place(x, None).unwrap();
-            let y = self.linear.forward_active(&x, plan, activation).unwrap().to_host().unwrap();
+            let y = self.linear.forward_active(&x, plan, activation.map(Active::plain)).unwrap().to_host().unwrap();
             y.flatten_all().unwrap().to_vec1().unwrap().as_chunks().0.to_vec()
         }
     }

@@ -4,8 +4,8 @@ use super::{BOUND, Case, Run, Shape, Work, case, how};
 use crate::error::Result;
 use crate::kernels::sample::normal;
 use crate::kernels::selftest::Side;
-use crate::kernels::twins::{activate, add_product, product, project, scale_columns, set_product};
-use crate::kernels::{Activation, Change, Factors, Gate, HostFactors, Spans, Tensor, Touched};
+use crate::kernels::twins::{activated, add_product, product, project, scale_columns, set_product};
+use crate::kernels::{Activation, Active, Change, Factors, Gate, HostFactors, Spans, Tensor, Touched};
 use candle_core::{DType, Device, Tensor as Host};
 use std::ops::Range;
 
@@ -45,13 +45,20 @@ fn products(shape: &Shape) -> Vec<Case> {
     vec![plain, into]
 }
 
-/// An activation of twice as many columns, of which each half is a site that adapters change or leave.
+/// An activation of twice as many columns, of which each half is a site that adapters change or leave; once of one half,
+/// which the other multiplies.
 fn projections(shape: &Shape) -> Vec<Case> {
     let (width, tokens, outputs) = (shape.width, shape.tokens(), 2 * shape.width);
-    let kinds = [("", false, false), (" with updates", true, false), (" with magnitudes", true, true)];
+    let (plain, gated) = (Active::plain(Activation::Gelu), Active { activation: Activation::Silu, gate: Gate::First });
+    let kinds = [
+        ("", false, false, plain),
+        (" with updates", true, false, plain),
+        (" with magnitudes", true, true, plain),
+        (" of a gate with updates", true, false, gated),
+    ];
     let cases = kinds.into_iter().flat_map(|kind| [false, true].map(|by_warpgroups| (kind, by_warpgroups)));
     let (x, w, b) = (shape.rows(), normal(0.05, (width, outputs)), normal(1.0, outputs));
-    let case_of = |((what, has_ranks, has_columns), by_warpgroups): ((&str, bool, bool), bool)| {
+    let case_of = |((what, has_ranks, has_columns, active), by_warpgroups): ((&str, bool, bool, Active), bool)| {
         let changes = if has_ranks { changes(shape, true, has_columns) } else { Vec::new() };
         let work = Work {
             operations: 2.0 * (tokens * width * outputs) as f64,
@@ -64,12 +71,12 @@ fn projections(shape: &Shape) -> Vec<Case> {
             let (x, w, b) = (side.rounded(&x)?, side.weight(&w)?, side.rounded(&b)?);
             if side.device.is_cpu() {
                 let changed = one_by_one(side, &changes, x.clone(), product(&x, &w, Some(&b))?)?;
-                return Ok(Box::new(move || activate(&changed()?, Activation::Gelu, Gate::Absent)));
+                return Ok(Box::new(move || activated(changed()?, Some(active))));
             }
             let (touched, spans) = (residents(side, &changes)?, spans(side, width)?);
             Ok(Box::new(move || {
                 let updates = touched()?.updates(&spans, &x)?;
-                project(&x, &w, Some(&b), &updates, Some(Activation::Gelu))
+                project(&x, &w, Some(&b), &updates, Some(active))
             }))
         })
     };
