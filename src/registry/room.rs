@@ -27,8 +27,12 @@ impl Registry {
                 0 => model.batch_tokens_max(pipeline, adapter_bytes_max),
                 tokens => Ok(tokens),
             };
-            let mut tokens = tried.into_iter().map(tokens);
+            let mut tokens = tried.iter().copied().map(tokens);
             let batch_tokens_max = tokens.try_fold(usize::MAX, |least, tokens| Result::Ok(least.min(tokens?)))?;
+            // Where kernels are emulated there is nothing to choose, and it takes long.
+            if !device.is_cpu() && !device.is_emulated() {
+                tried.iter().try_for_each(|Replica { model, pipeline }| model.warm_up(pipeline, batch_tokens_max))?;
+            }
             Ok(Place { device: device.clone(), batch_tokens_max, adapter_bytes_max })
         };
         self.devices.iter().enumerate().map(place).collect()
