@@ -341,7 +341,7 @@ fn the_first_adapters_error_counts_whatever_the_number_of_threads() {
         }
         let _ = fs::remove_file(&golden);
     }
-    // A folder that is not there is found out before any other is read.
+    // The first that is wrong is told, though it is read after one behind it was found to be missing.
     let adapters = [source("wrong", &folder.path().join("a12")), source("lost", &folder.path().join("lost/lost/lost"))];
     assert_says(&refused(&[named("base", "bert/base")], &adapters, &[]), &["a12/adapter_config.json"]);
 }

@@ -15,6 +15,9 @@ const ON_GPU_MAX: usize = 32_768;
 const TRIED: usize = 1024;
 const LENGTH: usize = 512;
 
+/// From one id to the next: a prime number, so that all of them come.
+const APART: usize = 7919;
+
 /// Tokens of the smallest batch that warms up: in smaller ones there is nothing to choose.
 const WARMED_MIN: usize = 4096;
 
@@ -33,26 +36,34 @@ impl Model {
         let fit = SHARE * free.saturating_sub(adapter_bytes) as f64 * tokens as f64 / bytes as f64;
         Ok((fit as usize).clamp(1, ON_GPU_MAX))
     }
-    /// Runs batches of up to so many tokens, so that what a GPU does once for every size, load kernels and find the fastest,
-    /// is done before the first request.
+
+    /// Runs batches of the base of up to so many tokens, so that what a GPU does once for every size, load kernels and find
+    /// the fastest, is done before the first request. One that does not run is warned of: others may.
+    ///
+    /// # Errors
+    /// A device that is lost.
     pub fn warm_up(&self, pipeline: &Arc<Pipeline>, tokens_max: usize) -> Result<()> {
         let sizes = std::iter::successors(Some(WARMED_MIN), |tokens| Some(2 * tokens));
         for tokens in sizes.take_while(|tokens| *tokens <= tokens_max.min(ON_GPU_MAX)) {
             match self.embed(&self.batch_of(tokens, pipeline)) {
-                // A batch that does not fit is halved when it comes.
-                Err(Error::OutOfMemory(_)) => break,
-                done => drop(done?),
+                Ok(_) => {}
+                Err(error @ Error::Lost(_)) => return Err(error),
+                Err(error) => {
+                    tracing::warn!(%error, tokens, "a batch that warms up does not run");
+                    break;
+                }
             }
         }
         Ok(())
     }
 
-    /// About so many tokens of the base, in long sequences.
+    /// So many tokens of the base, in long sequences, of ids that differ: of equal rows a wrong result may be right.
     fn batch_of(&self, tokens: usize, pipeline: &Arc<Pipeline>) -> Batch {
-        let length = self.spec.tokens_max.min(LENGTH).min(tokens);
-        let offsets: Vec<usize> = (0..=tokens / length).map(|sequence| sequence * length).collect();
-        let (sequences, tokens) = (offsets.len() - 1, offsets[offsets.len() - 1]);
+        let (length, rows) = (self.spec.tokens_max.clamp(1, LENGTH), self.spec.embedding.word.rows.max(1));
+        let offsets: Vec<usize> = (0..tokens).step_by(length).chain([tokens]).collect();
+        let ids = (0..tokens).map(|place| (place * APART % rows) as u32).collect();
+        let sequences = offsets.len() - 1;
         let segment = Segment { sequences: 0..sequences, adapter: None, pipeline: pipeline.clone() };
-        Batch { ids: vec![0; tokens], offsets, prompts: vec![0; sequences], segments: vec![segment] }
+        Batch { ids, offsets, prompts: vec![0; sequences], segments: vec![segment] }
     }
 }

@@ -4,7 +4,7 @@ use super::{Registry, Route};
 use crate::config::Limits;
 use crate::engine::{Place, Replica, Target};
 use crate::error::{Error, Result};
-use crate::model::{Adapter, Device};
+use crate::model::{Adapter, Device, Model};
 use std::sync::Arc;
 
 impl Registry {
@@ -27,15 +27,28 @@ impl Registry {
                 0 => model.batch_tokens_max(pipeline, adapter_bytes_max),
                 tokens => Ok(tokens),
             };
-            let mut tokens = tried.iter().copied().map(tokens);
+            let mut tokens = tried.into_iter().map(tokens);
             let batch_tokens_max = tokens.try_fold(usize::MAX, |least, tokens| Result::Ok(least.min(tokens?)))?;
             // Where kernels are emulated there is nothing to choose, and it takes long.
             if !device.is_cpu() && !device.is_emulated() {
-                tried.iter().try_for_each(|Replica { model, pipeline }| model.warm_up(pipeline, batch_tokens_max))?;
+                self.warm_up(index, batch_tokens_max)?;
             }
             Ok(Place { device: device.clone(), batch_tokens_max, adapter_bytes_max })
         };
         self.devices.iter().enumerate().map(place).collect()
+    }
+
+    /// Warms a device up for every model of its own, once; what follows it, and adapters, choose little.
+    fn warm_up(&self, device: usize, batch_tokens_max: usize) -> Result<()> {
+        let bases = self.routes().map(|route| &route.target).filter(|target| target.adapter.is_none());
+        let mut warm: Vec<&Arc<Model>> = Vec::new();
+        for Replica { model, pipeline } in bases.map(|target| &target.replicas[device]) {
+            if !warm.iter().any(|other| Arc::ptr_eq(other, model)) {
+                model.warm_up(pipeline, batch_tokens_max)?;
+                warm.push(model);
+            }
+        }
+        Ok(())
     }
 
     /// All adapters, where half of what is free has room for them.

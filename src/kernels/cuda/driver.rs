@@ -193,6 +193,9 @@ impl Backend for Driver {
 /// Host memory of more bytes is not kept: a batch's vectors take less, weights that are read back more.
 const KEPT_BYTES_MAX: usize = 64 << 20;
 
+/// Nor are more pieces than batches are on their way: many threads may read weights back at once, and never again.
+const KEPT_MAX: usize = 4;
+
 /// Bytes that the device copies by itself.
 struct Arriving {
     download: Download,
@@ -204,8 +207,9 @@ impl Arrival for Arriving {
     fn wait(self: Box<Self>) -> Result<Vec<u8>> {
         let pinned = self.download.wait()?;
         let bytes = pinned.as_bytes()[..self.bytes].to_vec();
-        if pinned.bytes() <= KEPT_BYTES_MAX {
-            self.free.lock().unwrap_or_else(PoisonError::into_inner).push(pinned);
+        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        if pinned.bytes() <= KEPT_BYTES_MAX && free.len() < KEPT_MAX {
+            free.push(pinned);
         }
         Ok(bytes)
     }

@@ -26,6 +26,7 @@ const COUNTERS_BYTES: usize = 16;
 const STAGES: std::ops::RangeInclusive<usize> = 4..=12;
 /// Numbers that are read and written at once.
 const PIECE: usize = 8;
+
 /// A projection that can be one launch.
 pub struct Fused<'a> {
     projection: &'a Projection<'a>,

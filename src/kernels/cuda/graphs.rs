@@ -8,7 +8,7 @@ use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, BuildHasherDefault, Hasher};
 
 /// Graphs of lists that came lately; with one more they are the older ones, and those that were are forgotten.
-pub(super) const YOUNG_MAX: usize = 128;
+pub(super) const YOUNG_MAX: usize = 256;
 
 /// Lists that came once and are remembered, by their hashes; with one more all are forgotten.
 const SEEN_MAX: usize = 4096;
@@ -48,6 +48,7 @@ impl Graphs {
         commands.iter().try_for_each(|command| backend.run(command))
     }
 
+    /// Launches one, and keeps it among the young ones.
     fn launch_young(&mut self, backend: &dyn Backend, commands: Vec<Command>, graph: Box<dyn Graph>) -> Result<()> {
         if self.young.len() >= YOUNG_MAX {
             // They must not go while they run.

@@ -15,6 +15,9 @@ use crate::registry::{Loaded, sources};
 /// So many adapters a thread are read before the first of them is served.
 const READ_AHEAD: usize = 8;
 
+/// Bytes of a model of which every thread may have a matrix to itself.
+const SMALL_BYTES: usize = 4 << 30;
+
 /// An adapter that is read.
 struct Read<'a> {
     loaded: Loaded,
@@ -48,7 +51,8 @@ impl Loading<'_> {
     /// Adapters whose folders are there, over this base or their own.
     pub fn over(&self, fetched: &[(&config::Adapter, Folder)], base: Option<&Base>) -> Result<Vec<Loaded>> {
         let threads = self.prober.threads();
-        let (read, outcome) = threads.run(|| share_results(fetched, |(entry, folder)| self.read(entry, folder, base)));
+        let read = || share_results(fetched, |(entry, folder)| self.read(entry, folder, base));
+        let (read, outcome) = if self.are_small(base) { threads.run(read) } else { read() };
         let (mut read, mut loaded) = (read.into_iter(), Vec::with_capacity(fetched.len()));
         while read.len() > 0 {
             let count = self.tried_at_once(read.len());
@@ -60,6 +64,14 @@ impl Loading<'_> {
             outcome?;
         }
         outcome.map(|()| loaded)
+    }
+
+    /// Whether there is memory for adapters of this base, or of any, to be read side by side: some need their base's whole
+    /// weights for it, in f32.
+    fn are_small(&self, base: Option<&Base>) -> bool {
+        let bases = base.map_or(self.bases.as_slice(), std::slice::from_ref);
+        let models = bases.iter().flat_map(|base| base.routes.iter()).map(|parts| &parts.model);
+        models.map(|model| model.bytes()).max().is_none_or(|bytes| bytes <= SMALL_BYTES)
     }
 
     /// Of so many adapters, how many are tried out side by side: on a CPU one a thread, as often as that goes. All threads
