@@ -2,7 +2,7 @@
 
 use super::{Batch, Model, Pipeline, Segment};
 use crate::error::{Error, Result};
-use crate::kernels::Device;
+use crate::kernels::{Device, TRIED_ROWS};
 use std::sync::Arc;
 
 /// Tokens on a CPU, whose caches hold no more at a time.
@@ -17,9 +17,6 @@ const LENGTH: usize = 512;
 
 /// From one id to the next: a prime number, so that all of them come.
 const APART: usize = 7919;
-
-/// Tokens of the smallest batch that warms up: in smaller ones there is nothing to choose.
-const WARMED_MIN: usize = 4096;
 
 /// Share of the free memory that a batch may take; another is prepared beside it.
 const SHARE: f64 = 0.4;
@@ -43,7 +40,8 @@ impl Model {
     /// # Errors
     /// A device that is lost.
     pub fn warm_up(&self, pipeline: &Arc<Pipeline>, tokens_max: usize) -> Result<()> {
-        let sizes = std::iter::successors(Some(WARMED_MIN), |tokens| Some(2 * tokens));
+        // In smaller ones there is nothing to choose.
+        let sizes = std::iter::successors(Some(TRIED_ROWS), |tokens| Some(2 * tokens));
         for tokens in sizes.take_while(|tokens| *tokens <= tokens_max.min(ON_GPU_MAX)) {
             match self.embed(&self.batch_of(tokens, pipeline)) {
                 Ok(_) => {}

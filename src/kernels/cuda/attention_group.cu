@@ -40,16 +40,6 @@ template <typename T> __device__ inline void bring(Memory<T> &memory, const Task
     bringer.end();
 }
 
-/// Weights as left sides of products: a product's lanes hold what the next one wants there.
-template <typename T, typename W> __device__ inline void pack(unsigned (&left)[KEYS / 16][4], const W &warp) {
-    UNROLL for (int n = 0; n < KEYS / 16; n++) {
-        UNROLL for (int i = 0; i < 4; i++) {
-            const float *pair = &warp.scores[0][2 * n + i / 2][i % 2 * 2];
-            left[n][i] = packed<T>(pair[0], pair[1]);
-        }
-    }
-}
-
 /// The queries of one warpgroup.
 template <typename T>
 __device__ inline void attend(Memory<T> &memory, const T *queries, const Task<T> &task, int start, int end) {
@@ -66,7 +56,7 @@ __device__ inline void attend(Memory<T> &memory, const T *queries, const Task<T>
         wait_for_older_products<0>();
         auto biases = [&](int query, int key) { return task.biases(query, key); };
         warp.weigh(task, key, task.is_plain(key, KEYS), biases);
-        pack<T>(left, warp);
+        UNROLL for (int n = 0; n < KEYS / 16; n++) warp.pack(left[n], 0, n);
         begin_products();
         UNROLL for (int n = 0; n < KEYS / 16; n++) {
             // 16 rows of 128 bytes further.

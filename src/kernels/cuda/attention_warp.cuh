@@ -137,20 +137,22 @@ template <typename T, int D, int TIMES, int KEYS, int BEFORE = 0> struct Warp {
         }
     }
 
+    /// Weights of 16 keys as the left side of a product: a product's lanes hold what the next one wants there.
+    __device__ void pack(unsigned (&left)[4], int time, int n) const {
+        UNROLL for (int i = 0; i < 4; i++) {
+            const float *pair = &scores[time][2 * n + i / 2][i % 2 * 2];
+            left[i] = packed<T>(pair[0], pair[1]);
+        }
+    }
+
     /// y += the values by weights.
     __device__ void multiply_values(const T *values) {
         warp_barrier();
         int lane = threadIdx.x % WARP;
         const T *row = values + lane % 16 * PADDED<T, D> + lane / 16 * 8;
         UNROLL for (int n = 0; n < KEYS / 16; n++) {
-            // A product's lanes hold what the next one wants as its left side.
             unsigned left[TIMES][4];
-            UNROLL for (int time = 0; time < TIMES; time++) {
-                UNROLL for (int i = 0; i < 4; i++) {
-                    const float *pair = &scores[time][2 * n + i / 2][i % 2 * 2];
-                    left[time][i] = packed<T>(pair[0], pair[1]);
-                }
-            }
+            UNROLL for (int time = 0; time < TIMES; time++) pack(left[time], time, n);
             UNROLL for (int d = 0; d < D / 16; d++) {
                 unsigned v[4];
                 load_transposed(v, row + n * 16 * PADDED<T, D> + d * 16);

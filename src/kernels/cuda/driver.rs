@@ -96,7 +96,7 @@ impl Driver {
             Command::Multiply(matmul) => return self.multiplier.run(stream, matmul),
             Command::Launch { kernel, grid, block, shared, arguments } => (kernel, *grid, [*block, *shared], arguments),
         };
-        let function = self.kernels.find_sharing(kernel, shared)?;
+        let function = self.kernels.find(kernel, shared)?;
         let mut pointers: Vec<*mut c_void> = arguments.iter().map(Argument::pointer).collect();
         // SAFETY: these are what the kernel takes, see [`Launch`](super::launch::Launch); they are copied before the call
         // returns.

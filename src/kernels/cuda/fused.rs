@@ -33,8 +33,8 @@ pub struct Fused<'a> {
     bias: Option<Array>,
     activation: i32,
     gate: i32,
-    /// Columns of the result.
-    width: usize,
+    /// Rows, inputs and outputs of the product, and columns of the result.
+    sizes: [usize; 4],
     blocks: Blocks,
     stages: usize,
     strides: [usize; 2],
@@ -67,20 +67,18 @@ impl<'a> Fused<'a> {
         let grid = [blocks, (multiprocessors / blocks).clamp(1, rows.div_ceil(ROWS))];
         let blocks =
             Blocks { grid, threads: THREADS, shared: weights + stages * (stage + COUNTERS_BYTES) + COUNTERS_BYTES };
-        Ok(Some(Self { projection, bias, activation, gate, width, blocks, stages, strides: [x_stride, w_stride] }))
+        let sizes = [rows, inputs, outputs, width];
+        Ok(Some(Self { projection, bias, activation, gate, sizes, blocks, stages, strides: [x_stride, w_stride] }))
     }
 
     /// Launches it.
     pub fn run(&self) -> Result<Array> {
         let Projection { x, weight, updates, .. } = *self.projection;
-        let ([rows, inputs], &[_, outputs]) = ([x.dims()[0], x.dims()[1]], weight.dims()) else {
-            return Err(super::product::no_matrix(weight));
-        };
-        let y = Array::new(x.gpu(), weight.dtype(), &[rows, self.width])?;
+        let ([rows, inputs, outputs, width], [x_stride, w_stride]) = (self.sizes, self.strides);
+        let y = Array::new(x.gpu(), weight.dtype(), &[rows, width])?;
         let launch = Launch::on(x.gpu()).array(&y).array(x).array(weight).optional(self.bias.as_ref());
-        let [x_stride, w_stride] = self.strides;
         let launch = launch.int(self.activation).int(self.gate);
-        let launch = launch.sizes([rows, inputs, outputs, x_stride, w_stride, self.width, self.stages]);
+        let launch = launch.sizes([rows, inputs, outputs, x_stride, w_stride, width, self.stages]);
         let launch = match updates {
             Some(updates) => updates.tell(launch, rows, outputs, weight.dtype())?,
             None => launch.optional(None).optional(None).optional(None).optional(None).sizes([0; 4]),
@@ -92,10 +90,11 @@ impl<'a> Fused<'a> {
     /// Whether it gives what the projection's [parts](Projection::apart) give, and sooner; see [`Trials::prefers`].
     pub fn is_sooner(&self) -> Result<bool> {
         let Projection { x, weight, updates, .. } = *self.projection;
+        let [rows, inputs, outputs, _] = self.sizes;
         let trial = Trial {
-            rows: x.dims()[0],
+            rows,
             kind: Kind::Projection {
-                sizes: [weight.dims()[0], weight.dims()[1]],
+                sizes: [inputs, outputs],
                 activation: [self.activation, self.gate],
                 has_bias: self.bias.is_some(),
                 is_changed: updates.is_some(),

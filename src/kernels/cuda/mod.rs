@@ -47,3 +47,4 @@ pub use norm::{norm, unit};
 pub use pooling::pool;
 pub use product::{Projection, add_product, set_product};
 pub use rotary::rotate;
+pub use trials::TRIED_ROWS;

@@ -213,16 +213,12 @@ NORM(norm_f16_f16_f16, f16, f16, f16, f16)
         if (row >= rows) return;                                                                                       \
         Split<T> split = Split<T>{y, y_rest} + first;                                                                  \
         bool is_wide = are_wide(width, y, y_rest, x, residual, residual_high, residual_rest, weight, bias);            \
-        if (residual) {                                                                                                \
-            Norm<Split<T>, const T *, const float *> norm{split,  x + first, residual + first, weight,                 \
-                                                          bias,   is_layer != 0, eps,          width};                 \
-            run(norm, is_wide, width);                                                                                 \
-        } else {                                                                                                       \
-            SplitSource<T> other = SplitSource<T>{residual_high, residual_rest} + first;                               \
-            Norm<Split<T>, const T *, SplitSource<T>> norm{split, x + first, other, weight,                            \
-                                                           bias,  is_layer != 0, eps, width};                          \
-            run(norm, is_wide, width);                                                                                 \
-        }                                                                                                              \
+        auto normalize = [=](auto other) {                                                                             \
+            typedef Norm<Split<T>, const T *, decltype(other)> Normal;                                                 \
+            run(Normal{split, x + first, other, weight, bias, is_layer != 0, eps, width}, is_wide, width);             \
+        };                                                                                                             \
+        if (residual) return normalize(residual + first);                                                              \
+        normalize(SplitSource<T>{residual_high, residual_rest} + first);                                               \
     }
 
 NORM_SPLIT(norm_split_bf16, bf16)

@@ -70,10 +70,6 @@ pub fn set_product(y: &Array, x: &Array, weight: &Array) -> Result<()> {
     multiply(y, x, weight, Followed::default())
 }
 
-pub(super) fn no_matrix(weight: &Array) -> Error {
-    Error::Internal(format!("{weight:?} is no matrix"))
-}
-
 fn multiply(y: &Array, x: &Array, weight: &Array, followed: Followed) -> Result<()> {
     let x = x.to_dtype(weight.dtype())?;
     let ([rows, inputs, x_stride], [y_rows, outputs, y_stride]) = (x.matrix()?, y.matrix()?);
@@ -84,7 +80,7 @@ fn multiply(y: &Array, x: &Array, weight: &Array, followed: Followed) -> Result<
         // A single row's stride is anything.
         (_, &[1, stride]) => (stride.max(inputs), true),
         (_, &[stride, 1]) => (stride.max(outputs), false),
-        _ => return Err(no_matrix(weight)),
+        _ => return Err(Error::Internal(format!("{weight:?} is no matrix"))),
     };
     if rows == 0 {
         return Ok(());

@@ -9,8 +9,8 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Of fewer rows the new ways have nothing to gain, and a trial would take longer than they.
-const ROWS_MIN: usize = 4096;
+/// Of fewer rows other ways have little to gain, and a trial would take longer than they: those of here, and cuBLASLt's.
+pub const TRIED_ROWS: usize = 4096;
 
 /// How often each way is tried, the fastest of so many times, and launches of each time.
 const ROUNDS: usize = 3;
@@ -78,7 +78,7 @@ impl Trials {
         if gpu.is_emulated() || gpu.warpgroups_multiply() == Warpgroups::Everywhere {
             return Ok(true);
         }
-        if trial.rows < ROWS_MIN {
+        if trial.rows < TRIED_ROWS {
             return Ok(false);
         }
         let trial = Trial { rows: trial.rows.next_power_of_two(), ..trial };

@@ -129,7 +129,7 @@ template <int FEW> __device__ inline void wait_for_older_products() {
     }
 
 /// y [64, 128] = a [64, 16] * b [128, 16]^T, or added to what it is; spread over the threads like the results of
-/// multiply_add, 8 columns after 8. The matrices are 16 of DEPTH columns, see matrix_part.
+/// multiply_add, 8 columns after 8. The matrices are 16 of DEPTH columns, see matrix_at.
 template <typename T>
 __device__ inline void multiply_matrices(float (&y)[SUMS], unsigned long long a, unsigned long long b, bool is_sum);
 

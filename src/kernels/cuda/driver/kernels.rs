@@ -43,21 +43,8 @@ impl Kernels {
         Ok(Self { modules, found: Mutex::default() })
     }
 
-    /// The same, for blocks that share so many bytes beside those that it names.
-    pub fn find_sharing(&self, name: &str, bytes: u32) -> Result<CUfunction, Failure> {
-        let function = self.find(name)?;
-        if bytes > SHARED_BYTES {
-            // Always the same, whatever this launch takes.
-            let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-            // SAFETY: the function is of a loaded module.
-            let set = unsafe { function::set_function_attribute(function, attribute, SHARED_BYTES_MAX) };
-            set.map_err(|error| Failure::from(error).of(name))?;
-        }
-        Ok(function)
-    }
-
-    /// The kernel of that name, which lives as long as this.
-    pub fn find(&self, name: &str) -> Result<CUfunction, Failure> {
+    /// The kernel of that name, which lives as long as this, for blocks that share so many bytes beside those that it names.
+    pub fn find(&self, name: &str, shared: u32) -> Result<CUfunction, Failure> {
         let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(function) = found.get(name) {
             return Ok(*function);
@@ -67,6 +54,9 @@ impl Kernels {
             // SAFETY: the module is loaded.
             match unsafe { module::get_function(module.raw(), symbol.clone()) } {
                 Ok(function) => {
+                    if shared > SHARED_BYTES {
+                        allow_sharing(function).map_err(|error| Failure::from(error).of(name))?;
+                    }
                     found.insert(name.to_owned(), function);
                     return Ok(function);
                 }
@@ -76,6 +66,13 @@ impl Kernels {
         }
         Err(Failure::Other(format!("there is no kernel '{name}'")))
     }
+}
+
+/// Lets blocks share all there is, whatever the first launch takes.
+fn allow_sharing(function: CUfunction) -> Result<(), DriverError> {
+    let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+    // SAFETY: the function is of a loaded module.
+    unsafe { function::set_function_attribute(function, attribute, SHARED_BYTES_MAX) }
 }
 
 /// Up to eight bytes as they lie in memory, and zeros.

@@ -7,6 +7,7 @@ use super::device::{Device, Owned};
 use super::matmul::{Key, alignment};
 use super::stream::Stream;
 use crate::kernels::cuda::matmul::{Element, Matmul, Operand};
+use crate::kernels::cuda::trials::TRIED_ROWS;
 use cudarc::cublaslt::result::{self, CublasError};
 use cudarc::cublaslt::sys::{self, cublasStatus_t as Status};
 use cudarc::driver::result as driver;
@@ -24,7 +25,6 @@ const TRANSPOSE: i32 = 1;
 const ALGORITHMS_MAX: usize = 4096;
 /// Algorithms that are tried for a product of many rows, of which [`TRIED_ROWS`] are many, and how often each.
 const LIKELY: i32 = 8;
-const TRIED_ROWS: usize = 4096;
 const TRIES: u32 = 4;
 
 type Algorithm = sys::cublasLtMatmulAlgo_t;
