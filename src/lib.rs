@@ -23,7 +23,7 @@
 //! | [`registry`] | names to routes of (base, adapter, pipeline, text); how all of it is loaded, checked, and named by its bits |
 //! | [`engine`] | the queue, the batcher (pure), the workers: one thread each that owns a device; which adapters lie there |
 //! | [`adapters`] | PEFT files to deltas; everything binds or the load fails |
-//! | [`text`] | prompts, tokenizers, limits, truncation |
+//! | [`text`] | prompts, tokenizers, limits, truncation; ways around the `tokenizers` library that give its ids sooner |
 //! | [`hub`] | a folder or a Hub `repo@revision` to files |
 //! | [`model`] | a folder to a model; a packed batch to vectors. Knows no text, HTTP, queue or PEFT file |
 //! | [`kernels`] | the operations, on the CPU a fast twin and a plain one each, on a GPU one more; the only unsafe but for mapped weights |
@@ -34,6 +34,7 @@
 //! 2. [`registry::Registry::find`] turns the name into a lease before anything is queued: unknown is 404, never a
 //!    silent base vector. Where the model has routes, the kind of text chooses one: [`registry::Served::route`].
 //! 3. [`text::Text::encode`] tokenizes, long texts on blocking threads, as many as are configured, and stops with its caller.
+//!    What a [`text::Reader`] knows how the `tokenizers` library reads it reads itself, the rest the library, part by part.
 //! 4. [`engine::Engine::admit`] takes permits, one a token; a full queue is 429.
 //! 5. A worker takes what waits for the oldest sequence's model, up to `max_batch_tokens`, and sorts it so that each
 //!    adapter is one row range. Several devices with the same models take from one queue. An adapter that is not on a GPU

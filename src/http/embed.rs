@@ -7,7 +7,7 @@ use crate::engine::{Sequence, received};
 use crate::error::{Error, Result};
 use crate::registry::{Lease, Provenance, Route};
 use crate::telemetry;
-use crate::text::Reading;
+use crate::text::{Reading, Text};
 use futures_util::future::try_join_all;
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -39,12 +39,12 @@ pub enum Input {
 }
 
 impl Input {
-    /// Bytes of a text that takes as long to read.
-    fn work(&self) -> usize {
+    /// Bytes of JSON that take as long to read.
+    fn work(&self, text: &Text) -> usize {
         /// What every input takes.
-        const EACH: usize = 64;
+        const EACH: usize = 512;
         match self {
-            Self::Text(text) => EACH + text.len(),
+            Self::Text(input) => EACH + text.work(input) * JSON_PER_TEXT,
             Self::Tokens(_) => EACH,
         }
     }
@@ -65,8 +65,8 @@ pub struct Answer {
 /// Texts that one blocking task tokenizes.
 const CHUNK: usize = 64;
 
-/// Bytes of JSON that are read in the time in which one of text is tokenized.
-const JSON_PER_TEXT: usize = 128;
+/// Bytes of JSON that are read in the time in which one of text is tokenized, where that is fast.
+const JSON_PER_TEXT: usize = 8;
 
 /// Runs a call on what the app served when the request came: one that came before draining began is answered.
 pub async fn embed(app: &App, serving: &Serving, call: Call) -> Result<Answer> {
@@ -119,12 +119,12 @@ fn check_dimensions(routes: &[Arc<Route>], dimensions: Option<usize>) -> Result<
 /// The sequence of every input, in order; what takes long is made on blocking threads.
 async fn tokenize(app: &App, inputs: Vec<Input>, routes: Vec<Arc<Route>>, reading: Reading) -> Result<Vec<Sequence>> {
     let (count, reading, caller) = (inputs.len(), Arc::new(reading), Caller::default());
-    let bytes: usize = inputs.iter().map(Input::work).sum();
+    let json_bytes: usize = inputs.iter().zip(&routes).map(|(input, route)| input.work(&route.text)).sum();
     let mut work = inputs.into_iter().zip(routes).enumerate();
     let chunks = std::iter::from_fn(|| Some(work.by_ref().take(CHUNK).collect::<Vec<_>>()).filter(|c| !c.is_empty()));
     let tasks = chunks.map(|chunk| {
         let (reading, gone) = (reading.clone(), caller.gone());
-        app.threads.run_large(bytes * JSON_PER_TEXT, move || {
+        app.threads.run_large(json_bytes, move || {
             let read = |(index, (input, route)): (usize, (Input, Arc<Route>))| {
                 gone.check()?;
                 let param = if count == 1 { "input".to_owned() } else { format!("input[{index}]") };

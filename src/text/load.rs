@@ -1,5 +1,6 @@
 //! The files that say how text is read: the tokenizer, limits, prompts.
 
+use super::reader::Reader;
 use super::settings::{Settings, TokenizerConfig};
 use super::tokenizer::{self, Sayings};
 use super::{Text, UNPROMPTED};
@@ -35,20 +36,16 @@ pub struct Capacity {
     pub vocabulary: usize,
 }
 
-/// A tokenizer, and the highest id that it gives.
-#[derive(Clone)]
-struct Own {
-    tokenizer: Arc<Tokenizer>,
-    id_max: u32,
-}
+/// A folder's own tokenizer, and the length to which its file cuts.
+type Own = (Arc<Reader>, Option<usize>);
 
 /// Tokenizers by content, so that adapters which ship a copy of their base's share it.
 #[derive(Default)]
 pub struct Tokenizers {
-    /// With the lengths to which files cut, by what these say: to compare that takes a hundredth of the time of reading it.
-    read: Mutex<HashMap<Files, (Own, Option<usize>)>>,
+    /// By what files say: to compare that takes a hundredth of the time of reading it.
+    read: Mutex<HashMap<Files, Own>>,
     /// By what is made of the files.
-    made: Mutex<HashMap<String, Own>>,
+    made: Mutex<HashMap<String, Arc<Reader>>>,
 }
 
 /// All that a tokenizer is made of.
@@ -102,11 +99,12 @@ impl Text {
         let rows = specials.then_some(capacity.vocabulary);
         let own = tokenizers.of(body, &settings, config.as_ref(), rows)?;
         let whose = if own.is_some() { "it" } else { "its base's tokenizer" };
-        let (Own { tokenizer, id_max }, truncation) = match (own, base) {
+        let (reader, truncation) = match (own, base) {
             (Some(own), _) => own,
-            (None, Some(base)) => (Own { tokenizer: base.tokenizer.clone(), id_max: base.id_max }, None),
+            (None, Some(base)) => (base.reader.clone(), None),
             (None, None) => return Err(Error::load(body.path().join("tokenizer.json"), "there is no such file")),
         };
+        let id_max = reader.id_max();
         if id_max as usize >= capacity.vocabulary {
             let end = capacity.vocabulary;
             let reason = format!(
@@ -128,7 +126,7 @@ impl Text {
             Some(own) => own,
             None => base.map(|base| (base.prompts.clone(), base.default_prompt.clone())).unwrap_or_default(),
         };
-        Ok(Self { tokenizer, id_max, tokens_max, specials, cut_left, prompts, default_prompt, routed: false })
+        Ok(Self { reader, tokens_max, specials, cut_left, prompts, default_prompt, routed: false })
     }
 }
 
@@ -142,7 +140,7 @@ impl Tokenizers {
         settings: &Settings,
         config: Option<&TokenizerConfig>,
         rows: Option<usize>,
-    ) -> Result<Option<(Own, Option<usize>)>> {
+    ) -> Result<Option<Own>> {
         let Some((path, bytes)) = folder.bytes("tokenizer.json")? else { return Ok(None) };
         let (mut keys, mut specials, mut model) = (Map::new(), None, Value::Null);
         if rows.is_some() {
@@ -167,13 +165,7 @@ impl Tokenizers {
     }
 
     /// Reads it, where no file of other bytes made the same.
-    fn make(
-        &self,
-        path: &Path,
-        bytes: &[u8],
-        sayings: Option<Sayings>,
-        lower_case: bool,
-    ) -> Result<(Own, Option<usize>)> {
+    fn make(&self, path: &Path, bytes: &[u8], sayings: Option<Sayings>, lower_case: bool) -> Result<Own> {
         let mut content: Value = parse_json(path, bytes)?;
         if !content.is_object() {
             return Err(Error::load(path, "it is no JSON object"));
@@ -198,8 +190,9 @@ impl Tokenizers {
             let normalizers = std::iter::once(lower).chain(tokenizer.get_normalizer().cloned()).collect();
             tokenizer.with_normalizer(Some(Sequence::new(normalizers))).map_err(fail)?;
         }
-        let id_max = tokenizer.get_vocab(true).into_values().max().unwrap_or_default();
-        let own = Own { tokenizer: Arc::new(tokenizer), id_max };
+        let own = Arc::new(Reader::new(tokenizer).map_err(fail)?);
+        let by = if own.reads_by_itself() { "a way of its own" } else { "the library alone" };
+        tracing::debug!(path = %path.display(), "reads texts by {by}");
         // Where another thread was faster, its own is the one that is shared.
         Ok((locked(&self.made).entry(key).or_insert(own).clone(), truncation))
     }

@@ -1,22 +1,21 @@
 //! Text to token ids: prompts, the tokenizer, limits and truncation, as sentence-transformers does it.
 
 mod load;
+mod reader;
 mod settings;
 mod tokenizer;
 
 pub use load::{Capacity, Source, Tokenizers};
+pub use reader::Reader;
 
 use crate::error::{Error, Result};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use tokenizers::{Encoding, PostProcessor, Token, Tokenizer, TruncationDirection};
 
 /// How one model or adapter reads text.
 #[derive(Clone)]
 pub struct Text {
-    tokenizer: Arc<Tokenizer>,
-    /// The highest id that it gives.
-    id_max: u32,
+    reader: Arc<Reader>,
     tokens_max: usize,
     /// Whether texts are wrapped in special tokens where a request does not say; a text without them may be empty.
     specials: bool,
@@ -73,7 +72,7 @@ impl Text {
     /// In which ways it reads otherwise than another.
     pub fn differences(&self, other: &Self) -> impl Iterator<Item = &'static str> {
         let ways = [
-            (!Arc::ptr_eq(&self.tokenizer, &other.tokenizer), "tokenizer"),
+            (!Arc::ptr_eq(&self.reader, &other.reader), "tokenizer"),
             (self.tokens_max != other.tokens_max, "maximum length"),
             (self.cut_left != other.cut_left, "truncation side"),
             (self.specials != other.specials, "special tokens"),
@@ -95,6 +94,13 @@ impl Text {
         Self { routed, ..self }
     }
 
+    /// How long a text takes to be read: in bytes of one that is read fast.
+    pub fn work(&self, text: &str) -> usize {
+        /// What a byte takes that the library reads, or may have to read.
+        const BY_LIBRARY: usize = 16;
+        text.len() * if self.reader.reads_by_itself() && text.is_ascii() { 1 } else { BY_LIBRARY }
+    }
+
     /// A text's token ids; `param` names the input in errors.
     pub fn encode(&self, text: &str, reading: &Reading, param: &str) -> Result<Vec<u32>> {
         match self.prompt(&reading.prompt)? {
@@ -112,19 +118,12 @@ impl Text {
         }
         let whole = Reading { truncate: Some(Truncation { tokens: None, left: None }), ..reading.clone() };
         let ids = self.tokens(prompt, &whole, "prompt")?;
-        let is_special = |id: &u32| {
-            let token = self.tokenizer.id_to_token(*id);
-            token.is_some_and(|token| self.tokenizer.get_added_vocabulary().is_special_token(&token))
-        };
-        Ok(ids.len() - usize::from(ids.last().is_some_and(is_special)))
+        Ok(ids.len() - usize::from(ids.last().is_some_and(|id| self.reader.is_special(*id))))
     }
 
     fn tokens(&self, text: &str, reading: &Reading, param: &str) -> Result<Vec<u32>> {
-        let special = reading.add_special_tokens.unwrap_or(self.specials);
-        let encoding = self.tokenizer.encode_fast(text, special).map_err(|e| Error::invalid(param, e.to_string()))?;
-        let Some(limit) = self.limit(encoding.len(), reading)? else { return self.non_empty(encoding, param) };
-        let bare = self.tokenizer.encode_fast(text, false).map_err(|e| Error::invalid(param, e.to_string()))?;
-        self.cut(bare, limit, special, reading, param)
+        let ids = self.reader.read(text).map_err(|e| Error::invalid(param, e.to_string()))?;
+        self.fit(ids, reading.add_special_tokens.unwrap_or(self.specials), reading, param)
     }
 
     /// Token ids as the caller sends them, checked against the vocabulary.
@@ -138,13 +137,27 @@ impl Text {
             return Err(Error::invalid(param, message));
         }
         let special = reading.add_special_tokens.unwrap_or(false);
-        let requested = ids.len() + if special { self.added_tokens() } else { 0 };
-        let limit = self.limit(requested, reading)?;
-        if !special && limit.is_none() {
-            return if ids.is_empty() { Err(no_tokens(param)) } else { Ok(ids) };
+        if ids.is_empty() && !special {
+            return Err(no_tokens(param));
         }
-        let tokens = ids.into_iter().map(|id| Token::new(id, String::new(), (0, 0))).collect();
-        self.cut(Encoding::from_tokens(tokens, 0), limit.unwrap_or(requested), special, reading, param)
+        self.fit(ids, special, reading, param)
+    }
+
+    /// Cuts bare ids to what may be read, and puts special tokens around them.
+    fn fit(&self, mut ids: Vec<u32>, special: bool, reading: &Reading, param: &str) -> Result<Vec<u32>> {
+        let [before, after] = if special { self.reader.ends() } else { &[Vec::new(), Vec::new()] };
+        let added = before.len() + after.len();
+        if let Some(limit) = self.limit(ids.len() + added, reading)? {
+            let room = limit.checked_sub(added);
+            let room =
+                room.ok_or_else(|| Error::invalid(param, "It cannot be cut to fewer tokens than the specials."))?;
+            match reading.truncate.and_then(|truncation| truncation.left).unwrap_or(self.cut_left) {
+                true => drop(ids.drain(..ids.len() - room)),
+                false => ids.truncate(room),
+            }
+        }
+        let ids = if added == 0 { ids } else { [before, &ids[..], after].concat() };
+        if ids.is_empty() && self.specials { Err(no_tokens(param)) } else { Ok(ids) }
     }
 
     /// None: it fits. Otherwise to how many tokens it is cut, or that it may not be.
@@ -157,23 +170,6 @@ impl Text {
             None => return Ok(None),
         };
         Ok((requested > wanted).then_some(wanted))
-    }
-
-    fn cut(&self, mut bare: Encoding, limit: usize, special: bool, reading: &Reading, param: &str) -> Result<Vec<u32>> {
-        let room = limit.checked_sub(if special { self.added_tokens() } else { 0 });
-        let room = room.ok_or_else(|| Error::invalid(param, "It cannot be cut to fewer tokens than the specials."))?;
-        let left = reading.truncate.and_then(|truncation| truncation.left).unwrap_or(self.cut_left);
-        bare.truncate(room, 0, if left { TruncationDirection::Left } else { TruncationDirection::Right });
-        let whole = self.tokenizer.post_process(bare, None, special);
-        self.non_empty(whole.map_err(|e| Error::invalid(param, e.to_string()))?, param)
-    }
-
-    fn non_empty(&self, encoding: Encoding, param: &str) -> Result<Vec<u32>> {
-        if encoding.is_empty() && self.specials { Err(no_tokens(param)) } else { Ok(encoding.get_ids().to_vec()) }
-    }
-
-    fn added_tokens(&self) -> usize {
-        self.tokenizer.get_post_processor().map_or(0, |post| post.added_tokens(false))
     }
 
     fn prompt<'a>(&'a self, prompt: &'a Prompt) -> Result<&'a str> {

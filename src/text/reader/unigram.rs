@@ -1,0 +1,153 @@
+//! SentencePiece's way, as XLM-RoBERTa and T5 have it: words between spaces, each in the pieces whose scores have the
+//! highest sum.
+
+use super::plain::{ByBytes, Way, is_plain, keeps_ascii, normalized};
+use tokenizers::pre_tokenizers::metaspace::PrependScheme;
+use tokenizers::{Model, ModelWrapper, NormalizerWrapper, PreTokenizerWrapper, Result, Tokenizer};
+
+/// How much less a character without a piece of its own scores than the worst of pieces, as the library has it.
+const UNKNOWN_PENALTY: f64 = 10.0;
+
+/// Pieces with their scores.
+pub struct Unigram {
+    pieces: ByBytes<Piece>,
+    /// Bytes of the longest.
+    piece_max: usize,
+    /// In place of a character that has none.
+    unknown: Piece,
+    /// What a word begins with.
+    mark: String,
+    /// Words, without their mark, that are one piece.
+    whole: ByBytes<u32>,
+}
+
+#[derive(Clone, Copy)]
+struct Piece {
+    id: u32,
+    score: f64,
+}
+
+/// The last step of the best way from a word's begin to some place of it.
+#[derive(Clone, Copy)]
+struct Step {
+    /// Of the whole way.
+    score: f64,
+    begin: usize,
+    id: u32,
+}
+
+impl Unigram {
+    /// None where the tokenizer reads in another way.
+    pub fn of(library: &Tokenizer) -> Result<Option<Self>> {
+        let (ModelWrapper::Unigram(model), Some(mark)) = (library.get_model(), mark(library)) else { return Ok(None) };
+        if model.byte_fallback() || model.alpha.is_some() || !keeps_words(library.get_normalizer())? {
+            return Ok(None);
+        }
+        // With greater scores, several unknown characters could be better than the piece that they are together.
+        let Some(unknown) = unknown(model).filter(|_| model.min_score < UNKNOWN_PENALTY) else { return Ok(None) };
+        let piece =
+            |(id, (piece, score)): (u32, &(String, f64))| (piece.as_bytes().into(), Piece { id, score: *score });
+        let pieces: ByBytes<Piece> = (0..).zip(model.iter()).map(piece).collect();
+        let piece_max = pieces.keys().map(|piece| piece.len()).max().unwrap_or_default();
+        let unknown = Piece { id: unknown, score: model.min_score - UNKNOWN_PENALTY };
+        let mut way = Self { pieces, piece_max, unknown, mark, whole: ByBytes::default() };
+        way.whole = way.whole();
+        Ok(Some(way))
+    }
+
+    fn whole(&self) -> ByBytes<u32> {
+        let one = |piece: &[u8]| {
+            let word = piece.strip_prefix(self.mark.as_bytes()).filter(|word| word.iter().all(u8::is_ascii_graphic))?;
+            let mut ids = Vec::new();
+            self.pieces(piece, &mut ids);
+            let [id] = ids[..] else { return None };
+            Some((word.into(), id))
+        };
+        self.pieces.keys().filter_map(|piece| one(piece)).collect()
+    }
+
+    /// Adds the ids of a word's pieces, its mark included: Viterbi's search, which of equal ways keeps the first.
+    fn pieces(&self, word: &[u8], ids: &mut Vec<u32>) {
+        let mut steps: Vec<Option<Step>> = vec![None; word.len() + 1];
+        let mut begin = 0;
+        while begin < word.len() {
+            let so_far = steps[begin].map_or(0.0, |step| step.score);
+            let mut reach = |length: usize, piece: Piece| {
+                let (step, score) = (&mut steps[begin + length], so_far + piece.score);
+                if step.is_none_or(|other| score > other.score) {
+                    *step = Some(Step { score, begin, id: piece.id });
+                }
+            };
+            let rest = &word[begin..];
+            let character = if rest.starts_with(self.mark.as_bytes()) { self.mark.len().max(1) } else { 1 };
+            for length in 1..=rest.len().min(self.piece_max) {
+                self.pieces.get(&rest[..length]).into_iter().for_each(|piece| reach(length, *piece));
+            }
+            if !self.pieces.contains_key(&rest[..character]) {
+                reach(character, self.unknown);
+            }
+            begin += character;
+        }
+        let (before, mut end) = (ids.len(), word.len());
+        while let Some(step) = steps[end] {
+            // Unknown characters beside each other are one token.
+            if step.id != self.unknown.id || ids[before..].last() != Some(&step.id) {
+                ids.push(step.id);
+            }
+            end = step.begin;
+        }
+        ids[before..].reverse();
+    }
+}
+
+impl Way for Unigram {
+    fn read(&self, text: &str, _: &Tokenizer, ids: &mut Vec<u32>) -> Result<()> {
+        let mut marked = Vec::new();
+        for word in text.split_ascii_whitespace() {
+            match self.whole.get(word.as_bytes()) {
+                Some(id) => ids.push(*id),
+                None => {
+                    marked.clear();
+                    marked.extend_from_slice(self.mark.as_bytes());
+                    marked.extend_from_slice(word.as_bytes());
+                    self.pieces(&marked, ids);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What words between spaces begin with; none where they are not what is split.
+fn mark(library: &Tokenizer) -> Option<String> {
+    let PreTokenizerWrapper::Sequence(steps) = library.get_pre_tokenizer()? else { return None };
+    let [PreTokenizerWrapper::WhitespaceSplit(_), PreTokenizerWrapper::Metaspace(mark)] = steps.as_ref() else {
+        return None;
+    };
+    match mark.get_prepend_scheme() {
+        // A mark of ASCII could be in a text too.
+        PrependScheme::Always if !mark.get_replacement().is_ascii() => Some(mark.get_replacement().to_string()),
+        PrependScheme::Never => Some(String::new()),
+        _ => None,
+    }
+}
+
+/// The id of what the model does not know.
+fn unknown(model: &tokenizers::models::unigram::Unigram) -> Option<u32> {
+    /// Not a character, and so no piece.
+    const NONE: &str = "\u{10ffff}";
+    let tokens = model.token_to_id(NONE).is_none().then(|| model.tokenize(NONE).ok())??;
+    tokens.first().map(|token| token.id)
+}
+
+/// Whether a normalizer leaves graphic characters of ASCII as they are, and spaces what parts words.
+fn keeps_words(normalizer: Option<&NormalizerWrapper>) -> Result<bool> {
+    let Some(NormalizerWrapper::Precompiled(_)) = normalizer else { return Ok(keeps_ascii(normalizer)) };
+    let keeps = |text: String| -> Result<bool> {
+        let made = normalized(normalizer, &text)?;
+        let parts = !made.is_empty() && made.chars().all(char::is_whitespace);
+        Ok(if text.trim().is_empty() { parts } else { made == text })
+    };
+    let plain = ('\0'..='\x7f').filter(|character| is_plain(*character)).map(String::from);
+    plain.chain(["\r\n".to_owned()]).try_fold(true, |all, text| Ok(all & keeps(text)?))
+}
