@@ -7,7 +7,7 @@ use crate::model::{Adapter, Batch, Segment};
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-/// How many sequences that do not fit are passed over for one that does.
+/// How many sequences are looked at that do not go with the oldest.
 const PASSED_MAX: usize = 512;
 
 /// How many that wait for their adapters are.
@@ -76,10 +76,14 @@ const PART_MAX: usize = 128;
 
 /// Whether sequences of so many tokens each are worth a batch for every thread: no product waits for another thread, and
 /// what a batch makes stays in its core's cache. Too few for that are not, nor are those of which one is longer than a
-/// thread's fair share, for which the others would wait.
+/// thread's fair share, for which the others would wait. Of a long queue the oldest decide.
 pub fn is_worth_threads(tokens: impl Iterator<Item = usize>, threads: usize) -> bool {
-    let (total, longest) = tokens.fold((0, 0), |(total, longest), tokens| (total + tokens, tokens.max(longest)));
-    threads > 1 && total >= threads * PART_MIN && longest * threads <= total
+    if threads == 1 {
+        return false;
+    }
+    let oldest = tokens.take(PASSED_MAX);
+    let (total, longest) = oldest.fold((0, 0), |(total, longest), tokens| (total + tokens, tokens.max(longest)));
+    total >= threads * PART_MIN && longest * threads <= total
 }
 
 /// How many of the waiting tokens, sequence by sequence, one of so many idle threads takes.
