@@ -10,7 +10,7 @@ TABLE is one or several of
     lengths     tokens a second of texts of --lengths tokens, no more than the model reads
     memory      resident memory through --minutes of load
 
-The load generator takes --addr, --workload, --set, --seconds, --warm, --clients, --models and --pid, and prints a line of
+The load generator takes --addr, --workload, --set, --seconds, --warm, --clients, --texts, --models and --pid, and prints a line of
 JSON with tokens_per_s, p50_ms and p99_ms. The workload is a JSON object of sets, each a list of {"text", "tokens"}. --peers
 is a command that, given names of peers, prints a line of JSON with peer, set and tokens_per_s for each set; without it no
 peer is measured.
@@ -49,10 +49,10 @@ class Bench:
     def median(self, row, column):
         return statistics.median(self.figures.get((row, column), [float("nan")]))
 
-    def load(self, server, which, clients=32, models=("base",), seconds=None, workload=None):
+    def load(self, server, which, clients=32, texts=1, models=("base",), seconds=None, workload=None):
         """What the load generator says of one run."""
         command = [self.options.loadgen, "--addr", server.address, "--workload", workload or self.options.workload]
-        command += ["--set", which, "--clients", clients, "--models", ",".join(models), "--pid", server.pid]
+        command += ["--set", which, "--clients", clients, "--texts", texts, "--models", ",".join(models), "--pid", server.pid]
         command += ["--warm", 0.5, "--seconds", seconds or self.options.seconds]
         line = subprocess.run(list(map(str, command)), check=True, capture_output=True, text=True).stdout
         figures = json.loads(line)

@@ -114,7 +114,8 @@ fn every_key_is_a_flag_and_an_environment_variable() {
     for key in keys {
         assert!(help.contains(&format!("--{} ", key.name.replace('_', "-"))), "{}", key.name);
         assert!(help.contains(&key.env_name()), "{}", key.env_name());
-        assert!(!key.comment.is_empty());
+        // Whole sentences, on however many lines.
+        assert!(key.comment.starts_with(char::is_uppercase) && key.comment.ends_with(['.', ')']), "{}", key.comment);
     }
 }
 

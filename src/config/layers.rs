@@ -118,11 +118,14 @@ fn key_of<'a>(variable: &str, keys: &'a [Key]) -> Result<Option<&'a Key>> {
 /// Every key of the three sections, from default.toml.
 pub fn keys() -> Vec<Key> {
     let defaults: Table = toml::from_str(DEFAULT).expect("default.toml is TOML");
-    let (mut keys, mut comment) = (Vec::new(), String::new());
+    let (mut keys, mut comment) = (Vec::new(), Vec::new());
     for line in DEFAULT.lines() {
         if let Some(text) = line.strip_prefix("# ") {
-            comment = text.to_owned();
+            comment.push(text);
+            continue;
         }
+        // A comment is of the key that it stands right above.
+        let comment = std::mem::take(&mut comment).join(" ");
         let Some((name, _)) = line.split_once(" = ") else { continue };
         let found = ["server", "limits", "hub"].into_iter().find_map(|section| {
             let default = defaults.get(section)?.get(name)?.clone();

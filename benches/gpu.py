@@ -1,0 +1,202 @@
+#!/usr/bin/env python3
+"""All that a GPU is asked, in one go, on a machine that has nothing but the GPU and Python with torch, sentence-transformers
+and PEFT: packed here into one folder, run there.
+
+    NVCC=$(tests/fetch-nvcc) cargo build --release --features cuda --bin veneer --bench passes
+    benches/gpu.py pack FOLDER --tokenizer target/all-MiniLM-L6-v2 [--loadgen PROGRAM --workload FILE]
+    FOLDER/gpu.py run RESULTS [--steps STEP...]
+
+Steps run in this order, each no longer than its limit, and none begins that could outlast --seconds. What they print goes
+to RESULTS/results.txt, with how each ended. With a load generator (see server.py) one of them is the server over HTTP.
+"""
+
+import argparse
+import json
+import lzma
+import math
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+
+HERE = pathlib.Path(__file__).resolve().parent
+SCRIPTS = ["gpu.py", "peers.py", "server.py"]
+TOKENIZER = ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"]
+BINARIES = "binaries.tar.xz"
+MANY = 10_000
+
+
+def pack(options):
+    passes = max((file for file in options.release.glob("deps/passes-*") if not file.suffix), key=lambda file: file.stat().st_mtime)
+    programs = {"veneer": options.release / "veneer", "passes": passes}
+    tokenizer = prepared(options.folder / "tokenizer")
+    for name in TOKENIZER:
+        shutil.copy(options.tokenizer / name, tokenizer)
+    for name in SCRIPTS:
+        shutil.copy(HERE / name, options.folder)
+    if options.loadgen:
+        programs["loadgen"] = options.loadgen
+        shutil.copy(options.workload, options.folder / "workload.json")
+    # Machine code packs a quarter smaller behind this filter.
+    filters = [{"id": lzma.FILTER_X86}, {"id": lzma.FILTER_LZMA2, "preset": 6, "dict_size": 128 << 20}]
+    with lzma.open(options.folder / BINARIES, "w", filters=filters) as packed, tarfile.open(fileobj=packed, mode="w") as archive:
+        for name, program in programs.items():
+            stripped = options.folder / name
+            subprocess.run(["strip", "-o", stripped, program], check=True)
+            archive.add(stripped, name)
+            stripped.unlink()
+    print(f"{sum(file.stat().st_size for file in options.folder.rglob('*') if file.is_file()) >> 20} MiB in {options.folder}")
+
+
+def prepared(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def steps(options):
+    """Name, limit in seconds, command, and what it finds in the environment."""
+    models = HERE / "models"
+    selftest = ["./veneer", "selftest", "--device", options.device, "--small"]
+    peers = [sys.executable, "peers.py"]
+
+    def passes(name, adapters, *arguments, **environment):
+        command = ["./passes", "--device", options.device, "--dtype", options.dtype, "--log-level", "warn,veneer::kernels=debug"]
+        command += ["--model", f"base={models / name}", "--adapters", models / adapters, *arguments]
+        return command, {"SECONDS": "1", "ROUNDS": "3", **environment}
+
+    yield "device", 20, ["nvidia-smi"], {}
+    yield "selftest-warpgroups", 60, [*selftest, "--only", "warpgroups"], {}
+    yield "selftest", 150, selftest, {}
+    yield "models", 150, [*peers, "make", models, "--tokenizer", "tokenizer"], {}
+    yield "parity", 60, [sys.executable, "gpu.py", "parity", "--device", options.device], {}
+    for name, lengths in [("base", "512,32"), ("mini", "32")]:
+        for warpgroups in ["false", "true"]:
+            command, environment = passes(name, f"{name}-adapters", "--warpgroups", warpgroups, LENGTHS=lengths)
+            yield f"passes-{name}-warpgroups-{warpgroups}", 100, command, environment
+    yield "peers", 150, [*peers, "run", models, "--device", options.device.split(":")[0], "--rounds", "7"], {}
+    for tool in ["racecheck", "memcheck", "synccheck", "initcheck"]:
+        sanitizer = ["compute-sanitizer", "--report-api-errors", "no", "--tool", tool]
+        yield tool, 90, [*sanitizer, *selftest, "--only", "warpgroups"], {}
+    if pathlib.Path("workload.json").exists():
+        yield "http", 150, [sys.executable, "gpu.py", "http", "--device", options.device, "--dtype", options.dtype], {}
+    command, environment = passes("base", "many", LENGTHS="512", ADAPTERS="1", ZIPF=str(MANY))
+    yield "many", 200, [sys.executable, "gpu.py", "many", *command], environment
+
+
+def run(options):
+    os.chdir(HERE)
+    with lzma.open(BINARIES) as packed, tarfile.open(fileobj=packed) as archive:
+        archive.extractall(".", filter="data")
+    prepared(options.results)
+    began = time.monotonic()
+    with open(options.results / "results.txt", "w") as log:
+
+        def say(line):
+            print(line, flush=True)
+            print(line, file=log, flush=True)
+
+        for name, limit, command, environment in steps(options):
+            if options.steps and name not in options.steps:
+                continue
+            if time.monotonic() - began + limit > options.seconds:
+                say(f"== {name}: not begun, {limit} s are not left")
+                continue
+            say(f"== {name}: {' '.join(f'{key}={value}' for key, value in environment.items())} {' '.join(map(str, command))}")
+            since = time.monotonic()
+            say(f"== {name}: {ended(command, environment, limit, log)} after {time.monotonic() - since:.1f} s")
+
+
+def ended(command, environment, limit, log):
+    """How a command ended that may take so many seconds; what it has started ends with it."""
+    environment = {**os.environ, "LD_LIBRARY_PATH": libraries(), **environment}
+    try:
+        child = subprocess.Popen(list(map(str, command)), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True)
+    except OSError as error:
+        return str(error)
+    try:
+        return f"exit code {child.wait(limit)}"
+    except subprocess.TimeoutExpired:
+        os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+        return "out of time"
+
+
+def libraries():
+    """Where cuBLASLt may lie: in wheels beside torch, and where CUDA is installed."""
+    wheels = [folder for path in sys.path for folder in pathlib.Path(path).glob("nvidia/*/lib")]
+    return ":".join([*map(str, wheels), "/usr/local/cuda/lib64", os.environ.get("LD_LIBRARY_PATH", "")])
+
+
+def parity(options):
+    """The least cosine between vectors of the device and those of the CPU in float32, of bases and of an adapter on each."""
+    texts = [" ".join(["a text of some words about packages, and a library of them"] * count) for count in [1, 2, 5, 20]]
+
+    def vectors(name, adapter, device, dtype):
+        command = ["./veneer", "embed", "--device", device, "--dtype", dtype, "--log-level", "error"]
+        command += ["--model", f"base={HERE / 'models' / name}"] + (["--adapter", HERE / "models" / f"{name}-adapters/a1"] if adapter else [])
+        told = subprocess.run([*map(str, command), *texts], check=True, stdout=subprocess.PIPE, text=True)
+        return [json.loads(line)["embedding"] for line in told.stdout.splitlines()]
+
+    for name in ["mini", "base"]:
+        for adapter in [False, True]:
+            exact = vectors(name, adapter, "cpu", "float32")
+            for dtype in ["float32", "float16", "bfloat16"]:
+                pairs = zip(exact, vectors(name, adapter, options.device, dtype))
+                least = min(sum(a * b for a, b in zip(*pair)) / math.prod(math.hypot(*vector) for vector in pair) for pair in pairs)
+                print(json.dumps({"model": name, "adapter": adapter, "dtype": dtype, "least_cosine": least}), flush=True)
+
+
+def http(options):
+    """Tokens a second over HTTP with many clients: of short and mixed texts one by one, and of more texts a request."""
+    from server import Bench
+
+    models = HERE / "models"
+    options.binary, options.loadgen, options.workload, options.seconds = "./veneer", "./loadgen", "workload.json", 3
+    options.model = models / "mini"
+    bench = Bench(options)
+    with bench.server(options.dtype, "--adapters", str(models / "mini-adapters")) as server:
+        for row in ["base", "a1,a2,a3,a4,a5,a6,a7,a8"]:
+            for which, clients, texts in [("short", 480, 1), ("mixed", 480, 1), ("mixed", 64, 32), ("passage", 64, 32), ("short", 1, 1)]:
+                figures = bench.load(server, which, clients=clients, models=row.split(","), texts=texts)
+                print(json.dumps({"models": row, "clients": clients, **figures}), flush=True)
+
+
+def many(options):
+    """Lays out so many adapters as links to a few, and runs what is left of the command."""
+    models = HERE / "models"
+    few = sorted((models / "base-adapters").glob("a*"))
+    for number in range(MANY):
+        folder = prepared(models / "many" / f"a{number}")
+        for file in few[number % len(few)].iterdir():
+            if not (folder / file.name).exists():
+                os.link(file, folder / file.name)
+    os.execv(options.command[0], options.command)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    jobs = parser.add_subparsers(dest="job", required=True)
+    packing = jobs.add_parser("pack")
+    packing.add_argument("folder", type=pathlib.Path)
+    packing.add_argument("--tokenizer", type=pathlib.Path, required=True, help="a folder whose tokenizer the models get")
+    packing.add_argument("--release", type=pathlib.Path, default=HERE.parent / "target/release", help="where cargo puts what it builds")
+    packing.add_argument("--loadgen", type=pathlib.Path)
+    packing.add_argument("--workload", type=pathlib.Path)
+    running = jobs.add_parser("run")
+    running.add_argument("results", type=lambda path: pathlib.Path(path).resolve())
+    running.add_argument("--steps", nargs="*", help="only these")
+    running.add_argument("--seconds", type=float, default=1800, help="of all steps together")
+    for parts in [running, jobs.add_parser("http"), jobs.add_parser("parity")]:
+        parts.add_argument("--device", default="cuda")
+        parts.add_argument("--dtype", default="bfloat16")
+    jobs.add_parser("many").add_argument("command", nargs=argparse.REMAINDER)
+    options = parser.parse_args()
+    globals()[options.job](options)
+
+
+if __name__ == "__main__":
+    main()
