@@ -15,6 +15,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
+use tokio::runtime::Handle;
 
 pub struct Worker {
     queue: Arc<Queue>,
@@ -26,6 +27,8 @@ pub struct Worker {
     batch_tokens_max: AtomicUsize,
     is_lost: AtomicBool,
     threads: Threads,
+    /// Where callers wait, if they do so asynchronously.
+    callers: Option<Handle>,
 }
 
 /// Jobs whose adapters are there.
@@ -46,7 +49,8 @@ impl Worker {
         let threads = Threads::new(threads)?;
         let (batch_tokens_max, is_lost) = (AtomicUsize::new(place.batch_tokens_max), AtomicBool::new(false));
         let device = place.device.clone();
-        Ok(Self { queue, index, device, gauge, batch_tokens_max, is_lost, threads })
+        let callers = Handle::try_current().ok();
+        Ok(Self { queue, index, device, gauge, batch_tokens_max, is_lost, threads, callers })
     }
 
     /// Runs until the engine is gone and the queue is empty, or the device is lost.
@@ -167,14 +171,29 @@ impl Worker {
         self.gauge.tokens_per_second.store(rate as u64, Ordering::Relaxed);
         telemetry::batch(self.index, tokens, jobs.len(), segments, computed);
         match result {
-            Ok(vectors) => jobs.into_iter().zip(vectors).for_each(|((job, _), vector)| {
-                let vector = finite(vector, &job.sequence);
-                answer(job, began, vector);
-            }),
+            Ok(vectors) => self.answer(jobs.into_iter().map(|(job, _)| job).zip(vectors), began),
             Err(error) => {
                 tracing::error!(%error, tokens, "a batch failed");
                 jobs.into_iter().for_each(|(job, _)| answer(job, began, Err(error.clone())));
             }
+        }
+    }
+
+    /// Answers jobs that left the queue at some time; where they are many, from where their callers wait, which this thread
+    /// then wakes once and not for every one of them.
+    fn answer(&self, mut answers: impl ExactSizeIterator<Item = (Job, Vec<f32>)>, began: Instant) {
+        /// So few are answered here, and so sooner.
+        const FEW: usize = 4;
+        /// That one task gives.
+        const AT_ONCE: usize = 32;
+        let say = move |(job, vector): (Job, Vec<f32>)| {
+            let vector = finite(vector, &job.sequence);
+            answer(job, began, vector);
+        };
+        let Some(callers) = self.callers.as_ref().filter(|_| answers.len() > FEW) else { return answers.for_each(say) };
+        while answers.len() > 0 {
+            let some: Vec<_> = answers.by_ref().take(AT_ONCE).collect();
+            callers.spawn(async move { some.into_iter().for_each(say) });
         }
     }
 }
