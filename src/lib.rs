@@ -34,7 +34,7 @@
 //! 2. [`registry::Registry::find`] turns the name into a lease before anything is queued: unknown is 404, never a
 //!    silent base vector. Where the model has routes, the kind of text chooses one: [`registry::Served::route`].
 //! 3. [`text::Text::encode`] tokenizes, long texts on blocking threads, as many as are configured, and stops with its caller.
-//!    What a [`text::Reader`] knows how the `tokenizers` library reads it reads itself, the rest the library, part by part.
+//!    A [`text::Reader`] finds the library's ids by itself where it knows how; the other parts of a text the library reads.
 //! 4. [`engine::Engine::admit`] takes permits, one a token; a full queue is 429.
 //! 5. A worker takes what waits for the oldest sequence's model, up to `max_batch_tokens`, and sorts it so that each
 //!    adapter is one row range. Several devices with the same models take from one queue. An adapter that is not on a GPU

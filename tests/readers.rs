@@ -158,6 +158,11 @@ fn ids_are_the_librarys_whatever_the_parts_are() {
     assert_alike("no mark", &tokenizer(&mapped), true);
     mapped["pre_tokenizer"]["pretokenizers"][1]["prepend_scheme"] = json!("first");
     assert_alike("a mark at the first", &tokenizer(&mapped), false);
+    for scheme in ["always", "never"] {
+        let metaspace = json!({"type": "Metaspace", "replacement": "_", "prepend_scheme": scheme, "split": true});
+        mapped["pre_tokenizer"]["pretokenizers"][1] = metaspace;
+        assert_alike("a mark of ASCII", &tokenizer(&mapped), false);
+    }
     for (normalizer, by_itself) in [("NFKC", true), ("NFD", true), ("StripAccents", false)] {
         let mut content = named("roberta");
         content["normalizer"] = json!({"type": normalizer});
@@ -216,6 +221,33 @@ fn of_ways_with_equal_scores_it_is_the_librarys() {
 }
 
 #[test]
+fn an_unknown_piece_may_be_in_words() {
+    let mut content = named("xlm-roberta");
+    content["added_tokens"] = json!([]);
+    content["model"]["vocab"].as_array_mut().unwrap().push(json!(["<unk><unk>", -5.0]));
+    content["post_processor"] = Value::Null;
+    assert_alike("unknown twice", &tokenizer(&content), false);
+}
+
+#[test]
+fn long_texts_are_the_librarys_too() {
+    for name in ["bert", "xlm-roberta", "qwen2"] {
+        let library = tokenizer(&named(name));
+        let reader = Reader::new(library.clone()).unwrap();
+        let odd = "é\u{915} ".repeat(2000);
+        for text in [format!("z{}a b", " ".repeat(1_000_010)), "a".repeat(200_000), format!("a b{odd}c d {odd}")] {
+            let theirs = library.encode_fast(text.as_str(), false).unwrap();
+            assert_eq!(reader.read(&text).unwrap(), theirs.get_ids(), "{name}: {} bytes", text.len());
+        }
+        assert!(
+            reader.is_fast("plain text")
+                && !reader.is_fast("plain\u{915}")
+                && !reader.is_fast("a [SEP] </s> <|endoftext|>")
+        );
+    }
+}
+
+#[test]
 fn ids_are_the_librarys_whatever_tokens_were_added() {
     let mut mapped = named("xlm-roberta");
     mapped["normalizer"] = json!({"type": "Precompiled", "precompiled_charsmap": CHARSMAP});
@@ -232,13 +264,20 @@ fn ids_are_the_librarys_whatever_tokens_were_added() {
         ("two words", named("bert"), &[("of the", &["normalized"])], false),
         ("two words as they are", named("bert"), &[("of the", &["special"])], true),
         ("spaces that are made", named("bert"), &[("  ", &["normalized"])], false),
-        ("spaces", composed(), &[("  ", &["normalized"]), (" ", &["normalized", "single_word"])], true),
+        ("spaces", composed(), &[("  ", &["normalized"])], true),
+        ("spaces that are words", composed(), &[("  ", &["normalized", "single_word"])], false),
+        ("a sign that becomes a space", composed(), &[("´", &["normalized", "single_word"])], false),
+        ("a letter and such a sign", composed(), &[("x´", &["normalized"])], false),
+        ("nothing, as it is", named("bert"), &[("\u{ad}", &[])], true),
         ("a sign", composed(), &[(";", &["normalized"]), ("fi", &["normalized"])], true),
         ("of a map", mapped.clone(), &[("fi", &["normalized"]), ("<TM>", &["normalized", "lstrip"])], true),
         ("spaces of a map", mapped, &[(" ", &["normalized"])], false),
     ] {
         assert_alike(name, &tokenizer(&with_tokens(content, tokens)), by_itself);
     }
+    // The library finds what normalization makes nothing of between all bytes, and fails where they are one character's.
+    let nothing = tokenizer(&with_tokens(named("bert"), &[("\u{ad}", &["normalized"])]));
+    assert!(!Reader::new(nothing).unwrap().reads_by_itself());
 }
 
 #[test]
@@ -246,7 +285,7 @@ fn special_tokens_stand_around_a_text() {
     for (name, library) in tokenizers() {
         let reader = Reader::new(library.clone()).unwrap();
         let whole = library.encode_fast("The library of packages.", true).unwrap();
-        let [before, after] = reader.ends();
+        let [before, after] = reader.ends().unwrap();
         assert_eq!(
             [before, &reader.read("The library of packages.").unwrap()[..], after].concat(),
             whole.get_ids(),
@@ -256,6 +295,13 @@ fn special_tokens_stand_around_a_text() {
     let mut twice = named("bert");
     let single = twice["post_processor"]["single"].as_array_mut().unwrap();
     single.push(single[1].clone());
-    let error = Reader::new(tokenizer(&twice)).err().expect("it must not load").to_string();
-    assert_eq!(error, "post_processor does not hold the text once");
+    assert_eq!(
+        Reader::new(tokenizer(&twice)).unwrap().ends().unwrap_err(),
+        "post_processor does not hold the text once"
+    );
+    let mut nested = named("bert");
+    let one = nested["post_processor"].clone();
+    nested["post_processor"] = json!({"type": "Sequence", "processors": [one, one]});
+    let reader = Reader::new(tokenizer(&nested)).unwrap();
+    assert!(reader.ends().unwrap_err().contains("not one that the tokenizers library can run"));
 }

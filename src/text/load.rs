@@ -104,6 +104,9 @@ impl Text {
             (None, Some(base)) => (base.reader.clone(), None),
             (None, None) => return Err(Error::load(body.path().join("tokenizer.json"), "there is no such file")),
         };
+        if let (true, Err(reason)) = (specials, reader.ends()) {
+            return Err(Error::load(body.path().join("tokenizer.json"), reason));
+        }
         let id_max = reader.id_max();
         if id_max as usize >= capacity.vocabulary {
             let end = capacity.vocabulary;

@@ -96,9 +96,9 @@ impl Text {
 
     /// How long a text takes to be read: in bytes of one that is read fast.
     pub fn work(&self, text: &str) -> usize {
-        /// What a byte takes that the library reads, or may have to read.
+        /// What a byte takes that the library reads, or may have to.
         const BY_LIBRARY: usize = 16;
-        text.len() * if self.reader.reads_by_itself() && text.is_ascii() { 1 } else { BY_LIBRARY }
+        text.len() * if self.reader.is_fast(text) { 1 } else { BY_LIBRARY }
     }
 
     /// A text's token ids; `param` names the input in errors.
@@ -145,7 +145,9 @@ impl Text {
 
     /// Cuts bare ids to what may be read, and puts special tokens around them.
     fn fit(&self, mut ids: Vec<u32>, special: bool, reading: &Reading, param: &str) -> Result<Vec<u32>> {
-        let [before, after] = if special { self.reader.ends() } else { &[Vec::new(), Vec::new()] };
+        let none = [Vec::new(), Vec::new()];
+        let ends = if special { self.reader.ends() } else { Ok(&none) };
+        let [before, after] = ends.map_err(|reason| Error::invalid(param, reason))?;
         let added = before.len() + after.len();
         if let Some(limit) = self.limit(ids.len() + added, reading)? {
             let room = limit.checked_sub(added);

@@ -1,7 +1,7 @@
 //! GPT-2's way, as RoBERTa, ModernBERT, Llama 3 and Qwen have it: words with the space before them, each of whose bytes is
 //! written as a character, and then merged. The library merges what is not known as one piece.
 
-use super::plain::{ByBytes, Way, keeps_ascii};
+use super::own::{ByBytes, Way, keeps_ascii};
 use tokenizers::pre_tokenizers::split::SplitPattern;
 use tokenizers::{Model, ModelWrapper, PreTokenizerWrapper, Result, SplitDelimiterBehavior, Tokenizer};
 
@@ -38,7 +38,7 @@ impl ByteLevel {
 }
 
 impl Way for ByteLevel {
-    fn read(&self, text: &str, library: &Tokenizer, ids: &mut Vec<u32>) -> Result<()> {
+    fn add_ids(&self, text: &str, library: &Tokenizer, ids: &mut Vec<u32>) -> Result<()> {
         let spaced;
         let mut rest = match self.adds_space && !text.is_empty() && !text.starts_with(' ') {
             true => {
@@ -62,21 +62,24 @@ impl Way for ByteLevel {
     }
 }
 
+/// From here on stand characters for bytes that cannot be seen.
+const UNSEEN: u32 = 256;
+
 /// How a byte of plain text is written: a space, and what ends lines, by characters that can be seen.
 fn character(byte: u8) -> char {
-    if byte > b' ' { char::from(byte) } else { char::from_u32(UNSEEN + u32::from(byte)).unwrap_or_default() }
+    match byte {
+        b'!'..=b'~' => char::from(byte),
+        _ => char::from_u32(UNSEEN + u32::from(byte)).expect("there are no surrogates so early"),
+    }
 }
 
-/// What a character writes; none where that is not plain.
+/// What a character writes; none where that is neither plain nor a control character.
 fn byte(written: char) -> Option<u8> {
     match written {
         '!'..='~' => u8::try_from(written).ok(),
         _ => u32::from(written).checked_sub(UNSEEN).filter(|byte| *byte <= 32).map(|byte| byte as u8),
     }
 }
-
-/// From here on stand characters for bytes that cannot be seen.
-const UNSEEN: u32 = 256;
 
 /// How it cuts, and whether it puts a space before a text; none where that is not known.
 fn cut(library: &Tokenizer) -> Option<(Cut, bool)> {
@@ -108,9 +111,8 @@ fn tiktoken_pattern(digits: &str) -> String {
 
 /// What [`tiktoken_pattern`] matches, of up to so many digits.
 fn tiktoken<const DIGITS: usize>(text: &[u8]) -> usize {
-    let shortened = contraction(&text[..text.len().min(3)].to_ascii_lowercase());
-    if shortened > 0 {
-        return shortened;
+    if let Some(length) = contraction(text, <[u8]>::eq_ignore_ascii_case) {
+        return length;
     }
     let before = usize::from(!text[0].is_ascii_digit() && !is_line_end(&text[0]) && !text[0].is_ascii_alphabetic());
     match run(&text[before..], u8::is_ascii_alphabetic) {
@@ -134,22 +136,24 @@ fn tiktoken<const DIGITS: usize>(text: &[u8]) -> usize {
 
 /// What GPT-2's pattern matches: `'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+`.
 fn gpt2(text: &[u8]) -> usize {
-    let shortened = contraction(text);
-    if shortened > 0 {
-        return shortened;
+    if let Some(length) = contraction(text, |a, b| a == b) {
+        return length;
     }
     let before = usize::from(text[0] == b' ');
-    let kinds = [u8::is_ascii_alphabetic, u8::is_ascii_digit, u8::is_ascii_punctuation];
-    match kinds.into_iter().map(|kind| run(&text[before..], kind)).max() {
-        Some(length) if length > 0 => before + length,
-        _ => before_word(text),
-    }
+    let kind = match text.get(before) {
+        Some(first) if first.is_ascii_alphabetic() => u8::is_ascii_alphabetic,
+        Some(first) if first.is_ascii_digit() => u8::is_ascii_digit,
+        Some(first) if first.is_ascii_punctuation() => u8::is_ascii_punctuation,
+        _ => return before_word(text),
+    };
+    before + run(&text[before..], kind)
 }
 
 /// The length of the English ending that a text begins with, if with any.
-fn contraction(text: &[u8]) -> usize {
+fn contraction(text: &[u8], is_same: fn(&[u8], &[u8]) -> bool) -> Option<usize> {
     let endings: [&[u8]; 7] = [b"'s", b"'t", b"'re", b"'ve", b"'m", b"'ll", b"'d"];
-    endings.into_iter().find(|ending| text.starts_with(ending)).map_or(0, <[u8]>::len)
+    let is_here = |ending: &&[u8]| text.get(..ending.len()).is_some_and(|begin| is_same(begin, ending));
+    endings.into_iter().filter(|_| text[0] == b'\'').find(is_here).map(<[u8]>::len)
 }
 
 /// Of the spaces that a text begins with, all, or all but the last where a word follows; one at least.

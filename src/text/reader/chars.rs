@@ -34,7 +34,7 @@ impl Chars {
         Self(array::from_fn(|_| OnceLock::new()))
     }
 
-    /// What a character becomes, with spaces at what is cut; none where it depends on what stands beside it.
+    /// What a character becomes, with spaces at what is cut; none for one that is not of those scripts.
     pub fn get(&self, character: char, library: &Tokenizer) -> Option<&str> {
         let code = u32::from(character) as usize;
         let page = self.0.get(code / PAGE)?;

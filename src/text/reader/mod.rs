@@ -3,34 +3,47 @@
 
 mod byte_level;
 mod chars;
-mod plain;
+mod own;
 mod unigram;
 mod word_piece;
 
-use plain::Plain;
+use own::Own;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use tokenizers::{Encoding, Result, Token, Tokenizer};
 
-/// A tokenizer that neither cuts nor pads, and the special tokens that it puts around a text.
+/// A tokenizer, and the special tokens that it puts around a text. It neither cuts nor pads.
 pub struct Reader {
     library: Tokenizer,
-    plain: Option<Plain>,
+    own: Option<Own>,
     /// Those before a text, and those after it.
-    ends: [Vec<u32>; 2],
+    ends: std::result::Result<[Vec<u32>; 2], String>,
     id_max: u32,
 }
 
 impl Reader {
-    /// An error where special tokens are not around a text.
-    pub fn new(library: Tokenizer) -> Result<Self> {
-        let plain = Plain::of(&library)?;
-        let ends = ends(&library)?;
+    /// An error where the library would not do without truncation.
+    pub fn new(mut library: Tokenizer) -> Result<Self> {
+        library.with_truncation(None)?;
+        library.with_padding(None);
+        let own = Own::of(&library).unwrap_or_else(|error| {
+            tracing::warn!(error, "texts are read by the library alone");
+            None
+        });
+        // The library panics where it has not thought of a combination.
+        let ends = catch_unwind(AssertUnwindSafe(|| ends(&library)));
+        let ends = ends.unwrap_or_else(|_| Err("post_processor is not one that the tokenizers library can run".into()));
         let id_max = library.get_vocab(true).into_values().max().unwrap_or_default();
-        Ok(Self { library, plain, ends, id_max })
+        Ok(Self { library, own, ends, id_max })
     }
 
-    /// Whether it knows how the library reads, and leaves to it only what is rare in texts.
+    /// Whether it knows how the library reads, and leaves to it only what it does not know.
     pub fn reads_by_itself(&self) -> bool {
-        self.plain.is_some()
+        self.own.is_some()
+    }
+
+    /// Whether it reads all of a text by itself.
+    pub fn is_fast(&self, text: &str) -> bool {
+        self.own.as_ref().is_some_and(|own| own.reaches(text))
     }
 
     /// The highest id that it gives.
@@ -40,13 +53,13 @@ impl Reader {
 
     /// A text's ids, without special tokens.
     pub fn read(&self, text: &str) -> Result<Vec<u32>> {
-        let ids = self.plain.as_ref().map(|plain| plain.read(text, &self.library)).transpose()?.flatten();
+        let ids = self.own.as_ref().map(|own| own.ids(text, &self.library)).transpose()?.flatten();
         ids.map_or_else(|| Ok(self.library.encode_fast(text, false)?.get_ids().to_vec()), Ok)
     }
 
-    /// Special tokens around a text.
-    pub fn ends(&self) -> &[Vec<u32>; 2] {
-        &self.ends
+    /// Special tokens before a text and after it; an error where they do not stand around it.
+    pub fn ends(&self) -> std::result::Result<&[Vec<u32>; 2], String> {
+        self.ends.as_ref().map_err(String::clone)
     }
 
     /// Whether an id is a special token's.
@@ -57,10 +70,10 @@ impl Reader {
 }
 
 /// What is put around the ids of a text, whatever they are.
-fn ends(library: &Tokenizer) -> Result<[Vec<u32>; 2]> {
+fn ends(library: &Tokenizer) -> std::result::Result<[Vec<u32>; 2], String> {
     const TEXT: u32 = u32::MAX;
     let text = Encoding::from_tokens(vec![Token::new(TEXT, String::new(), (0, 0))], 0);
-    let whole = library.post_process(text, None, true)?;
+    let whole = library.post_process(text, None, true).map_err(|error| format!("post_processor: {error}"))?;
     let mut parts = whole.get_ids().split(|id| *id == TEXT).map(<[u32]>::to_vec);
     match (parts.next(), parts.next(), parts.next()) {
         (Some(before), Some(after), None) => Ok([before, after]),

@@ -1,7 +1,9 @@
 //! SentencePiece's way, as XLM-RoBERTa and T5 have it: words between spaces, each in the pieces whose scores have the
 //! highest sum.
 
-use super::plain::{ByBytes, Way, is_plain, keeps_ascii, normalized};
+use super::own::{ByBytes, Way, is_plain, keeps_ascii, normalized};
+use foldhash::fast::RandomState;
+use std::collections::HashMap;
 use tokenizers::pre_tokenizers::metaspace::PrependScheme;
 use tokenizers::{Model, ModelWrapper, NormalizerWrapper, PreTokenizerWrapper, Result, Tokenizer};
 
@@ -10,9 +12,7 @@ const UNKNOWN_PENALTY: f64 = 10.0;
 
 /// Pieces with their scores.
 pub struct Unigram {
-    pieces: ByBytes<Piece>,
-    /// Bytes of the longest.
-    piece_max: usize,
+    pieces: Trie,
     /// In place of a character that has none.
     unknown: Piece,
     /// What a word begins with.
@@ -44,26 +44,22 @@ impl Unigram {
             return Ok(None);
         }
         // With greater scores, several unknown characters could be better than the piece that they are together.
-        let Some(unknown) = unknown(model).filter(|_| model.min_score < UNKNOWN_PENALTY) else { return Ok(None) };
-        let piece =
-            |(id, (piece, score)): (u32, &(String, f64))| (piece.as_bytes().into(), Piece { id, score: *score });
-        let pieces: ByBytes<Piece> = (0..).zip(model.iter()).map(piece).collect();
-        let piece_max = pieces.keys().map(|piece| piece.len()).max().unwrap_or_default();
-        let unknown = Piece { id: unknown, score: model.min_score - UNKNOWN_PENALTY };
-        let mut way = Self { pieces, piece_max, unknown, mark, whole: ByBytes::default() };
-        way.whole = way.whole();
-        Ok(Some(way))
-    }
-
-    fn whole(&self) -> ByBytes<u32> {
-        let one = |piece: &[u8]| {
-            let word = piece.strip_prefix(self.mark.as_bytes()).filter(|word| word.iter().all(u8::is_ascii_graphic))?;
-            let mut ids = Vec::new();
-            self.pieces(piece, &mut ids);
-            let [id] = ids[..] else { return None };
-            Some((word.into(), id))
+        let Some(unknown) = unknown(library, model).filter(|_| model.min_score < UNKNOWN_PENALTY) else {
+            return Ok(None);
         };
-        self.pieces.keys().filter_map(|piece| one(piece)).collect()
+        let unknown = Piece { id: unknown, score: model.min_score - UNKNOWN_PENALTY };
+        let mut way = Self { pieces: Trie::default(), unknown, mark, whole: ByBytes::default() };
+        // Of two that are the same, the last counts.
+        (0..).zip(model.iter()).for_each(|(id, (piece, score))| way.pieces.insert(piece, Piece { id, score: *score }));
+        for (piece, _) in model.iter() {
+            let Some(word) = piece.strip_prefix(&way.mark).filter(|word| is_graphic(word)) else { continue };
+            let mut ids = Vec::new();
+            way.pieces(piece.as_bytes(), &mut ids);
+            if let [id] = ids[..] {
+                way.whole.insert(word.as_bytes().into(), id);
+            }
+        }
+        Ok(Some(way))
     }
 
     /// Adds the ids of a word's pieces, its mark included: Viterbi's search, which of equal ways keeps the first.
@@ -80,10 +76,12 @@ impl Unigram {
             };
             let rest = &word[begin..];
             let character = if rest.starts_with(self.mark.as_bytes()) { self.mark.len().max(1) } else { 1 };
-            for length in 1..=rest.len().min(self.piece_max) {
-                self.pieces.get(&rest[..length]).into_iter().for_each(|piece| reach(length, *piece));
+            let mut is_known = false;
+            for (length, piece) in self.pieces.along(rest) {
+                is_known |= length == character;
+                reach(length, piece);
             }
-            if !self.pieces.contains_key(&rest[..character]) {
+            if !is_known {
                 reach(character, self.unknown);
             }
             begin += character;
@@ -100,8 +98,41 @@ impl Unigram {
     }
 }
 
+/// Pieces, byte by byte.
+#[derive(Default)]
+struct Trie {
+    /// From a node, by a byte, to a node. The first is 0.
+    steps: HashMap<(u32, u8), u32, RandomState>,
+    /// What ends at every node but the first.
+    ends: Vec<Option<Piece>>,
+}
+
+impl Trie {
+    fn insert(&mut self, bytes: &str, piece: Piece) {
+        let mut node = 0;
+        for byte in bytes.bytes() {
+            node = *self.steps.entry((node, byte)).or_insert_with(|| {
+                self.ends.push(None);
+                self.ends.len() as u32
+            });
+        }
+        if let Some(end) = (node as usize).checked_sub(1) {
+            self.ends[end] = Some(piece);
+        }
+    }
+
+    /// Lengths of the pieces that a text begins with, and these.
+    fn along(&self, text: &[u8]) -> impl Iterator<Item = (usize, Piece)> {
+        let nodes = text.iter().scan(0, |node, byte| {
+            *node = *self.steps.get(&(*node, *byte))?;
+            Some(*node as usize)
+        });
+        (1..).zip(nodes).filter_map(|(length, node)| Some((length, self.ends[node - 1]?)))
+    }
+}
+
 impl Way for Unigram {
-    fn read(&self, text: &str, _: &Tokenizer, ids: &mut Vec<u32>) -> Result<()> {
+    fn add_ids(&self, text: &str, _: &Tokenizer, ids: &mut Vec<u32>) -> Result<()> {
         let mut marked = Vec::new();
         for word in text.split_ascii_whitespace() {
             match self.whole.get(word.as_bytes()) {
@@ -124,20 +155,23 @@ fn mark(library: &Tokenizer) -> Option<String> {
     let [PreTokenizerWrapper::WhitespaceSplit(_), PreTokenizerWrapper::Metaspace(mark)] = steps.as_ref() else {
         return None;
     };
-    match mark.get_prepend_scheme() {
-        // A mark of ASCII could be in a text too.
-        PrependScheme::Always if !mark.get_replacement().is_ascii() => Some(mark.get_replacement().to_string()),
-        PrependScheme::Never => Some(String::new()),
+    // Words would be split at a replacement of ASCII.
+    match (mark.get_prepend_scheme(), mark.get_replacement().is_ascii()) {
+        (PrependScheme::Always, false) => Some(mark.get_replacement().to_string()),
+        (PrependScheme::Never, false) => Some(String::new()),
         _ => None,
     }
 }
 
-/// The id of what the model does not know.
-fn unknown(model: &tokenizers::models::unigram::Unigram) -> Option<u32> {
+/// The id of what the model does not know; none where a word may have its piece, which then is as unknown as what is beside it.
+fn unknown(library: &Tokenizer, model: &tokenizers::models::unigram::Unigram) -> Option<u32> {
     /// Not a character, and so no piece.
     const NONE: &str = "\u{10ffff}";
     let tokens = model.token_to_id(NONE).is_none().then(|| model.tokenize(NONE).ok())??;
-    tokens.first().map(|token| token.id)
+    let id = tokens.first()?.id;
+    let piece = model.id_to_token(id)?;
+    let is_added = library.get_added_vocabulary().get_vocab().contains_key(&piece);
+    (is_added || !is_graphic(&piece)).then_some(id)
 }
 
 /// Whether a normalizer leaves graphic characters of ASCII as they are, and spaces what parts words.
@@ -150,4 +184,8 @@ fn keeps_words(normalizer: Option<&NormalizerWrapper>) -> Result<bool> {
     };
     let plain = ('\0'..='\x7f').filter(|character| is_plain(*character)).map(String::from);
     plain.chain(["\r\n".to_owned()]).try_fold(true, |all, text| Ok(all & keeps(text)?))
+}
+
+fn is_graphic(text: &str) -> bool {
+    text.bytes().all(|byte| byte.is_ascii_graphic())
 }

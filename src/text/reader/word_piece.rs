@@ -1,7 +1,7 @@
 //! BERT's way: words in lower case between spaces and punctuation, each the fewest long pieces from its left.
 
 use super::chars::Chars;
-use super::plain::{ByBytes, Way};
+use super::own::{ByBytes, Way};
 use std::borrow::Cow;
 use tokenizers::{Model, ModelWrapper, NormalizerWrapper, PreTokenizerWrapper, Result, Tokenizer};
 
@@ -43,7 +43,7 @@ impl WordPiece {
     }
 
     /// Text with spaces, or punctuation of ASCII, at all places where words are cut.
-    fn normalized<'a>(&self, text: &'a str, library: &Tokenizer) -> Cow<'a, str> {
+    fn spaced<'a>(&self, text: &'a str, library: &Tokenizer) -> Cow<'a, str> {
         let lower = match self.lowers {
             true => Cow::Owned(text.to_ascii_lowercase()),
             false => Cow::Borrowed(text),
@@ -79,12 +79,12 @@ impl WordPiece {
 }
 
 impl Way for WordPiece {
-    fn reads(&self, character: char, library: &Tokenizer) -> bool {
+    fn knows(&self, character: char, library: &Tokenizer) -> bool {
         self.chars.as_ref().is_some_and(|chars| chars.get(character, library).is_some())
     }
 
-    fn read(&self, text: &str, library: &Tokenizer, ids: &mut Vec<u32>) -> Result<()> {
-        let text = self.normalized(text, library);
+    fn add_ids(&self, text: &str, library: &Tokenizer, ids: &mut Vec<u32>) -> Result<()> {
+        let text = self.spaced(text, library);
         let (text, mut begin) = (text.as_bytes(), 0);
         for (place, byte) in text.iter().enumerate() {
             let is_sign = byte.is_ascii_punctuation();
