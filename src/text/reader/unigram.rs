@@ -49,8 +49,12 @@ impl Unigram {
         };
         let unknown = Piece { id: unknown, score: model.min_score - UNKNOWN_PENALTY };
         let mut way = Self { pieces: Trie::default(), unknown, mark, whole: ByBytes::default() };
-        // Of two that are the same, the last counts.
-        (0..).zip(model.iter()).for_each(|(id, (piece, score))| way.pieces.insert(piece, Piece { id, score: *score }));
+        // Of two that are the same, the last counts; what no word has is left out.
+        for (id, (piece, score)) in (0..).zip(model.iter()) {
+            if is_graphic(piece.strip_prefix(&way.mark).unwrap_or(piece)) {
+                way.pieces.insert(piece, Piece { id, score: *score });
+            }
+        }
         for (piece, _) in model.iter() {
             let Some(word) = piece.strip_prefix(&way.mark).filter(|word| is_graphic(word)) else { continue };
             let mut ids = Vec::new();
