@@ -6,6 +6,7 @@ mod cases;
 use super::cuda::{Gpu, Warpgroups};
 use super::device::Device;
 use super::tensor::Tensor;
+use super::threads::Threads;
 use crate::error::{Error, Result};
 use candle_core::{DType, Tensor as Host};
 use cases::{Case, Run, Work};
@@ -103,8 +104,8 @@ pub fn selftest(device: &Device, size: Size, word: &str, mut tell: impl FnMut(&F
     let Device::Gpu(gpu) = device else {
         return Err(Error::Config("a self-test is of a GPU: --device cuda[:N]".into()));
     };
-    let mut findings = Vec::new();
-    let mut peak = Peak::default();
+    let (mut findings, mut peak) = (Vec::new(), Peak::default());
+    let threads = Threads::new(0)?;
     for dtype in [DType::F32, DType::BF16, DType::F16] {
         for case in cases::all(size) {
             let (name, bound) = (format!("{} {dtype:?}", case.name), case.bound * coarseness(dtype));
@@ -112,7 +113,7 @@ pub fn selftest(device: &Device, size: Size, word: &str, mut tell: impl FnMut(&F
                 continue;
             }
             let is_timed = size == Size::Large && !gpu.is_emulated();
-            let (difference, microseconds) = match compare(gpu, dtype, &case, is_timed) {
+            let (difference, microseconds) = match compare((&threads, gpu), dtype, &case, is_timed) {
                 Ok(compared) => compared,
                 Err(Error::Lost(text)) => return Err(Error::Lost(format!("{name}: {text}"))),
                 Err(error) => {
@@ -130,10 +131,11 @@ pub fn selftest(device: &Device, size: Size, word: &str, mut tell: impl FnMut(&F
     Ok(findings)
 }
 
-/// How far a device is from the CPU, and its microseconds.
-fn compare(gpu: &Gpu, dtype: DType, case: &Case, is_timed: bool) -> Result<(f32, Option<f64>)> {
+/// How far a device is from the CPU, whose threads share the work, and its microseconds.
+fn compare((threads, gpu): (&Threads, &Gpu), dtype: DType, case: &Case, is_timed: bool) -> Result<(f32, Option<f64>)> {
     let on = |device| Side { device, dtype };
-    let (cpu, run) = ((case.prepare)(&on(Device::Cpu))?()?, (case.prepare)(&on(Device::Gpu(gpu.clone())))?);
+    let cpu = threads.run(|| (case.prepare)(&on(Device::Cpu))?())?;
+    let run = (case.prepare)(&on(Device::Gpu(gpu.clone())))?;
     // By itself, as a list, and as the graph that the same list is the second time.
     let pass = || gpu.pass(|| run()?.to_host());
     let (ours, cpu) = ([run()?.to_host()?, pass()?, pass()?], cpu.to_host()?);

@@ -30,7 +30,8 @@ pub struct Own {
     added: AhoCorasick,
 }
 
-/// Bytes of a text that the library reads whole. In longer ones its regular expressions may give up, and it then cuts less.
+/// Bytes of the longest text that is not left to the library: in longer ones its regular expressions may give up, whereupon it
+/// cuts no more.
 const TEXT_MAX: usize = 1_000_000;
 
 /// Bytes of plain text that are worth two calls of the library, one before and one after them.
@@ -41,11 +42,14 @@ impl Own {
     pub fn of(library: &Tokenizer) -> Result<Option<Self>> {
         let mut patterns = Vec::new();
         for token in library.get_added_vocabulary().get_added_tokens_decoder().values() {
-            let normalized = normalized(library.get_normalizer(), &token.content)?;
-            if token.normalized && may_lie_across(token, &normalized, library.get_normalizer()) {
-                return Ok(None);
+            patterns.push(token.content.clone());
+            if token.normalized {
+                let normalized = normalized(library.get_normalizer(), &token.content)?;
+                if may_lie_across(token, &normalized, library.get_normalizer()) {
+                    return Ok(None);
+                }
+                patterns.push(normalized);
             }
-            patterns.extend([token.content.clone(), normalized].into_iter().filter(|pattern| !pattern.is_empty()));
         }
         let added = AhoCorasick::builder().ascii_case_insensitive(true).build(&patterns)?;
         Ok(way(library)?.map(|way| Self { way, added }))
