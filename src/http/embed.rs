@@ -1,7 +1,7 @@
 //! The one embedding call that every dialect translates to: validate, resolve, tokenize, submit, join.
 
 use super::names::Names;
-use super::offload::Caller;
+use super::offload::{Caller, LARGE_BYTES};
 use super::{App, Expected, Serving};
 use crate::engine::{Sequence, received};
 use crate::error::{Error, Result};
@@ -44,6 +44,8 @@ impl Input {
         /// What every input takes.
         const EACH: usize = 512;
         match self {
+            // However fast it is read.
+            Self::Text(input) if input.len() * JSON_PER_TEXT >= LARGE_BYTES => LARGE_BYTES,
             Self::Text(input) => EACH + text.work(input) * JSON_PER_TEXT,
             Self::Tokens(_) => EACH,
         }
@@ -119,7 +121,7 @@ fn check_dimensions(routes: &[Arc<Route>], dimensions: Option<usize>) -> Result<
 /// The sequence of every input, in order; what takes long is made on blocking threads.
 async fn tokenize(app: &App, inputs: Vec<Input>, routes: Vec<Arc<Route>>, reading: Reading) -> Result<Vec<Sequence>> {
     let (count, reading, caller) = (inputs.len(), Arc::new(reading), Caller::default());
-    let json_bytes: usize = inputs.iter().zip(&routes).map(|(input, route)| input.work(&route.text)).sum();
+    let json_bytes = work_of(&inputs, &routes);
     let mut work = inputs.into_iter().zip(routes).enumerate();
     let chunks = std::iter::from_fn(|| Some(work.by_ref().take(CHUNK).collect::<Vec<_>>()).filter(|c| !c.is_empty()));
     let tasks = chunks.map(|chunk| {
@@ -134,6 +136,13 @@ async fn tokenize(app: &App, inputs: Vec<Input>, routes: Vec<Arc<Route>>, readin
         })
     });
     Ok(try_join_all(tasks).await?.into_iter().flatten().collect())
+}
+
+/// Bytes of JSON that take as long to read as all inputs, as far as it matters.
+fn work_of(inputs: &[Input], routes: &[Arc<Route>]) -> usize {
+    let mut works = inputs.iter().zip(routes).map(|(input, route)| input.work(&route.text));
+    let so_far = works.try_fold(0, |sum, work| if sum < LARGE_BYTES { Ok(sum + work) } else { Err(sum) });
+    so_far.unwrap_or_else(|enough| enough)
 }
 
 /// Token ids that come as such have no prompt.

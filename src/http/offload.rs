@@ -44,6 +44,9 @@ pub struct Threads {
     spare: usize,
 }
 
+/// What is worth a hop to another thread, in bytes of JSON that take as long to read.
+pub const LARGE_BYTES: usize = 256 << 10;
+
 /// How many threads there are beside a CPU that computes, unless the configuration says otherwise: it needs its cores itself.
 const BESIDE_CPU: usize = 2;
 
@@ -78,14 +81,12 @@ impl Threads {
         task.await.map_err(|e| Error::Internal(format!("a blocking task failed: {e}")))?
     }
 
-    /// Runs work at once where there is little of it, and a hop to another thread would cost more. It is measured in bytes
-    /// of JSON that take as long.
+    /// Runs work at once where there is little of it, see [`LARGE_BYTES`].
     pub async fn run_large<T: Send + 'static>(
         &self,
         bytes: usize,
         work: impl FnOnce() -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        const WORTH_A_HOP_BYTES: usize = 256 << 10;
-        if bytes < WORTH_A_HOP_BYTES { work() } else { self.run(work).await }
+        if bytes < LARGE_BYTES { work() } else { self.run(work).await }
     }
 }
