@@ -190,8 +190,10 @@ def main():
     running.add_argument("results", type=lambda path: pathlib.Path(path).resolve())
     running.add_argument("--steps", nargs="*", help="only these")
     running.add_argument("--seconds", type=float, default=1800, help="of all steps together")
-    for parts in [running, jobs.add_parser("http"), jobs.add_parser("parity")]:
+    asking = jobs.add_parser("http")
+    for parts in [running, asking, jobs.add_parser("parity")]:
         parts.add_argument("--device", default="cuda")
+    for parts in [running, asking]:
         parts.add_argument("--dtype", default="bfloat16")
     jobs.add_parser("many").add_argument("command", nargs=argparse.REMAINDER)
     options = parser.parse_args()

@@ -1,16 +1,19 @@
 //! Token ids beside those of the `tokenizers` library, whichever way a text is read: for all families' tokenizers and for
 //! changed ones, on texts put together by chance from what is easily read wrong.
 
+mod support;
+
 use serde_json::{Value, json};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use support::chance::Chance;
+use support::{fixture, read};
 use tokenizers::Tokenizer;
 use veneer::text::Reader;
 
 /// The tokenizers of all fixtures, by the names of their folders.
 fn tokenizers() -> Vec<(String, Tokenizer)> {
-    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
-    let mut files: Vec<PathBuf> = fs::read_dir(fixtures).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let mut files: Vec<PathBuf> = fs::read_dir(fixture("")).unwrap().map(|entry| entry.unwrap().path()).collect();
     files.sort();
     let read = |folder: PathBuf| {
         let mut tokenizer = Tokenizer::from_file(folder.join("base/tokenizer.json")).ok()?;
@@ -21,26 +24,14 @@ fn tokenizers() -> Vec<(String, Tokenizer)> {
     files.into_iter().filter_map(read).collect()
 }
 
-/// Numbers that look like chance, the same in every run.
-struct Chance(u64);
-
-impl Chance {
-    fn below(&mut self, end: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 % end as u64) as usize
-    }
-
-    /// Of parts, and now and then any character, more often one of the first thousands.
-    fn text(&mut self, parts: &[String]) -> String {
-        let (length, end) = (self.below(24), [0x600, 0x3100, 0x20000][self.below(3)]);
-        let mut part = || match self.below(6) {
-            0 => char::from_u32(self.below(end) as u32).map(String::from).unwrap_or_default(),
-            _ => parts[self.below(parts.len())].clone(),
-        };
-        (0..length).map(|_| part()).collect()
-    }
+/// Of parts, and now and then any character, more often one of the first thousands.
+fn text(chance: &mut Chance, parts: &[String]) -> String {
+    let (length, end) = (chance.below(24), *chance.one(&[0x600, 0x3100, 0x20000]));
+    let mut part = || match chance.below(6) {
+        0 => char::from_u32(chance.below(end) as u32).map(String::from).unwrap_or_default(),
+        _ => chance.one(parts).clone(),
+    };
+    (0..length).map(|_| part()).collect()
 }
 
 /// Parts that texts are put together from: what a way may take for a border and is none, or the other way round.
@@ -64,8 +55,7 @@ fn parts(library: &Tokenizer) -> Vec<String> {
 }
 
 fn named(name: &str) -> Value {
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name).join("base/tokenizer.json");
-    serde_json::from_slice(&fs::read(file).unwrap()).unwrap()
+    read(&format!("{name}/base/tokenizer.json"))
 }
 
 fn tokenizer(content: &Value) -> Tokenizer {
@@ -105,8 +95,8 @@ const CHARSMAP: &str = "\
 
 fn assert_alike(name: &str, library: &Tokenizer, is_by_itself: bool) {
     let reader = Reader::new(library.clone()).unwrap();
-    let (parts, mut chance) = (parts(library), Chance(0x9e37_79b9_7f4a_7c15));
-    let by_chance: Vec<String> = (0..3000).map(|_| chance.text(&parts)).collect();
+    let (parts, mut chance) = (parts(library), Chance::new(1));
+    let by_chance: Vec<String> = (0..3000).map(|_| text(&mut chance, &parts)).collect();
     for text in parts.into_iter().chain(by_chance) {
         let (ours, theirs) = (reader.read(&text).unwrap(), library.encode_fast(text.as_str(), false).unwrap());
         assert_eq!(ours, theirs.get_ids(), "{name}: {text:?}");
@@ -231,11 +221,15 @@ fn an_unknown_piece_may_be_in_words() {
 
 #[test]
 fn long_texts_are_the_librarys_too() {
-    for name in ["bert", "xlm-roberta", "qwen2"] {
-        let library = tokenizer(&named(name));
+    // Its pattern gives up on so many spaces, and this merge then shows that it does not cut what comes after them.
+    let mut qwen = named("qwen2");
+    qwen["model"]["vocab"]["aĠ"] = json!(1000);
+    qwen["model"]["merges"].as_array_mut().unwrap().insert(0, json!(["a", "Ġ"]));
+    for (name, content) in [("bert", named("bert")), ("xlm-roberta", named("xlm-roberta")), ("qwen2", qwen)] {
+        let library = tokenizer(&content);
         let reader = Reader::new(library.clone()).unwrap();
         let odd = "é\u{915} ".repeat(2000);
-        for text in [format!("z{}a b", " ".repeat(1_000_010)), "a".repeat(200_000), format!("a b{odd}c d {odd}")] {
+        for text in [format!("z{}a b a b", " ".repeat(1_000_010)), "a".repeat(200_000), format!("a b{odd}c d {odd}")] {
             let theirs = library.encode_fast(text.as_str(), false).unwrap();
             assert_eq!(reader.read(&text).unwrap(), theirs.get_ids(), "{name}: {} bytes", text.len());
         }

@@ -7,7 +7,7 @@ use crate::model::{Adapter, Batch, Segment};
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-/// How many sequences are looked at that do not go with the oldest.
+/// How many sequences that do not fit are passed over for one that does.
 const PASSED_MAX: usize = 512;
 
 /// How many that wait for their adapters are.
@@ -74,16 +74,16 @@ const PART_MIN: usize = 48;
 /// Tokens whose hidden states stay in a core's cache from one product to the next.
 const PART_MAX: usize = 128;
 
+/// Sequences of a long queue by which it is decided how it is served.
+const DECIDING: usize = 512;
+
 /// Whether sequences of so many tokens each are worth a batch for every thread: no product waits for another thread, and
 /// what a batch makes stays in its core's cache. Too few for that are not, nor are those of which one is longer than a
 /// thread's fair share, for which the others would wait. Of a long queue the oldest decide.
 pub fn is_worth_threads(tokens: impl Iterator<Item = usize>, threads: usize) -> bool {
-    if threads == 1 {
-        return false;
-    }
-    let oldest = tokens.take(PASSED_MAX);
+    let oldest = tokens.take(DECIDING);
     let (total, longest) = oldest.fold((0, 0), |(total, longest), tokens| (total + tokens, tokens.max(longest)));
-    total >= threads * PART_MIN && longest * threads <= total
+    threads > 1 && total >= threads * PART_MIN && longest * threads <= total
 }
 
 /// How many of the waiting tokens, sequence by sequence, one of so many idle threads takes.

@@ -171,7 +171,7 @@ impl Worker {
         self.gauge.tokens_per_second.store(rate as u64, Ordering::Relaxed);
         telemetry::batch(self.index, tokens, jobs.len(), segments, computed);
         match result {
-            Ok(vectors) => self.answer(jobs.into_iter().map(|(job, _)| job).zip(vectors), began),
+            Ok(vectors) => self.answer_all(jobs.into_iter().map(|(job, _)| job).zip(vectors), began),
             Err(error) => {
                 tracing::error!(%error, tokens, "a batch failed");
                 jobs.into_iter().for_each(|(job, _)| answer(job, began, Err(error.clone())));
@@ -181,7 +181,7 @@ impl Worker {
 
     /// Answers jobs that left the queue at some time; where they are many, from where their callers wait, which this thread
     /// then wakes once and not for every one of them.
-    fn answer(&self, mut answers: impl ExactSizeIterator<Item = (Job, Vec<f32>)>, began: Instant) {
+    fn answer_all(&self, mut answers: impl ExactSizeIterator<Item = (Job, Vec<f32>)>, began: Instant) {
         /// So few are answered here, and so sooner.
         const FEW: usize = 4;
         /// That one task gives.

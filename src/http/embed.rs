@@ -38,20 +38,6 @@ pub enum Input {
     Tokens(Vec<u32>),
 }
 
-impl Input {
-    /// Bytes of JSON that take as long to read.
-    fn work(&self, text: &Text) -> usize {
-        /// What every input takes.
-        const EACH: usize = 512;
-        match self {
-            // However fast it is read.
-            Self::Text(input) if input.len() * JSON_PER_TEXT >= LARGE_BYTES => LARGE_BYTES,
-            Self::Text(input) => EACH + text.work(input) * JSON_PER_TEXT,
-            Self::Tokens(_) => EACH,
-        }
-    }
-}
-
 /// What came of a call.
 pub struct Answer {
     /// One vector an input, in order.
@@ -138,11 +124,22 @@ async fn tokenize(app: &App, inputs: Vec<Input>, routes: Vec<Arc<Route>>, readin
     Ok(try_join_all(tasks).await?.into_iter().flatten().collect())
 }
 
-/// Bytes of JSON that take as long to read as all inputs, as far as it matters.
+/// Bytes of JSON that take as long to read as all inputs, as far as it matters: texts are looked at only where it depends on
+/// them whether this is worth a hop.
 fn work_of(inputs: &[Input], routes: &[Arc<Route>]) -> usize {
-    let mut works = inputs.iter().zip(routes).map(|(input, route)| input.work(&route.text));
-    let so_far = works.try_fold(0, |sum, work| if sum < LARGE_BYTES { Ok(sum + work) } else { Err(sum) });
-    so_far.unwrap_or_else(|enough| enough)
+    /// What every input takes.
+    const EACH: usize = 512;
+    let texts = || {
+        let both = inputs.iter().zip(routes);
+        both.filter_map(|(input, route)| match input {
+            Input::Text(input) => Some((input, &route.text)),
+            Input::Tokens(_) => None,
+        })
+    };
+    let json = |text_bytes: usize| inputs.len() * EACH + text_bytes * JSON_PER_TEXT;
+    let bytes: usize = texts().map(|(input, _)| input.len()).sum();
+    let depends = json(bytes) < LARGE_BYTES && json(bytes * Text::BY_LIBRARY) >= LARGE_BYTES;
+    json(if depends { texts().map(|(input, text)| text.work(input)).sum() } else { bytes })
 }
 
 /// Token ids that come as such have no prompt.

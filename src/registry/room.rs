@@ -4,7 +4,7 @@ use super::{Registry, Route};
 use crate::config::Limits;
 use crate::engine::{Place, Replica, Target};
 use crate::error::{Error, Result};
-use crate::model::{Adapter, Device, Model};
+use crate::model::{Adapter, Device};
 use std::sync::Arc;
 
 impl Registry {
@@ -14,15 +14,9 @@ impl Registry {
         let targets: Vec<&Target> = self.routes().map(|route| &*route.target).collect();
         let place = |(index, device): (usize, &Device)| {
             let adapter_bytes_max = self.adapter_bytes_max(device, limits.max_adapter_bytes)?;
-            let mut tried: Vec<&Replica> = Vec::new();
-            for replica in targets.iter().map(|target| &target.replicas[index]) {
-                let is_tried = |other: &&Replica| {
-                    Arc::ptr_eq(&other.model, &replica.model) && Arc::ptr_eq(&other.pipeline, &replica.pipeline)
-                };
-                if !tried.iter().any(is_tried) {
-                    tried.push(replica);
-                }
-            }
+            let tried = distinct(targets.iter().map(|target| &target.replicas[index]), |a, b| {
+                Arc::ptr_eq(&a.model, &b.model) && Arc::ptr_eq(&a.pipeline, &b.pipeline)
+            });
             let tokens = |Replica { model, pipeline }: &Replica| match limits.max_batch_tokens {
                 0 => model.batch_tokens_max(pipeline, adapter_bytes_max),
                 tokens => Ok(tokens),
@@ -41,14 +35,8 @@ impl Registry {
     /// Warms a device up for every model of its own, once; what follows it, and adapters, choose little.
     fn warm_up(&self, device: usize, batch_tokens_max: usize) -> Result<()> {
         let bases = self.routes().map(|route| &route.target).filter(|target| target.adapter.is_none());
-        let mut warm: Vec<&Arc<Model>> = Vec::new();
-        for Replica { model, pipeline } in bases.map(|target| &target.replicas[device]) {
-            if !warm.iter().any(|other| Arc::ptr_eq(other, model)) {
-                model.warm_up(pipeline, batch_tokens_max)?;
-                warm.push(model);
-            }
-        }
-        Ok(())
+        let bases = distinct(bases.map(|target| &target.replicas[device]), |a, b| Arc::ptr_eq(&a.model, &b.model));
+        bases.into_iter().try_for_each(|Replica { model, pipeline }| model.warm_up(pipeline, batch_tokens_max))
     }
 
     /// All adapters, where half of what is free has room for them.
@@ -71,4 +59,14 @@ impl Registry {
     fn routes(&self) -> impl Iterator<Item = &Arc<Route>> {
         self.served.iter().flat_map(|served| served.routes.iter())
     }
+}
+
+/// Those that are the same as none before; there are few.
+fn distinct<T>(all: impl Iterator<Item = T>, is_same: impl Fn(&T, &T) -> bool) -> Vec<T> {
+    all.fold(Vec::new(), |mut found, one| {
+        if !found.iter().any(|other| is_same(other, &one)) {
+            found.push(one);
+        }
+        found
+    })
 }

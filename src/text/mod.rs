@@ -94,11 +94,12 @@ impl Text {
         Self { routed, ..self }
     }
 
+    /// What a byte of text takes that is not read fast, in bytes that are.
+    pub const BY_LIBRARY: usize = 16;
+
     /// How long a text takes to be read: in bytes of one that is read fast.
     pub fn work(&self, text: &str) -> usize {
-        /// What a byte takes that the library reads, or may have to.
-        const BY_LIBRARY: usize = 16;
-        text.len() * if self.reader.is_fast(text) { 1 } else { BY_LIBRARY }
+        text.len() * if self.reader.is_fast(text) { 1 } else { Self::BY_LIBRARY }
     }
 
     /// A text's token ids; `param` names the input in errors.

@@ -113,7 +113,7 @@ pub fn selftest(device: &Device, size: Size, word: &str, mut tell: impl FnMut(&F
                 continue;
             }
             let is_timed = size == Size::Large && !gpu.is_emulated();
-            let (difference, microseconds) = match compare((&threads, gpu), dtype, &case, is_timed) {
+            let (difference, microseconds) = match compare(&threads, gpu, dtype, &case, is_timed) {
                 Ok(compared) => compared,
                 Err(Error::Lost(text)) => return Err(Error::Lost(format!("{name}: {text}"))),
                 Err(error) => {
@@ -132,7 +132,7 @@ pub fn selftest(device: &Device, size: Size, word: &str, mut tell: impl FnMut(&F
 }
 
 /// How far a device is from the CPU, whose threads share the work, and its microseconds.
-fn compare((threads, gpu): (&Threads, &Gpu), dtype: DType, case: &Case, is_timed: bool) -> Result<(f32, Option<f64>)> {
+fn compare(threads: &Threads, gpu: &Gpu, dtype: DType, case: &Case, is_timed: bool) -> Result<(f32, Option<f64>)> {
     let on = |device| Side { device, dtype };
     let cpu = threads.run(|| (case.prepare)(&on(Device::Cpu))?())?;
     let run = (case.prepare)(&on(Device::Gpu(gpu.clone())))?;

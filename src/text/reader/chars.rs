@@ -1,9 +1,10 @@
 //! What BERT's normalization and cutting make of characters beyond ASCII, asked of the library.
 
+use super::own::normalized;
 use std::array;
 use std::ops::RangeInclusive;
 use std::sync::OnceLock;
-use tokenizers::{Normalizer, OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer, Tokenizer};
+use tokenizers::{OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer, Tokenizer};
 
 /// Characters of common scripts of which each is read alike wherever it stands. Of others some marks that are kept might
 /// change places with their neighbours.
@@ -52,8 +53,8 @@ fn made(character: char, library: &Tokenizer) -> Option<String> {
     if !ALIKE.iter().any(|range| range.contains(&character)) {
         return None;
     }
-    let mut text = PreTokenizedString::from(format!("{BESIDE}{character}{BESIDE}"));
-    text.normalize(|text| library.get_normalizer().map_or(Ok(()), |normalizer| normalizer.normalize(text))).ok()?;
+    let normalized = normalized(library.get_normalizer(), &format!("{BESIDE}{character}{BESIDE}")).ok()?;
+    let mut text = PreTokenizedString::from(normalized);
     library.get_pre_tokenizer()?.pre_tokenize(&mut text).ok()?;
     let words: Vec<&str> =
         text.get_splits(OffsetReferential::Original, OffsetType::None).into_iter().map(|(word, ..)| word).collect();

@@ -60,11 +60,11 @@ impl WordPiece {
     }
 
     /// Adds the ids of a word; of an empty one there are none.
-    fn word(&self, word: &[u8], ids: &mut Vec<u32>) {
-        if word.len() > self.word_max && word.iter().filter(|byte| is_first(**byte)).count() > self.word_max {
+    fn word(&self, word: &str, ids: &mut Vec<u32>) {
+        if word.len() > self.word_max && word.chars().count() > self.word_max {
             return ids.push(self.unknown);
         }
-        let (before, mut rest, mut pieces) = (ids.len(), word, &self.first);
+        let (before, mut rest, mut pieces) = (ids.len(), word.as_bytes(), &self.first);
         while !rest.is_empty() {
             let longest = (1..=rest.len().min(self.piece_max)).rev();
             let Some((length, id)) = longest.filter_map(|length| Some((length, *pieces.get(&rest[..length])?))).next()
@@ -85,12 +85,12 @@ impl Way for WordPiece {
 
     fn add_ids(&self, text: &str, library: &Tokenizer, ids: &mut Vec<u32>) -> Result<()> {
         let text = self.spaced(text, library);
-        let (text, mut begin) = (text.as_bytes(), 0);
-        for (place, byte) in text.iter().enumerate() {
+        let mut begin = 0;
+        for (place, byte) in text.bytes().enumerate() {
             let is_sign = byte.is_ascii_punctuation();
             if is_sign || byte.is_ascii_whitespace() {
                 self.word(&text[begin..place], ids);
-                self.word(if is_sign { &text[place..=place] } else { &[] }, ids);
+                self.word(if is_sign { &text[place..=place] } else { "" }, ids);
                 begin = place + 1;
             }
         }
@@ -109,9 +109,4 @@ fn lowers(normalizer: &NormalizerWrapper) -> Option<bool> {
         }
         _ => None,
     }
-}
-
-/// Whether a byte is a character's first.
-fn is_first(byte: u8) -> bool {
-    byte & 0xc0 != 0x80
 }
