@@ -29,6 +29,19 @@ template <> __device__ inline float from_float<float>(float x) { return x; }
 template <> __device__ inline bf16 from_float<bf16>(float x) { return __float2bfloat16_rn(x); }
 template <> __device__ inline f16 from_float<f16>(float x) { return __float2half_rn(x); }
 
+// Two numbers in one register, the first in its low half: a single one is rounded by a unit that is a quarter as fast.
+template <typename T> __device__ inline unsigned packed(float low, float high);
+
+template <> __device__ inline unsigned packed<bf16>(float low, float high) {
+    __nv_bfloat162 both = __floats2bfloat162_rn(low, high);
+    return *reinterpret_cast<unsigned *>(&both);
+}
+
+template <> __device__ inline unsigned packed<f16>(float low, float high) {
+    __half2 both = __floats2half2_rn(low, high);
+    return *reinterpret_cast<unsigned *>(&both);
+}
+
 // The value of the lane whose number differs in these bits.
 __device__ inline float exchanged(float x, int bits) { return __shfl_xor_sync(0xffffffffu, x, bits); }
 

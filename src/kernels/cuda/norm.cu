@@ -62,24 +62,24 @@ template <int N, int SHARING, int PIECES, typename X, typename R> struct Row {
         }
     }
 
-    /// Calls `f` with values, the number of their piece where all are kept, and the column of their first.
+    /// Calls `f` with values, and the column of their first.
     template <typename F> __device__ void each(F f) const {
         for (int i = 0; i < PIECES; i++) {
-            if (Own::column(i) < width) f(kept[i], i, Own::column(i));
+            if (Own::column(i) < width) f(kept[i], Own::column(i));
         }
         for (int column = Own::column(PIECES); !Own::IS_ALL && column < width; column += Own::COLUMNS) {
             float values[N], more[N] = {};
             read_columns(values, x + column);
             if (residual) read_columns(more, residual + column);
             for (int i = 0; i < N; i++) values[i] += more[i];
-            f(values, 0, column);
+            f(values, column);
         }
     }
 
     /// The sum of `f` of all values.
     template <typename F> __device__ float sum(F f) const {
         float sum = 0.0f;
-        each([&](const float(&values)[N], int, int) {
+        each([&](const float(&values)[N], int) {
             for (int i = 0; i < N; i++) sum += f(values[i]);
         });
         return sum_of_row<SHARING>(sum);
@@ -124,35 +124,23 @@ template <typename Y, typename X, typename R> struct Norm {
     Y y;
     X x;
     R residual;
-    const float *weight, *bias;
+    /// What is written is none of these.
+    const float *__restrict__ weight, *__restrict__ bias;
     bool is_layer;
     float eps;
     int width;
 
     template <int N, int SHARING, int PIECES> __device__ void run() const {
-        typedef Share<N, SHARING, PIECES> Own;
         Row<N, SHARING, PIECES, X, R> row(x, residual, width);
-        typename Own::Kept weights, biases = {};
-        if constexpr (Own::IS_ALL) {
-            // On their way while the sums are made, but not sooner: they would take registers from the row's.
-            warp_barrier();
-            Own::read(weights, weight, width);
-            if (bias) Own::read(biases, bias, width);
-        }
         float mean = is_layer ? row.sum([](float v) { return v; }) / width : 0.0f;
         float variance = row.sum([=](float v) { return (v - mean) * (v - mean); }) / width;
         float scale = rsqrtf(variance + eps);
-        row.each([&](const float(&values)[N], int piece, int column) {
+        // Weights lie in a cache. Read sooner they would take registers, and leave room for fewer rows side by side.
+        row.each([&](const float(&values)[N], int column) {
             float factors[N], shifts[N] = {}, results[N];
-            if constexpr (!Own::IS_ALL) {
-                read_columns(factors, weight + column);
-                if (bias) read_columns(shifts, bias + column);
-            }
-            for (int i = 0; i < N; i++) {
-                float factor = Own::IS_ALL ? weights[piece][i] : factors[i];
-                float shift = Own::IS_ALL ? biases[piece][i] : shifts[i];
-                results[i] = (values[i] - mean) * scale * factor + shift;
-            }
+            read_columns(factors, weight + column);
+            if (bias) read_columns(shifts, bias + column);
+            for (int i = 0; i < N; i++) results[i] = (values[i] - mean) * scale * factors[i] + shifts[i];
             y.write(column, results);
         });
     }
@@ -168,7 +156,7 @@ struct Unit {
         float length = sqrtf(row.sum([](float v) { return v * v; }));
         // Not `fmaxf`, which makes 1e-12 of NaN.
         float scale = 1.0f / (length < 1e-12f ? 1e-12f : length);
-        row.each([&](const float(&values)[N], int, int column) {
+        row.each([&](const float(&values)[N], int column) {
             float results[N];
             for (int i = 0; i < N; i++) results[i] = values[i] * scale;
             write_columns(y + column, results);

@@ -1,26 +1,22 @@
-// Numbers in 24 bits: one of 16 bits, which is what products take, and how far the number is from it, in 255ths of the
-// distance between two neighbours there: less than half of it, so that the two together round to the one again. So what
-// layers pass on is read and written in three bytes and not in four.
+// Numbers in 24 bits: one of 16 bits, which is what products take, and how far the number's bits are from those of that
+// one, in 256ths of the distance to the next one: less than 128 of them, so that the two together round to the one again.
+// So what layers pass on is read and written in three bytes and not in four, by integers: a GPU converts them slowly.
 #pragma once
 
 #include "wide.cuh"
 
-/// The bits of the power of two that a number is at least, or of 0.
-__device__ inline unsigned power_bits(float x) { return bits_of(x) & 0x7f800000u; }
-
-/// A power of two over a 255th of the distance from there to the next number.
-template <typename T> constexpr float PARTS = 255 * 0x1p10f;
-template <> constexpr float PARTS<bf16> = 255 * 0x1p7f;
+/// Bits of an f32 that neither a number of T has nor its rest.
+template <typename T> constexpr int BEYOND = 5;
+template <> constexpr int BEYOND<bf16> = 8;
 
 template <typename T> __device__ inline float joined(T high, signed char rest) {
-    float x = to_float(high);
-    return x + static_cast<float>(rest) * (of_bits(power_bits(x)) * (1.0f / PARTS<T>));
+    return of_bits(bits_of(to_float(high)) + static_cast<unsigned>(rest * (1 << BEYOND<T>)));
 }
 
+/// One less than half of the distance at most, which a number that is as far, or next to no number of T, is too.
 template <typename T> __device__ inline signed char rest_of(float x, T high) {
-    // Not beyond what is half of the distance, but where the number is next to no number of T.
-    float rest = (x - to_float(high)) * of_bits((254u << 23) - power_bits(to_float(high))) * PARTS<T>;
-    return static_cast<signed char>(fminf(fmaxf(rintf(rest), -127.0f), 127.0f));
+    int distance = static_cast<int>(bits_of(x) - bits_of(to_float(high)) + (1u << (BEYOND<T> - 1)));
+    return static_cast<signed char>(min(max(distance >> BEYOND<T>, -127), 127));
 }
 
 /// Where such numbers are read from.
@@ -46,12 +42,9 @@ template <typename T> struct Split {
     __device__ Split operator+(long long count) const { return {high + count, rest + count}; }
 
     template <int N> __device__ void write(int column, const float (&values)[N]) const {
-        Few<N, T> few;
+        const Few<N, T> few = rounded<T>(values);
         Few<N, signed char> more;
-        for (int i = 0; i < N; i++) {
-            few.numbers[i] = from_float<T>(values[i]);
-            more.numbers[i] = rest_of(values[i], few.numbers[i]);
-        }
+        for (int i = 0; i < N; i++) more.numbers[i] = rest_of(values[i], few.numbers[i]);
         *reinterpret_cast<Few<N, T> *>(high + column) = few;
         *reinterpret_cast<Few<N, signed char> *>(rest + column) = more;
     }

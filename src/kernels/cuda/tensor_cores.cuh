@@ -6,19 +6,6 @@
 
 #ifndef EMULATED
 
-/// Two numbers in one register, the first in its low half.
-template <typename T> __device__ inline unsigned packed(float low, float high);
-
-template <> __device__ inline unsigned packed<bf16>(float low, float high) {
-    __nv_bfloat162 both = __floats2bfloat162_rn(low, high);
-    return *reinterpret_cast<unsigned *>(&both);
-}
-
-template <> __device__ inline unsigned packed<f16>(float low, float high) {
-    __half2 both = __floats2half2_rn(low, high);
-    return *reinterpret_cast<unsigned *>(&both);
-}
-
 /// Two numbers into neighbouring places, the first of which lies at a multiple of 4 bytes.
 template <typename T> __device__ inline void write_pair(T *target, float low, float high) {
     *reinterpret_cast<unsigned *>(target) = packed<T>(low, high);

@@ -15,10 +15,21 @@ template <int N, typename T> __device__ inline void read_columns(float (&values)
     for (int i = 0; i < N; i++) values[i] = to_float(few.numbers[i]);
 }
 
-template <int N, typename T> __device__ inline void write_columns(T *y, const float (&values)[N]) {
+/// The nearest numbers of T, those of 16 bits two at a time.
+template <typename T, int N> __device__ inline Few<N, T> rounded(const float (&values)[N]) {
     Few<N, T> few;
-    for (int i = 0; i < N; i++) few.numbers[i] = from_float<T>(values[i]);
-    *reinterpret_cast<Few<N, T> *>(y) = few;
+    if constexpr (sizeof(T) == 2 && N % 2 == 0) {
+        unsigned pairs[N / 2];
+        for (int i = 0; i < N / 2; i++) pairs[i] = packed<T>(values[2 * i], values[2 * i + 1]);
+        memcpy(&few, pairs, sizeof few);
+    } else {
+        for (int i = 0; i < N; i++) few.numbers[i] = from_float<T>(values[i]);
+    }
+    return few;
+}
+
+template <int N, typename T> __device__ inline void write_columns(T *y, const float (&values)[N]) {
+    *reinterpret_cast<Few<N, T> *>(y) = rounded<T>(values);
 }
 
 /// Whether so many columns from each of these addresses on, of which some may be null, go by so many at once.
