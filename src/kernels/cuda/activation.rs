@@ -29,7 +29,7 @@ pub fn activate(x: &Array, activation: Activation, gate: Gate) -> Result<Array> 
 }
 
 /// What activation.cuh calls a gate, and the columns that it leaves of so many.
-pub(super) fn gated(gate: Gate, columns: usize) -> (i32, usize) {
+fn gated(gate: Gate, columns: usize) -> (i32, usize) {
     match gate {
         Gate::Absent => (0, columns),
         Gate::First => (1, columns / 2),
@@ -38,7 +38,7 @@ pub(super) fn gated(gate: Gate, columns: usize) -> (i32, usize) {
 }
 
 /// What activation.cuh calls it: its place among all of them.
-pub(super) fn code(activation: Activation) -> i32 {
+fn code(activation: Activation) -> i32 {
     let is_kind = |known: &Activation| discriminant(known) == discriminant(&activation);
     Activation::SOME.iter().take_while(|known| !is_kind(known)).count() as i32
 }

@@ -3,7 +3,7 @@
 use super::array::{Array, Rows};
 use super::gpu::Gpu;
 use super::launch::{BLOCK, Blocks, Launch, suffix};
-use super::trials::{Kind, Trial};
+use super::trials::Trial;
 use crate::error::{Error, Result};
 use crate::kernels::{Attention, Disentangled};
 use candle_core::DType;
@@ -108,12 +108,13 @@ pub fn attention(q: &Array, k: &Array, v: &Array, attention: &Attention<Array>) 
     let group = Kernel { name: format!("attention_group_{of_type}"), threads: GROUP_THREADS, shared: GROUP_BYTES };
     let old = || attended(&[(&few, &spread.short), (&many, &spread.long)]);
     let new = || attended(&[(&few, &spread.short), (&group, &spread.long)]);
-    let kind = Kind::Attention {
+    let trial = Trial {
+        rows: heads.outer,
+        length: spread.mean(),
         heads: [heads.inner, k.dims()[1]],
-        length: spread.mean().next_power_of_two(),
         has: [attention.causal, attention.window.is_some(), attention.bias.is_some()],
+        dtype: q.dtype(),
     };
-    let trial = Trial { rows: heads.outer, kind, dtype: q.dtype() };
     let has_group = q.gpu().warpgroups().is_some() && heads.width == GROUP_WIDTH && !spread.long.is_empty();
     if has_group && q.gpu().trials().prefers(q.gpu(), trial, &new, &old)? { new() } else { old() }
 }

@@ -7,7 +7,7 @@ namespace {
 
 constexpr int GROUPS = 2, BLOCK = (1 + GROUPS) * WARPGROUP;
 constexpr int KEYS = RIGHT_ROWS;
-constexpr int STAGES = 4, LATE = 2;
+constexpr int STAGES = 4;
 
 /// A block's memory: queries, then stages of keys and their values, and what they are counted by.
 template <typename T> struct Memory {
@@ -25,19 +25,19 @@ static_assert(sizeof(Memory<bf16>) == 147528, "attention.rs asks for something e
 template <typename T> __device__ inline void bring(Memory<T> &memory, const Task<T> &task, int start, int end) {
     for (int group = 0; group < GROUPS; group++) {
         int first = min(task.first + group * QUERIES, task.past);
-        copy_matrix<QUERIES>(memory.queries[group], task.q.row(first, task.past + 1), task.q.stride, task.past - first);
+        Source<QUERIES, T>(task.q.row(first, task.past + 1), task.q.stride, task.past - first)
+            .copy(memory.queries[group], 0);
     }
-    wait_for_copies();
-    show_to_products();
-    arrive(memory.are_queries_there);
-    Bringer<LATE> bringer(memory.there, memory.read, STAGES);
+    memory.are_queries_there.arrive_with_copies();
+    Bringer bringer(memory.there, memory.read, STAGES);
     for (int key = start; key < end; key += KEYS) {
         bringer.bring([&](int stage) {
-            copy_matrix<KEYS>(memory.stages[stage].keys, task.k.row(key, end), task.k.stride, end - key);
-            copy_matrix<KEYS>(memory.stages[stage].values, task.v.row(key, end), task.v.stride, end - key);
+            Source<KEYS, T>(task.k.row(key, end), task.k.stride, end - key).copy(memory.stages[stage].keys, 0);
+            Source<KEYS, T>(task.v.row(key, end), task.v.stride, end - key).copy(memory.stages[stage].values, 0);
         });
     }
-    bringer.end();
+    // Copies outlive no thread.
+    wait_for_copies();
 }
 
 /// The queries of one warpgroup.
@@ -48,10 +48,10 @@ __device__ inline void attend(Memory<T> &memory, const T *queries, const Task<T>
     auto &scores = reinterpret_cast<float(&)[SUMS]>(warp.scores);
     auto &y = reinterpret_cast<float(&)[ROW_SUMS]>(warp.y);
     Turn turn;
-    memory.are_queries_there.wait(0);
+    wait_for_stage(memory.are_queries_there, 0);
     for (int key = start; key < end; key += KEYS) {
         auto &stage = memory.stages[turn.stage];
-        memory.there[turn.stage].wait(turn.parity);
+        wait_for_stage(memory.there[turn.stage], turn.parity);
         multiply_depth<T>(scores, queries, stage.keys, false);
         wait_for_older_products<0>();
         auto biases = [&](int query, int key) { return task.biases(query, key); };
@@ -74,9 +74,9 @@ template <typename T> __device__ inline void attend(const Task<T> &task) {
     ALL_SHARED(launch);
     Memory<T> &memory = *reinterpret_cast<Memory<T> *>(launch);
     int start = task.sight.first(task.first), end = task.sight.past(task.past - 1), group = threadIdx.x / WARPGROUP;
-    if (threadIdx.x == 0) memory.are_queries_there.begin(WARPGROUP / WARP);
+    if (threadIdx.x == 0) memory.are_queries_there.begin(WARPGROUP);
     if (threadIdx.x < STAGES) {
-        memory.there[threadIdx.x].begin(WARPGROUP / WARP);
+        memory.there[threadIdx.x].begin(WARPGROUP);
         memory.read[threadIdx.x].begin(GROUPS * WARPGROUP / WARP);
     }
     barrier();

@@ -1,8 +1,54 @@
 // How adapters change a projection, y = (y + (x * a^T) * b^T) * factor + shift, for rows of several adapters at once.
 // There is little to multiply: what takes time is to wait for memory, so a warp asks for much of it at once, and goes
 // through no block's memory where it need not.
-#include "delta.cuh"
+#include "tensor_cores.cuh"
 #include "wide.cuh"
+
+/// Device addresses of what an adapter has at one site: a [rank, in] and b [out, rank], but of rank 0; factor [out] and
+/// shift [out], f32 in every type, or 0.
+struct Entry {
+    unsigned long long a, b, factor, shift;
+    int rank, unused;
+};
+
+/// Rows that belong to one adapter, at most 32 of them, and the address of its entries, one a site.
+struct Tile {
+    unsigned long long entries;
+    int first, rows;
+};
+
+/// A site's columns of the projection's output.
+struct Span {
+    int site, first, columns, unused;
+};
+
+/// Neighbouring numbers of a row. They are not parted before they are needed: that would be to wait for them.
+template <int N, typename T> struct alignas(N * sizeof(T)) Piece {
+    unsigned words[N * sizeof(T) / 4];
+
+    __device__ float operator[](int n) const {
+        constexpr int EACH = 4 / sizeof(T);
+        unsigned bits = words[n / EACH] >> n % EACH * 16;
+        T number;
+        memcpy(&number, &bits, sizeof number);
+        return to_float(number);
+    }
+};
+
+/// Those of a row from a place on, and zeros behind its end. Wide, they are aligned, and the end is not among them.
+template <int N, bool IS_WIDE, typename T> __device__ inline Piece<N, T> piece_of(const T *row, int place, int width) {
+    Piece<N, T> piece = {};
+    if (IS_WIDE) {
+        if (place < width) piece = *reinterpret_cast<const Piece<N, T> *>(row + place);
+    } else {
+        T numbers[N];
+        UNROLL for (int n = 0; n < N; n++) numbers[n] = place + n < width ? row[place + n] : from_float<T>(0.0f);
+        memcpy(&piece, numbers, sizeof piece);
+    }
+    return piece;
+}
+
+__device__ inline unsigned long long address_of(const void *x) { return reinterpret_cast<unsigned long long>(x); }
 
 /// Rows and columns of a warp's product.
 constexpr int SIDE = 32;

@@ -23,9 +23,6 @@ const RANKS: usize = 32;
 /// Columns of a block that expands.
 const COLUMNS: usize = 128;
 
-/// Rows of which one number tells where their tiles begin.
-const ROWS_OF_WARP: usize = 16;
-
 /// Sites of a projection, at most: which of them change are the bits of an `int`.
 const SITES: usize = 31;
 
@@ -54,8 +51,6 @@ impl Spans {
 pub struct Touched {
     /// Four numbers a tile: the address of a table, the first row, and how many.
     tiles: Array,
-    /// Of so many rows after so many the number of the first tile that has one of them or a later one.
-    starts: Array,
     /// Of all factors.
     dtype: DType,
     /// Of every adapter that is there, see [`Factors::ranks`].
@@ -70,7 +65,7 @@ impl Touched {
         let tiles = tiles(segments.iter().map(|(rows, factors)| (rows.clone(), factors.table().address())));
         let ranks = segments.iter().map(|(_, factors)| factors.ranks().clone()).collect();
         let place = |numbers: &[u32]| Array::of_numbers(first.table().gpu(), numbers);
-        Ok(Some(Self { tiles: place(&tiles)?, starts: place(&starts(&tiles))?, dtype: first.dtype(), ranks }))
+        Ok(Some(Self { tiles: place(&tiles)?, dtype: first.dtype(), ranks }))
     }
 
     /// The most that ranks of some sites add up to in one adapter; none where no adapter changes any.
@@ -95,8 +90,7 @@ impl Touched {
         launch.run(&format!("shrink_{}", suffix(x.dtype())), [self.tiles.elements() / 4, width.div_ceil(RANKS)])?;
         let is_touched = |site: usize| self.ranks.iter().any(|ranks| ranks[site].is_some());
         let touched = spans.sites.iter().map(|site| is_touched(*site)).zip(spans.columns.iter().cloned()).collect();
-        let (tiles, starts) = (self.tiles.clone(), self.starts.clone());
-        Ok(Some(Grouped { left, tiles, starts, spans: spans.spans.clone(), touched }))
+        Ok(Some(Grouped { left, tiles: self.tiles.clone(), spans: spans.spans.clone(), touched }))
     }
 }
 
@@ -110,22 +104,11 @@ fn tiles(segments: impl Iterator<Item = (Range<usize>, u64)>) -> Vec<u32> {
     segments.flat_map(split).flatten().collect()
 }
 
-/// Of every [`ROWS_OF_WARP`] rows, up to those of the last tile, the number of the first tile that does not end before.
-fn starts(tiles: &[u32]) -> Vec<u32> {
-    let mut starts = Vec::new();
-    for (number, [.., first, count]) in tiles.as_chunks::<4>().0.iter().enumerate() {
-        let blocks = ((first + count) as usize).div_ceil(ROWS_OF_WARP);
-        starts.resize(blocks.max(starts.len()), number as u32);
-    }
-    starts
-}
-
 /// A projection's changes, with the left factors of those of low rank, for all rows of a batch.
 pub struct Grouped {
     /// `[tokens, ranks]`, of every adapter the ranks of its sites side by side; no ranks where columns change alone.
     left: Array,
     tiles: Array,
-    starts: Array,
     spans: Array,
     /// Of each span whether any adapter changes it, and its columns.
     touched: Vec<(bool, Range<usize>)>,
@@ -140,14 +123,6 @@ impl Grouped {
         let launch = Launch::on(y.gpu()).array(y).array(&self.left).array(&self.tiles).array(&self.spans);
         let launch = launch.int(self.bits()).sizes([stride, self.left.dims()[1]]);
         launch.run(&format!("expand_{}", suffix(y.dtype())), [self.tiles.elements() / 4, blocks])
-    }
-
-    /// What a kernel that makes `y [rows, columns]` itself is told of its changes.
-    pub(super) fn tell<'a>(&self, launch: Launch<'a>, rows: usize, columns: usize, dtype: DType) -> Result<Launch<'a>> {
-        self.check(rows, columns, dtype)?;
-        let launch = launch.array(&self.left).array(&self.tiles).array(&self.starts).array(&self.spans);
-        let counts = [self.tiles.elements() / 4, self.starts.elements()];
-        Ok(launch.sizes(counts).int(self.bits()).sizes([self.left.dims()[1]]))
     }
 
     fn check(&self, rows: usize, columns: usize, dtype: DType) -> Result<()> {
@@ -196,15 +171,6 @@ mod tests {
             for (row, owner) in owners.into_iter().enumerate() {
                 let segment = segments.iter().find(|(rows, _)| rows.contains(&row));
                 assert_eq!(owner, segment.map(|(_, address)| *address), "row {row}");
-            }
-            let starts = starts(&tiles);
-            assert_eq!(
-                starts.len(),
-                tiles.last_chunk::<2>().map_or(0, |[first, count]| (first + count).div_ceil(16)) as usize
-            );
-            for (block, start) in starts.into_iter().enumerate() {
-                let ends_before = |tile: &&[u32; 4]| (tile[2] + tile[3]) as usize <= 16 * block;
-                assert_eq!(start as usize, tiles.as_chunks::<4>().0.iter().take_while(ends_before).count());
             }
         }
     }

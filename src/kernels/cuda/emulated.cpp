@@ -1,6 +1,7 @@
 // Runs kernels on the CPU: the threads of a block are fibers that take turns wherever they wait for each other.
 #include "warpgroup.cuh"
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdlib>
 #include <sys/mman.h>
@@ -88,12 +89,25 @@ void prepare(Context &context, char *stack, void (*begin)()) {
 struct Copy {
     void *target;
     const void *source;
-    int group;
 };
 
 struct Product {
     std::function<void()> make;
     int group;
+};
+
+/// What an address is told of copies that a thread has asked for, once they are there.
+struct Arrival {
+    int number;
+    const void *address;
+    std::vector<Copy> copies;
+    std::function<void()> tell;
+};
+
+/// Where was copied to before an address was told of it.
+struct Told {
+    const void *address;
+    void *target;
 };
 
 struct Fiber {
@@ -103,11 +117,11 @@ struct Fiber {
     /// How often its warp has done something together.
     unsigned together;
     std::vector<Copy> copies;
-    /// Where it has copied to since it showed that to products.
+    /// Where it knows of copies since it showed some to products.
     std::vector<void *> unshown;
     std::vector<Product> products;
     /// Groups that have ended.
-    int copy_groups, product_groups;
+    int product_groups;
 };
 
 struct Warp {
@@ -136,12 +150,16 @@ struct Queue {
 
     void push(int number) { numbers.push_back(number); }
 
-    int pop() {
-        // Marsaglia's xorshift, so that the same kernel always runs in the same order.
+    /// Marsaglia's xorshift, so that the same kernel always runs in the same order.
+    unsigned random() {
         state ^= state << 13;
         state ^= state >> 17;
         state ^= state << 5;
-        std::swap(numbers[state % numbers.size()], numbers.back());
+        return state;
+    }
+
+    int pop() {
+        std::swap(numbers[random() % numbers.size()], numbers.back());
         int number = numbers.back();
         numbers.pop_back();
         return number;
@@ -157,11 +175,13 @@ struct Block {
     std::vector<Warp> warps;
     std::vector<Shared> shared;
     std::vector<Sleeper> sleepers;
+    std::vector<Arrival> arrivals;
+    std::vector<Told> told;
     std::size_t shared_bytes = 0, launch_bytes = 0;
     Queue ready;
     Fiber *running = nullptr;
     int threads = 0, waiting = 0, unfinished = 0;
-    /// Whether products are made when they are asked for, and not when they are waited for: either may be.
+    /// Whether products are made and copies arrive when they are asked for, and not when they are waited for: either may be.
     bool is_eager = false;
     Outcome outcome = DONE;
     char *stacks = nullptr;
@@ -178,6 +198,7 @@ struct Block {
     void prepare_threads();
     Outcome run();
     void run_next();
+    void arrive();
     [[noreturn]] void end(Outcome outcome);
     int lanes(int warp) const { return std::min(LANES, threads - warp * LANES); }
 };
@@ -212,6 +233,8 @@ Outcome Block::run() {
     std::memset(shown_memory, 0xff, launch_bytes);
     shared.clear();
     sleepers.clear();
+    arrivals.clear();
+    told.clear();
     shared_bytes = 0;
     waiting = 0;
     unfinished = threads;
@@ -227,7 +250,7 @@ Outcome Block::run() {
         fiber.copies.clear();
         fiber.unshown.clear();
         fiber.products.clear();
-        fiber.copy_groups = fiber.product_groups = 0;
+        fiber.product_groups = 0;
         prepare(fiber.context, stacks + number * STACK, begin);
         ready.push(number);
     }
@@ -239,11 +262,25 @@ Outcome Block::run() {
 
 /// Leaves the running thread, which comes back when somebody has put it into the queue.
 void Block::run_next() {
+    while (!arrivals.empty() && (ready.numbers.empty() || ready.random() % 4 == 0)) arrive();
     if (ready.numbers.empty()) end(STUCK);
     Fiber *left = running;
     running = &fibers[ready.pop()];
     threadIdx = running->place;
     change(left->context, running->context);
+}
+
+/// Copies of any thread's arrive, those that it has asked for first.
+void Block::arrive() {
+    int number = arrivals[ready.random() % arrivals.size()].number;
+    auto first = std::find_if(arrivals.begin(), arrivals.end(), [=](const Arrival &a) { return a.number == number; });
+    Arrival arrival = std::move(*first);
+    arrivals.erase(first);
+    for (const Copy &copy : arrival.copies) {
+        std::memcpy(copy.target, copy.source, 16);
+        told.push_back({arrival.address, copy.target});
+    }
+    arrival.tell();
 }
 
 /// Ends the block where it is; its threads never go on.
@@ -337,36 +374,38 @@ void show() {
     block->running->unshown.clear();
 }
 
-/// The target is spoilt until the copy is waited for.
+/// The target is spoilt until the copy is waited for, or somebody is told of it.
 void copy_later(void *target, const void *source) {
     if (reinterpret_cast<std::uintptr_t>(target) % 16 || reinterpret_cast<std::uintptr_t>(source) % 16) std::abort();
     std::memset(target, 0xff, 16);
     if (is_of_launch(target)) std::memset(const_cast<char *>(shown(target)), 0xff, 16);
-    block->running->copies.push_back({target, source, block->running->copy_groups});
+    block->running->copies.push_back({target, source});
 }
 
-void end_group_of_copies() { block->running->copy_groups++; }
-
-namespace {
-
-/// Does with those whose groups come before one what they are for, in order, and forgets them.
-template <typename T, typename F> void settle(std::vector<T> &asked, int group, F f) {
-    std::size_t count = 0;
-    while (count < asked.size() && asked[count].group < group) f(asked[count++]);
-    asked.erase(asked.begin(), asked.begin() + static_cast<std::ptrdiff_t>(count));
+void tell_of_copies(const void *address, std::function<void()> tell) {
+    Fiber &fiber = *block->running;
+    block->arrivals.push_back({fiber.number, address, std::move(fiber.copies), std::move(tell)});
+    fiber.copies.clear();
+    while (block->is_eager && !block->arrivals.empty()) block->arrive();
 }
 
-void settle_copies(int group) {
-    settle(block->running->copies, group, [](const Copy &copy) {
+void learn_of_copies(const void *address) {
+    std::vector<Told> &told = block->told;
+    auto other = std::stable_partition(told.begin(), told.end(), [=](const Told &t) { return t.address != address; });
+    for (auto known = other; known != told.end(); known++) block->running->unshown.push_back(known->target);
+    told.erase(other, told.end());
+}
+
+void wait_for_copies() {
+    Fiber &fiber = *block->running;
+    auto is_own = [&](const Arrival &arrival) { return arrival.number == fiber.number; };
+    while (std::any_of(block->arrivals.begin(), block->arrivals.end(), is_own)) block->arrive();
+    for (const Copy &copy : fiber.copies) {
         std::memcpy(copy.target, copy.source, 16);
-        if (is_of_launch(copy.target)) block->running->unshown.push_back(copy.target);
-    });
+        if (is_of_launch(copy.target)) fiber.unshown.push_back(copy.target);
+    }
+    fiber.copies.clear();
 }
-
-} // namespace
-
-void wait_for_copies() { settle_copies(block->running->copy_groups + 1); }
-void wait_for_copies_but(int few) { settle_copies(block->running->copy_groups - few); }
 
 void multiply_later(std::function<void()> make) {
     if (block->is_eager) return make();
@@ -376,8 +415,12 @@ void multiply_later(std::function<void()> make) {
 void end_group_of_products() { block->running->product_groups++; }
 
 void wait_for_products_but(int few) {
-    settle(block->running->products, block->running->product_groups - few,
-           [](const Product &product) { product.make(); });
+    std::vector<Product> &products = block->running->products;
+    std::size_t count = 0;
+    while (count < products.size() && products[count].group < block->running->product_groups - few) {
+        products[count++].make();
+    }
+    products.erase(products.begin(), products.begin() + static_cast<std::ptrdiff_t>(count));
 }
 
 void sleep_for(const void *address) {

@@ -12,14 +12,14 @@ namespace emulated {
 /// All memory that the launch gives the block, at a multiple of 1024 bytes. It begins as NaN.
 char *memory_of_launch();
 
-/// Shows this thread's copies to products, and where products find what was shown of a place.
+/// Shows products the copies that this thread knows of, and where products find what was shown of a place.
 void show();
 const char *shown(const void *place);
 
-void end_group_of_copies();
-
-/// Those of all groups but the last `few`.
-void wait_for_copies_but(int few);
+/// Calls `tell` when this thread's copies are there, of which an address then knows; and lets this thread know of all that
+/// an address knows of.
+void tell_of_copies(const void *address, std::function<void()> tell);
+void learn_of_copies(const void *address);
 
 /// Lets this thread run again when somebody has named this address to wake_for.
 void sleep_for(const void *address);
@@ -75,16 +75,21 @@ struct alignas(8) Counter {
         emulated::wake_for(this);
     }
 
+    void arrive_with_copies() {
+        emulated::tell_of_copies(this, [this] { arrive(); });
+    }
+
     void wait(int parity) {
         while (static_cast<int>(round % 2) == parity) emulated::sleep_for(this);
+        emulated::learn_of_copies(this);
     }
 };
 
 inline void show_to_products() { emulated::show(); }
-inline void end_group_of_copies() { emulated::end_group_of_copies(); }
-template <int FEW> inline void wait_for_older_copies() { emulated::wait_for_copies_but(FEW); }
 template <int COUNT> inline void keep_registers() { warp_barrier(); }
 template <int COUNT> inline void take_registers() { warp_barrier(); }
+
+template <typename T> inline void settle(const T *&) {}
 
 inline unsigned long long matrix_at(const void *x) { return reinterpret_cast<unsigned long long>(x) >> 4; }
 inline void begin_products() { warp_barrier(); }

@@ -19,7 +19,6 @@ mod driver;
 #[cfg(feature = "emulated")]
 mod emulated;
 mod factors;
-mod fused;
 mod gpu;
 mod graphs;
 mod launch;

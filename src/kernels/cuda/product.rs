@@ -4,7 +4,6 @@ use super::activation::activate;
 use super::array::Array;
 use super::command::Command;
 use super::delta::Grouped;
-use super::fused::Fused;
 use super::matmul::{Element, Matmul, Operand};
 use crate::error::{Error, Result};
 use crate::kernels::{Activation, Active};
@@ -27,14 +26,6 @@ pub struct Projection<'a> {
 impl Projection<'_> {
     /// The result, of the weight's type.
     pub fn run(&self) -> Result<Array> {
-        match Fused::of(self)? {
-            Some(fused) if fused.is_sooner()? => fused.run(),
-            _ => self.apart(),
-        }
-    }
-
-    /// The same in a launch for each part: the product, its changes, and the activation.
-    pub(super) fn apart(&self) -> Result<Array> {
         let Self { x, weight, updates, .. } = *self;
         let y = Array::new(x.gpu(), weight.dtype(), &[x.dims()[0], weight.dims()[1]])?;
         let bias = self.bias.map(|bias| bias.to_dtype(weight.dtype())).transpose()?;

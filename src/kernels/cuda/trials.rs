@@ -22,40 +22,19 @@ const COMPARED: usize = 64;
 /// How far two ways may be apart, over the largest number: each rounds some times to the 8 bits of bf16.
 const DIFFERENCE_MAX: f32 = 1.0 / 32.0;
 
-/// What is computed, of how many rows.
+/// What is computed: attention within sequences.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Trial {
-    /// Of the result; about as many are the same.
+    /// Of all sequences; of about as many the same is true.
     pub rows: usize,
-    /// Which operation, and its shape.
-    pub kind: Kind,
+    /// About so many are of one sequence.
+    pub length: usize,
+    /// Of queries, and of keys.
+    pub heads: [usize; 2],
+    /// Whether it is causal, in windows, or with biases.
+    pub has: [bool; 3],
     /// Of all that is multiplied.
     pub dtype: DType,
-}
-
-/// An operation that has two ways, and what decides between them.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Kind {
-    /// Whether adapters change it is a kind as well.
-    Projection {
-        /// Inputs and outputs.
-        sizes: [usize; 2],
-        /// And what it gates, as the kernel calls them.
-        activation: [i32; 2],
-        /// Whether there is one.
-        has_bias: bool,
-        /// By adapters.
-        is_changed: bool,
-    },
-    /// Of sequences of about so many tokens.
-    Attention {
-        /// Of queries, and of keys.
-        heads: [usize; 2],
-        /// Tokens of a sequence.
-        length: usize,
-        /// Whether it is causal, in windows, or with biases.
-        has: [bool; 3],
-    },
 }
 
 /// What was found of a device.
@@ -81,7 +60,7 @@ impl Trials {
         if trial.rows < TRIED_ROWS {
             return Ok(false);
         }
-        let trial = Trial { rows: trial.rows.next_power_of_two(), ..trial };
+        let trial = Trial { rows: trial.rows.next_power_of_two(), length: trial.length.next_power_of_two(), ..trial };
         let known = self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&trial).copied();
         if let Some(known) = known {
             return Ok(known);

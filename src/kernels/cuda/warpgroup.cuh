@@ -49,6 +49,11 @@ struct alignas(8) Counter {
         asm volatile("mbarrier.arrive.release.cta.shared::cta.b64 _, [%0];" ::"r"(shared_address(this)) : "memory");
     }
 
+    /// Once all copies are there that this thread has asked for; the thread does not wait for them.
+    __device__ void arrive_with_copies() {
+        asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(this)) : "memory");
+    }
+
     /// Whether a round of this parity, of the last two, is complete; waits for a moment if not.
     __device__ bool is_past(int parity) {
         unsigned is_past;
@@ -70,17 +75,9 @@ struct alignas(8) Counter {
     }
 };
 
-/// What was written to the block's memory before, or copied and waited for, is what this warp's products read later, or
-/// those of who waits for it.
+/// What is known to have been copied to the block's memory, since a counter that was waited for said so, is what this warp's
+/// products read later.
 __device__ inline void show_to_products() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
-
-/// Ends a group of this thread's copies.
-__device__ inline void end_group_of_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-
-/// Waits for all groups but the last few.
-template <int FEW> __device__ inline void wait_for_older_copies() {
-    asm volatile("cp.async.wait_group %0;" ::"n"(FEW) : "memory");
-}
 
 /// Registers of each thread from now on: fewer than it had, or more.
 template <int COUNT> __device__ inline void keep_registers() {
@@ -96,6 +93,9 @@ __device__ inline unsigned long long matrix_at(const void *x) {
     constexpr unsigned long long EIGHT_ROWS = 1024 >> 4, EXCHANGED_IN_128_BYTES = 1;
     return (shared_address(x) & 0x3ffffu) >> 4 | 1ull << 16 | EIGHT_ROWS << 32 | EXCHANGED_IN_128_BYTES << 62;
 }
+
+/// A compiler would rather make an address anew from its parts each time than keep it: no longer.
+template <typename T> __device__ inline void settle(const T *&address) { asm volatile("" : "+l"(address)); }
 
 /// Before products: registers that these threads wrote are read by products from now on.
 __device__ inline void begin_products() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
@@ -159,16 +159,36 @@ MULTIPLY_ROWS(f16, "f16")
 #undef EIGHT_SUMS
 #endif
 
-/// Asks for ROWS rows of DEPTH numbers, by one warpgroup: the first `count`, and zeros for the others.
-template <int ROWS, typename T> __device__ inline void copy_matrix(T *matrix, const T *x, long long stride, int count) {
-    constexpr int OWN = 16 / sizeof(T), PIECES = DEPTH / OWN;
-    UNROLL for (int i = 0; i < ROWS * PIECES / WARPGROUP; i++) {
-        int number = threadIdx.x % WARPGROUP + i * WARPGROUP, row = number / PIECES, piece = number % PIECES;
-        bool is_there = row < count;
-        char *place = reinterpret_cast<char *>(matrix) + place_of(row, piece);
-        copy_later_or_zeros(place, x + (is_there ? row * stride : 0) + piece * OWN, is_there);
+/// ROWS rows of a matrix, of which a warpgroup asks for DEPTH columns at a time. A thread has 16 bytes of every ROWS_ASIDE
+/// rows; where they lie is known before they are wanted, since to bring many small pieces is mostly to find them.
+template <int ROWS, typename T> struct Source {
+    static constexpr int OWN = 16 / sizeof(T), PIECES = DEPTH / OWN, ROWS_ASIDE = WARPGROUP / PIECES;
+    static_assert(ROWS_ASIDE % 8 == 0, "a thread's pieces are exchanged alike in all of its rows");
+    const T *own[ROWS / ROWS_ASIDE];
+    /// How many of the thread's rows are there: of the others there are zeros.
+    int there;
+
+    /// The first `count` rows from x on.
+    __device__ Source(const T *x, long long stride, int count)
+        : there((count - row() + ROWS_ASIDE - 1) / ROWS_ASIDE) {
+        const T *first = x + piece() * OWN;
+        UNROLL for (int i = 0; i < ROWS / ROWS_ASIDE; i++) {
+            own[i] = first + (i < there ? (row() + i * ROWS_ASIDE) * stride : 0);
+            settle(own[i]);
+        }
     }
-}
+
+    __device__ static int row() { return threadIdx.x % WARPGROUP / PIECES; }
+    __device__ static int piece() { return threadIdx.x % PIECES; }
+
+    /// Asks for columns from one on.
+    __device__ void copy(T *matrix, int column) const {
+        char *place = reinterpret_cast<char *>(matrix) + place_of(row(), piece());
+        UNROLL for (int i = 0; i < ROWS / ROWS_ASIDE; i++) {
+            copy_later_or_zeros(place + i * ROWS_ASIDE * DEPTH * sizeof(T), own[i] + column, i < there);
+        }
+    }
+};
 
 /// A warp's arrival.
 __device__ inline void arrive(Counter &counter) {
@@ -189,13 +209,12 @@ struct Turn {
     }
 };
 
-/// Brings what comes in stages, by one warpgroup. Nobody is told of the last LATE stages when the next is asked for: who
-/// reads one is done with it once he has begun with the next, so two more than that there must be, or the one waits for
-/// the other.
-template <int LATE> struct Bringer {
+/// Brings what comes in stages, by one warpgroup, as far ahead as there are stages. Of `there` every thread counts, of
+/// `read` every warp of those that read.
+struct Bringer {
     Counter *there, *read;
-    int stages, asked = 0;
-    Turn next, coming;
+    int stages;
+    Turn next;
 
     __device__ Bringer(Counter *there, Counter *read, int stages) : there(there), read(read), stages(stages) {}
 
@@ -203,25 +222,16 @@ template <int LATE> struct Bringer {
     template <typename F> __device__ void bring(F load) {
         read[next.stage].wait(next.parity ^ 1);
         load(next.stage);
-        end_group_of_copies();
+        there[next.stage].arrive_with_copies();
         next.advance(1, stages);
-        if (++asked <= LATE) return;
-        wait_for_older_copies<LATE>();
-        tell();
-    }
-
-    /// Nothing more comes.
-    __device__ void end() {
-        wait_for_copies();
-        for (int i = min(asked, LATE); i > 0; i--) tell();
-    }
-
-    __device__ void tell() {
-        show_to_products();
-        arrive(there[coming.stage]);
-        coming.advance(1, stages);
     }
 };
+
+/// Waits for copies, and lets this warp's products read them.
+__device__ inline void wait_for_stage(Counter &there, int parity) {
+    there.wait(parity);
+    show_to_products();
+}
 
 /// Adds the product of DEPTH columns of two matrices, or puts it in the place of what the sums are.
 template <typename T>

@@ -1,6 +1,6 @@
 //! Attention, and what turns its queries and keys.
 
-use super::{BOUND, Case, Shape, Work, case, how};
+use super::{BOUND, Case, Shape, Work, case};
 use crate::kernels::sample::normal;
 use crate::kernels::twins::{attention, disentangled, rotate};
 use crate::kernels::{Attention, Disentangled, Places, Sequences};
@@ -23,7 +23,8 @@ pub fn all(shape: &Shape) -> Vec<Case> {
     let kinds = kinds.into_iter().flat_map(|kind| [false, true].map(|by_warpgroups| (kind, by_warpgroups)));
     for ((name, causal, window, biased), by_warpgroups) in kinds {
         let (stacked, bias, offsets) = (stacked.clone(), bias.clone(), shape.offsets.clone());
-        cases.push(case(format!("{name}{}", how(by_warpgroups)), BOUND, work, move |side| {
+        let how = if by_warpgroups { ", by warpgroups" } else { "" };
+        cases.push(case(format!("{name}{how}"), BOUND, work, move |side| {
             let side = &side.using(by_warpgroups);
             let stacked = side.rounded(&stacked)?;
             let bias = if biased { Some(side.exact(&bias)?) } else { None };

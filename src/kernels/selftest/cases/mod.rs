@@ -82,8 +82,3 @@ pub fn all(size: Size) -> Vec<Case> {
 fn case(name: impl Into<String>, bound: f32, work: Work, prepare: impl Fn(&Side) -> Result<Run> + 'static) -> Case {
     Case { name: name.into(), bound, work, prepare: Box::new(prepare) }
 }
-
-/// What a case's name ends with.
-fn how(by_warpgroups: bool) -> &'static str {
-    if by_warpgroups { ", by warpgroups" } else { "" }
-}

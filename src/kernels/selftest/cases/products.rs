@@ -1,6 +1,6 @@
 //! Products and what adapters change of them.
 
-use super::{BOUND, Case, Run, Shape, Work, case, how};
+use super::{BOUND, Case, Run, Shape, Work, case};
 use crate::error::Result;
 use crate::kernels::sample::normal;
 use crate::kernels::selftest::Side;
@@ -56,9 +56,8 @@ fn projections(shape: &Shape) -> Vec<Case> {
         (" with magnitudes", true, true, plain),
         (" of a gate with updates", true, false, gated),
     ];
-    let cases = kinds.into_iter().flat_map(|kind| [false, true].map(|by_warpgroups| (kind, by_warpgroups)));
     let (x, w, b) = (shape.rows(), normal(0.05, (width, outputs)), normal(1.0, outputs));
-    let case_of = |((what, has_ranks, has_columns, active), by_warpgroups): ((&str, bool, bool, Active), bool)| {
+    let case_of = |(what, has_ranks, has_columns, active): (&str, bool, bool, Active)| {
         let changes = if has_ranks { changes(shape, true, has_columns) } else { Vec::new() };
         let work = Work {
             operations: 2.0 * (tokens * width * outputs) as f64,
@@ -66,8 +65,7 @@ fn projections(shape: &Shape) -> Vec<Case> {
         };
         let (x, w, b) = (x.clone(), w.clone(), b.clone());
         let bound = if has_ranks { 2.0 * BOUND } else { BOUND };
-        case(format!("projection{what}{}", how(by_warpgroups)), bound, work, move |side| {
-            let side = &side.using(by_warpgroups);
+        case(format!("projection{what}"), bound, work, move |side| {
             let (x, w, b) = (side.rounded(&x)?, side.weight(&w)?, side.rounded(&b)?);
             if side.device.is_cpu() {
                 let changed = one_by_one(side, &changes, x.clone(), product(&x, &w, Some(&b))?)?;
@@ -80,7 +78,7 @@ fn projections(shape: &Shape) -> Vec<Case> {
             }))
         })
     };
-    cases.map(case_of).collect()
+    kinds.into_iter().map(case_of).collect()
 }
 
 /// An adapter's change of one of two sites that stand side by side.
