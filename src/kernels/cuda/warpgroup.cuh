@@ -108,6 +108,23 @@ template <int FEW> __device__ inline void wait_for_older_products() {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(FEW) : "memory");
 }
 
+/// After that wait: what was waited for is read from here on, and not before.
+template <int N> __device__ inline void hold(float (&y)[N]) {
+    UNROLL for (int i = 0; i < N; i++) asm volatile("" : "+f"(y[i])::"memory");
+}
+
+/// A number that is never negative is made before what follows, which does not wait for it else: the compiler may put a wait
+/// for products before whatever needs none of them.
+__device__ inline void make(float x) {
+    if (x < 0.0f) __trap();
+}
+
+/// The same number, of which nothing is known: what is made of it is made where that stands, and takes no registers before.
+__device__ inline int hidden(int x) {
+    asm volatile("" : "+r"(x));
+    return x;
+}
+
 #define EIGHT_SUMS(i)                                                                                                  \
     "+f"(y[i]), "+f"(y[i + 1]), "+f"(y[i + 2]), "+f"(y[i + 3]), "+f"(y[i + 4]), "+f"(y[i + 5]), "+f"(y[i + 6]),        \
         "+f"(y[i + 7])
