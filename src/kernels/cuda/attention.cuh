@@ -105,10 +105,11 @@ struct Row {
     }
 };
 
-/// Some queries of a tile, of this block's head, which see their whole sequence without biases. `y` are all heads' results.
+/// Some queries of a tile, of one of so many heads, which see their whole sequence without biases. `y` are all heads'
+/// results.
 template <typename T>
-__device__ inline Task<T> task_of(const Queries &tile, int queries, Head<T> q, Head<T> k, Head<T> v, T *y, int width,
-                                  float scale) {
+__device__ inline Task<T> task_of(const Queries &tile, int queries, Head<T> q, Head<T> k, Head<T> v, T *y, int head,
+                                  int heads, int width, float scale) {
     Task<T> task;
     task.q = q, task.k = k, task.v = v;
     task.sight = {tile.start, tile.end, -1, false};
@@ -118,25 +119,49 @@ __device__ inline Task<T> task_of(const Queries &tile, int queries, Head<T> q, H
     task.is_wide = q.is_wide() && k.is_wide() && v.is_wide() && width * sizeof(T) % 16 == 0;
     task.scale = scale * LOG2_E;
     task.bias = nullptr;
-    task.y = y + static_cast<long long>(blockIdx.y) * width;
-    task.y_stride = static_cast<int>(gridDim.y) * width;
+    task.y = y + static_cast<long long>(head) * width;
+    task.y_stride = heads * width;
     return task;
 }
 
-#define ATTENTION(NAME, T, COUNT, ATTEND) ATTENTION_IN(KERNEL, NAME, T, COUNT, ATTEND)
+/// What a launch is told.
+template <typename T> struct Call {
+    T *y;
+    const T *q, *k, *v;
+    const Queries *tiles;
+    const float *bias;
+    /// Heads that have the same keys.
+    int group;
+    int width, q_outer, q_inner, k_outer, k_inner, v_outer, v_inner;
+    float scale;
+    int causal, window, span;
 
-// In blocks that a word begins.
-#define ATTENTION_IN(BLOCKS, NAME, T, COUNT, ATTEND)                                                                   \
-    BLOCKS(NAME, T *y, const T *q, const T *k, const T *v, const Queries *tiles, const float *bias, int group,         \
-           int width, int q_outer, int q_inner, int k_outer, int k_inner, int v_outer, int v_inner, float scale,       \
-           int causal, int window, int span) {                                                                         \
-        Queries tile = tiles[gridDim.x - 1 - blockIdx.x];                                                              \
-        long long head = blockIdx.y, shared = head / group;                                                            \
-        Head<T> queries = {q + head * q_inner, q_outer};                                                               \
-        Head<T> keys = {k + shared * k_inner, k_outer}, values = {v + shared * v_inner, v_outer};                      \
-        Task<T> task = task_of(tile, COUNT, queries, keys, values, y, width, scale);                                   \
-        task.sight.window = window;                                                                                    \
-        task.sight.is_causal = causal != 0;                                                                            \
-        task.bias = bias ? bias + head * (2 * span - 1) + span - 1 : nullptr;                                          \
-        ATTEND(task);                                                                                                  \
+    /// Some queries of a tile, of one of so many heads.
+    __device__ Task<T> task(const Queries &tile, int queries, long long head, int heads) const {
+        long long shared = head / group;
+        Head<T> own = {q + head * q_inner, q_outer};
+        Head<T> keys = {k + shared * k_inner, k_outer}, values = {v + shared * v_inner, v_outer};
+        Task<T> task = task_of(tile, queries, own, keys, values, y, head, heads, width, scale);
+        task.sight.window = window;
+        task.sight.is_causal = causal != 0;
+        task.bias = bias ? bias + head * (2 * span - 1) + span - 1 : nullptr;
+        return task;
+    }
+};
+
+#define CALL_PARAMETERS(T)                                                                                             \
+    T *y, const T *q, const T *k, const T *v, const Queries *tiles, const float *bias, int group, int width,           \
+        int q_outer, int q_inner, int k_outer, int k_inner, int v_outer, int v_inner, float scale, int causal,         \
+        int window, int span
+
+#define CALL(T)                                                                                                        \
+    Call<T> {                                                                                                          \
+        y, q, k, v, tiles, bias, group, width, q_outer, q_inner, k_outer, k_inner, v_outer, v_inner, scale, causal,    \
+            window, span                                                                                               \
+    }
+
+/// Every block has some queries of a tile.
+#define ATTENTION(NAME, T, COUNT, ATTEND)                                                                              \
+    KERNEL(NAME, CALL_PARAMETERS(T)) {                                                                                 \
+        ATTEND(CALL(T).task(tiles[gridDim.x - 1 - blockIdx.x], COUNT, blockIdx.y, gridDim.y));                         \
     }

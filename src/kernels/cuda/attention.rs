@@ -2,7 +2,7 @@
 
 use super::array::{Array, Rows};
 use super::gpu::Gpu;
-use super::launch::{BLOCK, Blocks, Launch, suffix};
+use super::launch::{Blocks, Launch, suffix};
 use super::trials::Trial;
 use crate::error::{Error, Result};
 use crate::kernels::{Attention, Disentangled};
@@ -15,6 +15,10 @@ const TILE: usize = 64;
 /// Queries of a block of a long sequence's, where there is a kernel for so many.
 const MANY: usize = 128;
 
+/// Queries that a block of attention_group.cu has at most at once, if every block has so many of so many.
+const MOST: usize = 256;
+const ROUNDS: usize = 4;
+
 /// Head widths that attention.cu has kernels for on tensor cores, and those of them that it has one for [`MANY`] for.
 const WIDTHS: [usize; 6] = [32, 64, 96, 128, 192, 256];
 const WIDTHS_OF_MANY: [usize; 2] = [32, 64];
@@ -22,7 +26,7 @@ const WIDTHS_OF_MANY: [usize; 2] = [32, 64];
 /// Of attention_group.cu: its head width, and the threads of a block and the bytes that they share.
 const GROUP_WIDTH: usize = 64;
 const GROUP_THREADS: u32 = 384;
-const GROUP_BYTES: usize = 147_528;
+const GROUP_BYTES: usize = 196_688;
 
 /// Head widths that disentangled.cu has kernels for.
 const WIDTHS_OF_DISENTANGLED: [usize; 2] = [32, 64];
@@ -36,8 +40,9 @@ pub struct Spread {
     all: Range<usize>,
     /// Of those among them that have no more.
     short: Range<usize>,
-    /// The others once more, [`MANY`] queries each.
+    /// The others once more, [`MANY`] queries each, and [`MOST`].
     long: Range<usize>,
+    longest: Range<usize>,
     /// How many these are.
     sequences: usize,
     /// Every token's place in its sequence.
@@ -52,11 +57,13 @@ impl Spread {
         let (short, long): (Vec<_>, Vec<_>) =
             offsets.windows(2).map(|span| span[0]..span[1]).partition(|rows| rows.len() <= TILE);
         let sequences = long.len();
-        let parts = [tiles(&short, TILE), tiles(&long, TILE), tiles(&long, MANY)];
-        let [short, long, many] = parts.each_ref().map(|tiles| tiles.len() / 4);
-        let (short, all, long) = (0..short, 0..short + long, short + long..short + long + many);
-        let tiles = Array::of_numbers(gpu, &parts.concat())?.reshape(&[long.end, 4])?;
-        Ok(Self { tiles, all, short, long, sequences, positions: Array::of_numbers(gpu, &positions)? })
+        let parts = [tiles(&short, TILE), tiles(&long, TILE), tiles(&long, MANY), tiles(&long, MOST)];
+        let [short, long, many, most] = parts.each_ref().map(|tiles| tiles.len() / 4);
+        let (short, all) = (0..short, 0..short + long);
+        let long = all.end..all.end + many;
+        let longest = long.end..long.end + most;
+        let tiles = Array::of_numbers(gpu, &parts.concat())?.reshape(&[longest.end, 4])?;
+        Ok(Self { tiles, all, short, long, longest, sequences, positions: Array::of_numbers(gpu, &positions)? })
     }
 
     /// Tokens of a sequence of more than [`TILE`].
@@ -81,33 +88,45 @@ pub fn attention(q: &Array, k: &Array, v: &Array, attention: &Attention<Array>) 
     let heads = q.rows()?;
     let span = attention.bias.map_or(0, |bias| bias.dims()[1].div_ceil(2));
     let window = attention.window.map_or(-1, |window| window.min(i32::MAX as usize) as i32);
-    let attended = |parts: &[(&Kernel, &Range<usize>)]| {
+    let attended = |parts: &[(Kernel, &Range<usize>)]| {
         let y = Array::new(q.gpu(), q.dtype(), &[heads.outer, heads.inner * heads.width])?;
-        for (Kernel { name, threads, shared }, part) in parts {
+        for (kernel, part) in parts {
             let (tiles, count) = spread.part(part)?;
             let launch = Launch::on(q.gpu()).array(&y).array(q).array(k).array(v).array(&tiles);
             let launch = launch.optional(attention.bias).sizes([heads.inner / k.dims()[1], heads.width]);
             let launch = strides(launch, [q, k, v])?.float(attention.scale).int(i32::from(attention.causal));
-            let blocks = Blocks { grid: [count, heads.inner], threads: *threads, shared: *shared };
-            launch.int(window).sizes([span]).run_in(name, &blocks)?;
+            let launch = launch.int(window).sizes([span]);
+            match kernel {
+                Kernel::OfWarps(name) => launch.run(name, [count, heads.inner])?,
+                Kernel::OfWarpgroups { name, multiprocessors, queries } => {
+                    let grid = [(count * heads.inner).min(*multiprocessors), 1];
+                    let blocks = Blocks { grid, threads: GROUP_THREADS, shared: GROUP_BYTES };
+                    launch.sizes([heads.inner, count, *queries]).run_in(name, &blocks)?;
+                }
+            }
         }
         Ok(y)
     };
     let of_type = suffix(q.dtype());
     if q.dtype() == DType::F32 {
-        return attended(&[(&Kernel::of_warps("attention_f32".into()), &spread.all)]);
+        return attended(&[(Kernel::OfWarps("attention_f32".into()), &spread.all)]);
     }
     let width = WIDTHS.into_iter().find(|width| heads.width <= *width);
     let width = width.ok_or_else(|| Error::Internal(format!("heads of width {} on a GPU", heads.width)))?;
-    let few = Kernel::of_warps(format!("attention_{of_type}_{width}"));
+    let few = || Kernel::OfWarps(format!("attention_{of_type}_{width}"));
     let are_wide = [q, k, v].into_iter().map(is_wide).collect::<Result<Vec<_>>>()?;
     if !WIDTHS_OF_MANY.contains(&width) || are_wide.contains(&false) {
-        return attended(&[(&few, &spread.all)]);
+        return attended(&[(few(), &spread.all)]);
     }
-    let many = Kernel::of_warps(format!("attention_many_{of_type}_{width}"));
-    let group = Kernel { name: format!("attention_group_{of_type}"), threads: GROUP_THREADS, shared: GROUP_BYTES };
-    let old = || attended(&[(&few, &spread.short), (&many, &spread.long)]);
-    let new = || attended(&[(&few, &spread.short), (&group, &spread.long)]);
+    let many = || Kernel::OfWarps(format!("attention_many_{of_type}_{width}"));
+    let old = || attended(&[(few(), &spread.short), (many(), &spread.long)]);
+    let multiprocessors = q.gpu().warpgroups().filter(|_| heads.width == GROUP_WIDTH && !spread.long.is_empty());
+    let Some(multiprocessors) = multiprocessors else { return old() };
+    // Fewer queries together see fewer keys in a window, and occupy more multiprocessors.
+    let is_most = attention.window.is_none() && spread.longest.len() * heads.inner >= ROUNDS * multiprocessors;
+    let (queries, tiles) = if is_most { (MOST, &spread.longest) } else { (MANY, &spread.long) };
+    let group = || Kernel::OfWarpgroups { name: format!("attention_group_{of_type}"), multiprocessors, queries };
+    let new = || attended(&[(few(), &spread.short), (group(), tiles)]);
     let trial = Trial {
         rows: heads.outer,
         length: spread.mean(),
@@ -115,22 +134,15 @@ pub fn attention(q: &Array, k: &Array, v: &Array, attention: &Attention<Array>) 
         has: [attention.causal, attention.window.is_some(), attention.bias.is_some()],
         dtype: q.dtype(),
     };
-    let has_group = q.gpu().warpgroups().is_some() && heads.width == GROUP_WIDTH && !spread.long.is_empty();
-    if has_group && q.gpu().trials().prefers(q.gpu(), trial, &new, &old)? { new() } else { old() }
+    if q.gpu().trials().prefers(q.gpu(), trial, &new, &old)? { new() } else { old() }
 }
 
-/// A kernel, and what its blocks are.
-struct Kernel {
-    name: String,
-    threads: u32,
-    shared: usize,
-}
-
-impl Kernel {
-    /// As most are.
-    fn of_warps(name: String) -> Self {
-        Self { name, threads: BLOCK, shared: 0 }
-    }
+/// A kernel's name, and what its blocks are.
+enum Kernel {
+    /// A block has a head of a tile.
+    OfWarps(String),
+    /// A block goes through tiles of so many queries and their heads, and is alone on its multiprocessor.
+    OfWarpgroups { name: String, multiprocessors: usize, queries: usize },
 }
 
 /// Whether every row of every head begins and ends at 16 bytes.
@@ -202,9 +214,9 @@ mod warpgroups {
     fn they_attend_as_warps_do() {
         let gpu = Gpu::emulated(256).unwrap();
         for (round, dtype) in [DType::BF16, DType::F16].into_iter().cycle().take(12).enumerate() {
-            let (heads, group) = (2, 1 + below(2));
-            // Some so long that stages come round.
-            let long = if round % 3 == 0 { 700 + below(400) } else { 0 };
+            // Some so long that stages come round, and with so many heads that blocks have the most queries.
+            let (heads, long) = if round % 3 == 0 { (ROUNDS, 4 * MOST) } else { (2, 0) };
+            let group = 1 + below(2);
             let offsets: Vec<usize> = (0..1 + below(4)).fold(vec![0], |mut offsets, sequence| {
                 let length = if sequence == 0 { long } else { 0 } + 1 + below(400);
                 offsets.push(offsets[offsets.len() - 1] + length);

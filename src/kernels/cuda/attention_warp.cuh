@@ -4,24 +4,64 @@
 
 #include "attention.cuh"
 
-/// One query's scores, two of each four of its lane, times `scale` become weights; `y` shrinks with them.
-template <int N, int M>
-__device__ inline void soften(float (&scores)[N][4], float (&y)[M][4], Row &row, float scale, int half) {
-    float top = -INFINITY, shrink;
-    UNROLL for (int n = 0; n < N; n++) top = fmaxf(top, fmaxf(scores[n][2 * half], scores[n][2 * half + 1]));
-    // The four lanes of a group hold the same rows.
-    top = fmaxf(top, exchanged(top, 1));
-    top = fmaxf(top, exchanged(top, 2));
-    float base = row.rise(top * scale, shrink);
+/// The scores that a lane has of two queries, times `scale`, become weights; what was gathered before is to shrink with
+/// them. Both queries in turns, and of each every other number, so that none waits for the one just before it.
+template <int N>
+__device__ inline void soften(float (&scores)[N][4], Row (&rows)[2], float (&shrink)[2], float scale) {
+    float sums[4], tops[4], base[2];
     UNROLL for (int n = 0; n < N; n++) {
-        UNROLL for (int i = 2 * half; i < 2 * half + 2; i++) {
-            scores[n][i] = power_of_two(scores[n][i] * scale - base);
-            row.total += scores[n][i];
+        UNROLL for (int i = 0; i < 4; i++) tops[i] = n == 0 ? scores[n][i] : fmaxf(tops[i], scores[n][i]);
+    }
+    UNROLL for (int half = 0; half < 2; half++) {
+        float top = fmaxf(tops[2 * half], tops[2 * half + 1]);
+        // The four lanes of a group hold the same rows.
+        top = fmaxf(top, exchanged(top, 1));
+        top = fmaxf(top, exchanged(top, 2));
+        base[half] = rows[half].rise(top * scale, shrink[half]);
+    }
+    UNROLL for (int n = 0; n < N; n++) {
+        UNROLL for (int i = 0; i < 4; i++) {
+            float &score = scores[n][i];
+            score = power_of_two(score * scale - base[i / 2]);
+            sums[i] = n == 0 ? score : sums[i] + score;
         }
     }
-    UNROLL for (int m = 0; m < M; m++) {
-        y[m][2 * half] *= shrink;
-        y[m][2 * half + 1] *= shrink;
+    UNROLL for (int half = 0; half < 2; half++) rows[half].total += sums[2 * half] + sums[2 * half + 1];
+}
+
+/// What two queries have gathered shrinks.
+template <int N> __device__ inline void shrink_all(float (&y)[N][4], const float (&shrink)[2]) {
+    UNROLL for (int n = 0; n < N; n++) {
+        UNROLL for (int i = 0; i < 4; i++) y[n][i] *= shrink[i / 2];
+    }
+}
+
+/// Where not every query sees every key, or something is added, of the scores that a lane has of a query and the one 8
+/// behind it: `added(query, key)` makes what adds to the score of the key so many places on.
+template <typename T, int N, typename F>
+__device__ inline void score_all(float (&scores)[N][4], const Task<T> &task, int row, int key, F added) {
+    key += threadIdx.x % 4 * 2;
+    UNROLL for (int half = 0; half < 2; half++) {
+        int query = task.query(row + half * 8);
+        int first = task.sight.first(query) - key, past = task.sight.past(query) - key;
+        auto add = added(query, key);
+        UNROLL for (int n = 0; n < N; n++) {
+            UNROLL for (int i = 0; i < 2; i++) {
+                int place = n * 8 + i;
+                float &score = scores[n][2 * half + i];
+                score *= task.scale;
+                add(score, max(first, min(place, past - 1)));
+                score = place >= first && place < past ? score : -INFINITY;
+            }
+        }
+    }
+}
+
+/// Weights of 16 keys as the left side of a product: a product's lanes hold what the next one wants there.
+template <typename T, int N> __device__ inline void pack(unsigned (&left)[4], const float (&weights)[N][4], int n) {
+    UNROLL for (int i = 0; i < 4; i++) {
+        const float *pair = &weights[2 * n + i / 2][i % 2 * 2];
+        left[i] = packed<T>(pair[0], pair[1]);
     }
 }
 
@@ -71,16 +111,15 @@ __device__ inline void multiply_rows(float (&y)[TIMES][ROWS / 8][4], const unsig
     }
 }
 
-/// Of a warp: so many times 16 queries, heads of up to D columns, and so many keys at once. Warps before the first that has
-/// queries would have BEFORE.
-template <typename T, int D, int TIMES, int KEYS, int BEFORE = 0> struct Warp {
+/// Of a warp: so many times 16 queries, heads of up to D columns, and so many keys at once.
+template <typename T, int D, int TIMES, int KEYS> struct Warp {
     unsigned q[TIMES][D / 16][4];
     float y[TIMES][D / 8][4] = {};
     float scores[TIMES][KEYS / 8][4];
     Row rows[TIMES][2];
 
     /// The first of its queries, of the block's.
-    __device__ static int first() { return threadIdx.x / WARP * 16 * TIMES - BEFORE; }
+    __device__ static int first() { return threadIdx.x / WARP * 16 * TIMES; }
 
     /// Of a lane's two queries of each 16 the first; the other is 8 behind it.
     __device__ static int own(int time) { return first() + time * 16 + threadIdx.x % WARP / 4; }
@@ -102,46 +141,15 @@ template <typename T, int D, int TIMES, int KEYS, int BEFORE = 0> struct Warp {
 
     /// Scores become weights. To those of plain keys nothing is added, see `score_all`.
     template <typename F> __device__ void weigh(const Task<T> &task, int key, bool is_plain, F added) {
-        float scale = task.scale;
-        if (!is_plain) {
-            score_all(task, key, added);
-            scale = 1.0f;
+        float scale = is_plain ? task.scale : 1.0f;
+        UNROLL for (int time = 0; time < TIMES; time++) {
+            if (!is_plain) score_all(scores[time], task, own(time), key, added);
         }
         warp_barrier();
         UNROLL for (int time = 0; time < TIMES; time++) {
-            UNROLL for (int half = 0; half < 2; half++) {
-                soften(scores[time], y[time], rows[time][half], scale, half);
-            }
-        }
-    }
-
-    /// Where not every query sees every key, or something is added: `added(query, key)` makes what adds to the score of
-    /// the key so many places on.
-    template <typename F> __device__ void score_all(const Task<T> &task, int key, F added) {
-        key += threadIdx.x % 4 * 2;
-        UNROLL for (int time = 0; time < TIMES; time++) {
-            UNROLL for (int half = 0; half < 2; half++) {
-                int query = task.query(own(time) + half * 8);
-                int first = task.sight.first(query) - key, past = task.sight.past(query) - key;
-                auto add = added(query, key);
-                UNROLL for (int n = 0; n < KEYS / 8; n++) {
-                    UNROLL for (int i = 0; i < 2; i++) {
-                        int place = n * 8 + i;
-                        float &score = scores[time][n][2 * half + i];
-                        score *= task.scale;
-                        add(score, max(first, min(place, past - 1)));
-                        score = place >= first && place < past ? score : -INFINITY;
-                    }
-                }
-            }
-        }
-    }
-
-    /// Weights of 16 keys as the left side of a product: a product's lanes hold what the next one wants there.
-    __device__ void pack(unsigned (&left)[4], int time, int n) const {
-        UNROLL for (int i = 0; i < 4; i++) {
-            const float *pair = &scores[time][2 * n + i / 2][i % 2 * 2];
-            left[i] = packed<T>(pair[0], pair[1]);
+            float shrink[2];
+            soften(scores[time], rows[time], shrink, scale);
+            shrink_all(y[time], shrink);
         }
     }
 
@@ -152,7 +160,7 @@ template <typename T, int D, int TIMES, int KEYS, int BEFORE = 0> struct Warp {
         const T *row = values + lane % 16 * PADDED<T, D> + lane / 16 * 8;
         UNROLL for (int n = 0; n < KEYS / 16; n++) {
             unsigned left[TIMES][4];
-            UNROLL for (int time = 0; time < TIMES; time++) pack(left[time], time, n);
+            UNROLL for (int time = 0; time < TIMES; time++) pack<T>(left[time], scores[time], n);
             UNROLL for (int d = 0; d < D / 16; d++) {
                 unsigned v[4];
                 load_transposed(v, row + n * 16 * PADDED<T, D> + d * 16);

@@ -162,7 +162,7 @@ template <typename T, int D> __device__ inline void attend(const Task<T> &task, 
                                 span_middle};                                                                          \
         Head<T> own = {q + head * q_inner, q_outer}, of_keys = {k + head * k_inner, k_outer};                          \
         Head<T> values = {v + head * v_inner, v_outer};                                                                \
-        Task<T> task = task_of(tile, QUERIES, own, of_keys, values, y, width, scale);                                  \
+        Task<T> task = task_of(tile, QUERIES, own, of_keys, values, y, head, heads, width, scale);                     \
         task.is_wide = task.is_wide && relative.keys.is_wide() && relative.queries.is_wide();                          \
         attend<T, D>(task, relative);                                                                                  \
     }

@@ -117,8 +117,9 @@ struct Fiber {
     /// How often its warp has done something together.
     unsigned together;
     std::vector<Copy> copies;
-    /// Where it knows of copies since it showed some to products.
+    /// Where it has copied to since it showed that to products, and what addresses it has waited for since.
     std::vector<void *> unshown;
+    std::vector<const void *> waited_for;
     std::vector<Product> products;
     /// Groups that have ended.
     int product_groups;
@@ -249,6 +250,7 @@ Outcome Block::run() {
         fiber.together = 0;
         fiber.copies.clear();
         fiber.unshown.clear();
+        fiber.waited_for.clear();
         fiber.products.clear();
         fiber.product_groups = 0;
         prepare(fiber.context, stacks + number * STACK, begin);
@@ -370,8 +372,18 @@ bool is_of_launch(const void *place) {
 } // namespace
 
 void show() {
-    for (void *target : block->running->unshown) std::memcpy(const_cast<char *>(shown(target)), target, 16);
-    block->running->unshown.clear();
+    Fiber &fiber = *block->running;
+    auto show_place = [](void *place) { std::memcpy(const_cast<char *>(shown(place)), place, 16); };
+    std::for_each(fiber.unshown.begin(), fiber.unshown.end(), show_place);
+    for (const void *address : fiber.waited_for) {
+        std::vector<Told> &told = block->told;
+        auto is_other = [=](const Told &copy) { return copy.address != address; };
+        auto known = std::stable_partition(told.begin(), told.end(), is_other);
+        std::for_each(known, told.end(), [&](const Told &copy) { show_place(copy.target); });
+        told.erase(known, told.end());
+    }
+    fiber.unshown.clear();
+    fiber.waited_for.clear();
 }
 
 /// The target is spoilt until the copy is waited for, or somebody is told of it.
@@ -389,12 +401,7 @@ void tell_of_copies(const void *address, std::function<void()> tell) {
     while (block->is_eager && !block->arrivals.empty()) block->arrive();
 }
 
-void learn_of_copies(const void *address) {
-    std::vector<Told> &told = block->told;
-    auto other = std::stable_partition(told.begin(), told.end(), [=](const Told &t) { return t.address != address; });
-    for (auto known = other; known != told.end(); known++) block->running->unshown.push_back(known->target);
-    told.erase(other, told.end());
-}
+void learn_of_copies(const void *address) { block->running->waited_for.push_back(address); }
 
 void wait_for_copies() {
     Fiber &fiber = *block->running;

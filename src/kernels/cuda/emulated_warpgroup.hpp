@@ -89,8 +89,6 @@ inline void show_to_products() { emulated::show(); }
 template <int COUNT> inline void keep_registers() { warp_barrier(); }
 template <int COUNT> inline void take_registers() { warp_barrier(); }
 
-template <typename T> inline void settle(const T *&) {}
-
 inline unsigned long long matrix_at(const void *x) { return reinterpret_cast<unsigned long long>(x) >> 4; }
 inline void begin_products() { warp_barrier(); }
 inline void end_group_of_products() { emulated::end_group_of_products(); }
@@ -98,6 +96,9 @@ template <int FEW> inline void wait_for_older_products() {
     warp_barrier();
     emulated::wait_for_products_but(FEW);
 }
+template <int N> inline void hold(float (&)[N]) {}
+inline void make(float) {}
+inline int hidden(int x) { return x; }
 
 template <typename T>
 inline void multiply_matrices(float (&y)[SUMS], unsigned long long a, unsigned long long b, bool is_sum) {

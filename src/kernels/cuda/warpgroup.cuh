@@ -94,9 +94,6 @@ __device__ inline unsigned long long matrix_at(const void *x) {
     return (shared_address(x) & 0x3ffffu) >> 4 | 1ull << 16 | EIGHT_ROWS << 32 | EXCHANGED_IN_128_BYTES << 62;
 }
 
-/// A compiler would rather make an address anew from its parts each time than keep it: no longer.
-template <typename T> __device__ inline void settle(const T *&address) { asm volatile("" : "+l"(address)); }
-
 /// Before products: registers that these threads wrote are read by products from now on.
 __device__ inline void begin_products() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 
@@ -106,6 +103,23 @@ __device__ inline void end_group_of_products() { asm volatile("wgmma.commit_grou
 /// Waits for all groups but the last few. Sums may be touched only once those of all groups are there.
 template <int FEW> __device__ inline void wait_for_older_products() {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(FEW) : "memory");
+}
+
+/// After that wait: what was waited for is read from here on, and not before.
+template <int N> __device__ inline void hold(float (&y)[N]) {
+    UNROLL for (int i = 0; i < N; i++) asm volatile("" : "+f"(y[i])::"memory");
+}
+
+/// A number that is never negative is made before what follows, which does not wait for it else: the compiler may put a wait
+/// for products before whatever needs none of them.
+__device__ inline void make(float x) {
+    if (x < 0.0f) __trap();
+}
+
+/// The same number, of which nothing is known: what is made of it is made where that stands, and takes no registers before.
+__device__ inline int hidden(int x) {
+    asm volatile("" : "+r"(x));
+    return x;
 }
 
 #define EIGHT_SUMS(i)                                                                                                  \
@@ -158,37 +172,6 @@ MULTIPLY_ROWS(f16, "f16")
 #undef MULTIPLY_ROWS
 #undef EIGHT_SUMS
 #endif
-
-/// ROWS rows of a matrix, of which a warpgroup asks for DEPTH columns at a time. A thread has 16 bytes of every ROWS_ASIDE
-/// rows; where they lie is known before they are wanted, since to bring many small pieces is mostly to find them.
-template <int ROWS, typename T> struct Source {
-    static constexpr int OWN = 16 / sizeof(T), PIECES = DEPTH / OWN, ROWS_ASIDE = WARPGROUP / PIECES;
-    static_assert(ROWS_ASIDE % 8 == 0, "a thread's pieces are exchanged alike in all of its rows");
-    const T *own[ROWS / ROWS_ASIDE];
-    /// How many of the thread's rows are there: of the others there are zeros.
-    int there;
-
-    /// The first `count` rows from x on.
-    __device__ Source(const T *x, long long stride, int count)
-        : there((count - row() + ROWS_ASIDE - 1) / ROWS_ASIDE) {
-        const T *first = x + piece() * OWN;
-        UNROLL for (int i = 0; i < ROWS / ROWS_ASIDE; i++) {
-            own[i] = first + (i < there ? (row() + i * ROWS_ASIDE) * stride : 0);
-            settle(own[i]);
-        }
-    }
-
-    __device__ static int row() { return threadIdx.x % WARPGROUP / PIECES; }
-    __device__ static int piece() { return threadIdx.x % PIECES; }
-
-    /// Asks for columns from one on.
-    __device__ void copy(T *matrix, int column) const {
-        char *place = reinterpret_cast<char *>(matrix) + place_of(row(), piece());
-        UNROLL for (int i = 0; i < ROWS / ROWS_ASIDE; i++) {
-            copy_later_or_zeros(place + i * ROWS_ASIDE * DEPTH * sizeof(T), own[i] + column, i < there);
-        }
-    }
-};
 
 /// A warp's arrival.
 __device__ inline void arrive(Counter &counter) {
