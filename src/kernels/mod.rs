@@ -33,7 +33,7 @@ pub use {cuda::asked, sample::normal};
 
 pub use activation::{Activation, Active, Gate};
 pub use attention::Attention;
-pub use cuda::{Change, HostFactors, TRIED_ROWS, Warpgroups};
+pub use cuda::{Change, HostFactors, Spans, TRIED_ROWS, Warpgroups};
 pub use device::Device;
 pub use disentangled::Disentangled;
 pub use finite::all_finite;
@@ -51,4 +51,4 @@ pub use twins::{
     activate, activated, add_difference, add_product, add_to_each, assign, attention, disentangled, look_up, norm,
     operand, pick, pool, product, rotate, scale_columns, scatter_add, set_product, sum, unit,
 };
-pub use updates::{Factors, Spans, Touched, Updates};
+pub use updates::{Factors, Touched, Updates};

@@ -1,7 +1,7 @@
 //! What adapters add to a product, on a GPU also how they scale and shift its columns: row range by row range on the CPU,
 //! for all of a batch at once on a GPU.
 
-use super::cuda::{self, Change, HostFactors};
+use super::cuda::{self, Change, HostFactors, Spans};
 use super::device::Device;
 use super::packed::Update;
 use super::tensor::Tensor;
@@ -74,19 +74,6 @@ impl Factors {
     }
 }
 
-/// The sites of a projection where a GPU reads them.
-pub struct Spans(Option<cuda::Spans>);
-
-impl Spans {
-    /// Sites by number, each with its columns of the output, first and count.
-    pub fn new(device: &Device, spans: &[(usize, usize, usize)]) -> Result<Self> {
-        match device {
-            Device::Cpu => Ok(Self(None)),
-            Device::Gpu(gpu) => Ok(Self(Some(cuda::Spans::new(gpu, spans)?))),
-        }
-    }
-}
-
 /// Which rows of a batch are whose, where a GPU reads it.
 #[derive(Default)]
 pub struct Touched(Option<cuda::Touched>);
@@ -99,8 +86,8 @@ impl Touched {
 
     /// How the product of `x [tokens, in]` is changed at these sites.
     pub fn updates(&self, spans: &Spans, x: &Tensor) -> Result<Updates> {
-        let grouped = match (&self.0, &spans.0, x) {
-            (Some(touched), Some(spans), Tensor::Gpu(x)) => touched.shrink(spans, x)?,
+        let grouped = match (&self.0, x) {
+            (Some(touched), Tensor::Gpu(x)) => touched.shrink(spans, x)?,
             _ => None,
         };
         Ok(grouped.map_or_else(Updates::none, |grouped| Updates::Grouped(grouped.into())))

@@ -24,7 +24,7 @@ pub enum Command {
 }
 
 /// A value that a kernel takes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Argument {
     /// An address.
     Address(u64),
@@ -34,6 +34,8 @@ pub enum Argument {
     Long(i64),
     /// The bits of a `float`.
     Float(u32),
+    /// A `struct` of `int`s.
+    Ints(Vec<i32>),
 }
 
 impl Argument {
@@ -44,6 +46,7 @@ impl Argument {
             Self::Int(value) => (&raw const *value).cast_mut().cast(),
             Self::Long(value) => (&raw const *value).cast_mut().cast(),
             Self::Float(value) => (&raw const *value).cast_mut().cast(),
+            Self::Ints(values) => values.as_ptr().cast_mut().cast(),
         }
     }
 }

@@ -17,9 +17,16 @@ struct Tile {
     int first, rows;
 };
 
-/// A site's columns of the projection's output.
+/// A site's columns of the projection's output, and where its ranks stand among those of all: as many as any adapter of the
+/// batch has there.
 struct Span {
-    int site, first, columns, unused;
+    int site, first, columns, rank;
+};
+
+/// Sites that a launch is told of. They come with it: to read them from memory would be to wait for them before anything
+/// else is known.
+struct Spans {
+    Span all[8];
 };
 
 /// Neighbouring numbers of a row. They are not parted before they are needed: that would be to wait for them.
@@ -153,29 +160,33 @@ __device__ inline void multiply(Product<T> &product, const Sides<T> &sides, int 
     }
 }
 
-/// The ranks of all spans stand side by side. The warps share the depth, and how depends on nothing but the depth.
+/// The warps share the depth, and how depends on nothing but the depth.
 template <typename T>
-__device__ inline void shrink(T *left, const T *x, const Tile *tiles, const Span *spans, int count, int in,
+__device__ inline void shrink(T *left, const T *x, const Tile *tiles, const Spans &spans, int count, int in,
                               int x_stride, int left_width) {
     constexpr int PIECE = 16 / sizeof(T), DEPTH = 64, STRIDE = SIDE + 1;
     SHARED(float, sums, WARPS * SIDE * STRIDE);
     Tile tile = tiles[blockIdx.x];
     const Entry *entries = reinterpret_cast<const Entry *>(tile.entries);
-    int first = blockIdx.y * SIDE, warp = threadIdx.x / WARP, ranks = 0;
+    int first = blockIdx.y * SIDE, warp = threadIdx.x / WARP;
     Sides<T> sides = {{x + static_cast<long long>(tile.first) * x_stride, x_stride, tile.rows - 1}, {}, in, false};
     unsigned long long addresses = address_of(x);
-    for (int i = 0; i < count; i++) {
-        Entry entry = entries[spans[i].site];
+    bool is_any = false;
+    ROLLED for (int i = 0; i < count; i++) {
+        int place = first - spans.all[i].rank;
+        Entry entry = entries[spans.all[i].site];
+        if (entry.rank == 0 || place + SIDE <= 0 || place >= entry.rank) continue;
         const T *a = reinterpret_cast<const T *>(entry.a);
         UNROLL for (int j = 0; j < Product<T>::RIGHT; j++) {
-            int rank = first + Product<T>::right(j) - ranks;
-            const T *row = a + static_cast<long long>(min(rank, entry.rank - 1)) * in;
-            sides.right[j] = rank >= 0 && entry.rank > 0 ? row : sides.right[j];
+            int rank = place + Product<T>::right(j);
+            const T *row = a + static_cast<long long>(min(max(rank, 0), entry.rank - 1)) * in;
+            // What is no rank of any site is not wanted, but read all the same.
+            sides.right[j] = rank >= 0 || !is_any ? row : sides.right[j];
         }
-        ranks += entry.rank;
         addresses |= entry.a;
+        is_any = true;
     }
-    if (first >= ranks) return;
+    if (!is_any) return;
     sides.is_wide = addresses % 16 == 0 && (in | x_stride) % PIECE == 0;
     Product<T> product;
     multiply<PIECE, DEPTH>(product, sides, warp * DEPTH, WARPS * DEPTH);
@@ -186,7 +197,7 @@ __device__ inline void shrink(T *left, const T *x, const Tile *tiles, const Span
     barrier();
     for (int i = threadIdx.x; i < SIDE * SIDE / WIDE; i += THREADS) {
         int row = i / (SIDE / WIDE), column = i % (SIDE / WIDE) * WIDE;
-        if (row >= tile.rows || first + column >= ranks) continue;
+        if (row >= tile.rows || first + column >= left_width) continue;
         float values[WIDE] = {};
         UNROLL for (int j = 0; j < WARPS; j++) {
             UNROLL for (int n = 0; n < WIDE; n++) values[n] += sums[(j * SIDE + row) * STRIDE + column + n];
@@ -227,10 +238,10 @@ __device__ inline Sides<T> sides_of(const T *left, int left_width, const Tile &t
     return sides;
 }
 
-/// A block has columns of one span, of those whose bit is set: of spans with columns in common an adapter changes one at
-/// most. What is to be changed is asked for before it is known by what.
+/// A block has columns of one span: of spans with columns in common an adapter changes one at most. What is to be changed is
+/// asked for before it is known by what.
 template <typename T>
-__device__ inline void expand(T *y, const T *left, const Tile *tiles, const Span *spans, int touched, int y_stride,
+__device__ inline void expand(T *y, const T *left, const Tile *tiles, const Spans &spans, int y_stride,
                               int left_width) {
     typedef Product<T> P;
     constexpr int N = P::COLUMNS;
@@ -238,14 +249,11 @@ __device__ inline void expand(T *y, const T *left, const Tile *tiles, const Span
     Tile tile = tiles[gridDim.x - 1 - blockIdx.x];
     const Entry *entries = reinterpret_cast<const Entry *>(tile.entries);
     int block = blockIdx.y, number = 0;
-    Span span;
-    while (true) {
-        span = spans[number];
-        int blocks = touched >> number & 1 ? (span.columns + THREADS - 1) / THREADS : 0;
-        if (block < blocks) break;
-        block -= blocks;
+    while (block >= (spans.all[number].columns + THREADS - 1) / THREADS) {
+        block -= (spans.all[number].columns + THREADS - 1) / THREADS;
         number++;
     }
+    Span span = spans.all[number];
     int first = block * THREADS + threadIdx.x / WARP * SIDE, column = first + P::column();
     if (first >= span.columns) return;
     T *own = y + static_cast<long long>(tile.first) * y_stride + span.first;
@@ -259,8 +267,7 @@ __device__ inline void expand(T *y, const T *left, const Tile *tiles, const Span
     if (entry.rank == 0 && !entry.factor) return;
     P product;
     if (entry.rank > 0) {
-        ROLLED for (int i = 0; i < number; i++) left += entries[spans[i].site].rank;
-        multiply<4, 16>(product, sides_of(left, left_width, tile, entry, first, span.columns), 0, 16);
+        multiply<4, 16>(product, sides_of(left + span.rank, left_width, tile, entry, first, span.columns), 0, 16);
     }
     Change<N> change(entry, column, span.columns);
     UNROLL for (int i = 0; i < P::ROWS; i++) {
@@ -281,13 +288,13 @@ __device__ inline void expand(T *y, const T *left, const Tile *tiles, const Span
 }
 
 #define DELTA(NAME, T, SHRINKS, EXPANDS)                                                                               \
-    CROWDED_KERNEL(SHRINKS, shrink_##NAME, T *left, const T *x, const Tile *tiles, const Span *spans, int count,       \
+    CROWDED_KERNEL(SHRINKS, shrink_##NAME, T *left, const T *x, const Tile *tiles, PARAMETER(Spans) spans, int count,  \
                    int in, int x_stride, int left_width) {                                                             \
         shrink(left, x, tiles, spans, count, in, x_stride, left_width);                                                \
     }                                                                                                                  \
-    CROWDED_KERNEL(EXPANDS, expand_##NAME, T *y, const T *left, const Tile *tiles, const Span *spans, int touched,     \
+    CROWDED_KERNEL(EXPANDS, expand_##NAME, T *y, const T *left, const Tile *tiles, PARAMETER(Spans) spans,             \
                    int y_stride, int left_width) {                                                                     \
-        expand(y, left, tiles, spans, touched, y_stride, left_width);                                                  \
+        expand(y, left, tiles, spans, y_stride, left_width);                                                           \
     }
 
 DELTA(f32, float, 2, 2)

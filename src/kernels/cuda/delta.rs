@@ -7,7 +7,6 @@
 
 use super::array::Array;
 use super::factors::{Factors, words};
-use super::gpu::Gpu;
 use super::launch::{Launch, suffix};
 use crate::error::{Error, Result};
 use candle_core::DType;
@@ -23,27 +22,16 @@ const RANKS: usize = 32;
 /// Columns of a block that expands.
 const COLUMNS: usize = 128;
 
-/// Sites of a projection, at most: which of them change are the bits of an `int`.
-const SITES: usize = 31;
+/// Sites that one launch is told of.
+const SITES: usize = 8;
 
 /// The sites of a projection, each with its columns of the output.
-pub struct Spans {
-    spans: Array,
-    sites: Vec<usize>,
-    /// Of each site its columns.
-    columns: Vec<Range<usize>>,
-}
+pub struct Spans(Vec<(usize, Range<usize>)>);
 
 impl Spans {
     /// Sites with their first column and how many.
-    pub fn new(gpu: &Gpu, spans: &[(usize, usize, usize)]) -> Result<Self> {
-        if spans.len() > SITES {
-            return Err(Error::Internal(format!("a projection of {} sites", spans.len())));
-        }
-        let numbers = spans.iter().flat_map(|(site, first, count)| [*site as u32, *first as u32, *count as u32, 0]);
-        let sites = spans.iter().map(|(site, ..)| *site).collect();
-        let columns = spans.iter().map(|(_, first, count)| *first..first + count).collect();
-        Ok(Self { spans: Array::of_numbers(gpu, &numbers.collect::<Vec<u32>>())?, sites, columns })
+    pub fn new(spans: &[(usize, usize, usize)]) -> Self {
+        Self(spans.iter().map(|(site, first, count)| (*site, *first..first + count)).collect())
     }
 }
 
@@ -68,30 +56,55 @@ impl Touched {
         Ok(Some(Self { tiles: place(&tiles)?, dtype: first.dtype(), ranks }))
     }
 
-    /// The most that ranks of some sites add up to in one adapter; none where no adapter changes any.
-    fn width(&self, sites: &[usize]) -> Option<usize> {
-        let width = |ranks: &Arc<[Option<usize>]>| sites.iter().filter_map(|site| ranks[*site]).reduce(|a, b| a + b);
-        self.ranks.iter().filter_map(width).max()
+    /// The highest rank that an adapter has at a site; none where no adapter changes it.
+    fn rank(&self, site: usize) -> Option<usize> {
+        self.ranks.iter().filter_map(|ranks| ranks[site]).max()
     }
 
     /// What `x [tokens, in]` makes of the matrices `a` at a projection's sites; nothing where none of these adapters
     /// changes any.
     pub fn shrink(&self, spans: &Spans, x: &Array) -> Result<Option<Grouped>> {
-        let Some(width) = self.width(&spans.sites) else { return Ok(None) };
-        // Rows of an even number of 16 bytes; of no rank at all they are empty, and there is nothing to launch.
-        let width = width.next_multiple_of(8);
+        let mut width = 0;
+        let changed = |(site, columns): &(usize, Range<usize>)| {
+            let span = Span { site: *site, columns: columns.clone(), rank: width };
+            // Every site's ranks begin at 16 bytes.
+            width += self.rank(*site)?.next_multiple_of(8);
+            Some(span)
+        };
+        let spans: Vec<Span> = spans.0.iter().filter_map(changed).collect();
+        if spans.is_empty() {
+            return Ok(None);
+        }
         if x.dtype() != self.dtype {
             return Err(Error::Internal(format!("factors of {:?} for {x:?}", self.dtype)));
         }
         let [tokens, inputs, stride] = x.matrix()?;
+        // Of no rank at all rows are empty, and there is nothing to launch.
         let left = Array::new(x.gpu(), x.dtype(), &[tokens, width])?;
-        let launch = Launch::on(x.gpu()).array(&left).array(x).array(&self.tiles).array(&spans.spans);
-        let launch = launch.sizes([spans.sites.len(), inputs, stride, width]);
-        launch.run(&format!("shrink_{}", suffix(x.dtype())), [self.tiles.elements() / 4, width.div_ceil(RANKS)])?;
-        let is_touched = |site: usize| self.ranks.iter().any(|ranks| ranks[site].is_some());
-        let touched = spans.sites.iter().map(|site| is_touched(*site)).zip(spans.columns.iter().cloned()).collect();
-        Ok(Some(Grouped { left, tiles: self.tiles.clone(), spans: spans.spans.clone(), touched }))
+        for some in spans.chunks(SITES) {
+            let launch = Launch::on(x.gpu()).array(&left).array(x).array(&self.tiles).structure(told(some));
+            let launch = launch.sizes([some.len(), inputs, stride, width]);
+            launch.run(&format!("shrink_{}", suffix(x.dtype())), [self.tiles.elements() / 4, width.div_ceil(RANKS)])?;
+        }
+        Ok(Some(Grouped { left, tiles: self.tiles.clone(), spans }))
     }
+}
+
+/// A site that adapters change.
+struct Span {
+    site: usize,
+    /// Of the output.
+    columns: Range<usize>,
+    /// Where its ranks begin among those of all.
+    rank: usize,
+}
+
+/// Spans as kernels are told of them.
+fn told(spans: &[Span]) -> Vec<i32> {
+    let numbers = |span: &Span| [span.site, span.columns.start, span.columns.len(), span.rank].map(|n| n as i32);
+    let mut told: Vec<i32> = spans.iter().flat_map(numbers).collect();
+    told.resize(4 * SITES, 0);
+    told
 }
 
 /// Row ranges with the addresses of their adapters' tables, as tiles: the address, the first row, and how many, no more
@@ -106,12 +119,10 @@ fn tiles(segments: impl Iterator<Item = (Range<usize>, u64)>) -> Vec<u32> {
 
 /// A projection's changes, with the left factors of those of low rank, for all rows of a batch.
 pub struct Grouped {
-    /// `[tokens, ranks]`, of every adapter the ranks of its sites side by side; no ranks where columns change alone.
+    /// `[tokens, ranks]`, of every site as many as the highest of its ranks; none where columns change alone.
     left: Array,
     tiles: Array,
-    spans: Array,
-    /// Of each span whether any adapter changes it, and its columns.
-    touched: Vec<(bool, Range<usize>)>,
+    spans: Vec<Span>,
 }
 
 impl Grouped {
@@ -119,28 +130,21 @@ impl Grouped {
     pub fn expand(&self, y: &Array) -> Result<()> {
         let [rows, columns, stride] = y.matrix()?;
         self.check(rows, columns, y.dtype())?;
-        let blocks = self.touched().map(|(_, span)| span.len().div_ceil(COLUMNS)).sum();
-        let launch = Launch::on(y.gpu()).array(y).array(&self.left).array(&self.tiles).array(&self.spans);
-        let launch = launch.int(self.bits()).sizes([stride, self.left.dims()[1]]);
-        launch.run(&format!("expand_{}", suffix(y.dtype())), [self.tiles.elements() / 4, blocks])
+        for some in self.spans.chunks(SITES) {
+            let blocks = some.iter().map(|span| span.columns.len().div_ceil(COLUMNS)).sum();
+            let launch = Launch::on(y.gpu()).array(y).array(&self.left).array(&self.tiles).structure(told(some));
+            let launch = launch.sizes([stride, self.left.dims()[1]]);
+            launch.run(&format!("expand_{}", suffix(y.dtype())), [self.tiles.elements() / 4, blocks])?;
+        }
+        Ok(())
     }
 
     fn check(&self, rows: usize, columns: usize, dtype: DType) -> Result<()> {
-        let is_within = self.touched.iter().all(|(_, span)| span.end <= columns);
+        let is_within = self.spans.iter().all(|span| span.columns.end <= columns);
         if rows == self.left.dims()[0] && dtype == self.left.dtype() && is_within {
             return Ok(());
         }
         Err(Error::Internal(format!("updates {:?} of [{rows}, {columns}] {dtype:?}", self.left)))
-    }
-
-    /// The spans that some adapter changes, by their numbers.
-    fn touched(&self) -> impl Iterator<Item = (usize, &Range<usize>)> {
-        self.touched.iter().enumerate().filter(|(_, (is_touched, _))| *is_touched).map(|(i, (_, span))| (i, span))
-    }
-
-    /// Their numbers as bits.
-    fn bits(&self) -> i32 {
-        self.touched().fold(0, |bits, (i, _)| bits | 1 << i)
     }
 }
 

@@ -17,6 +17,9 @@ typedef __half f16;
 // The same with no more registers than let so many blocks run on a multiprocessor at once.
 #define CROWDED_KERNEL(blocks, name, ...) extern "C" __global__ void __launch_bounds__(128, blocks) name(__VA_ARGS__)
 
+// A parameter that is a struct, which stays where the launch has put it.
+#define PARAMETER(type) const __grid_constant__ type
+
 // Memory of a block.
 #define SHARED(type, name, count) __shared__ __align__(16) type name[count]
 

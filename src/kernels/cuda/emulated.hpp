@@ -139,6 +139,8 @@ extern __thread emulated::Place threadIdx, blockIdx, blockDim, gridDim;
     static const emulated::Kernel kernel_##name(#name, name);                                                          \
     static void name(__VA_ARGS__)
 
+#define PARAMETER(type) type
+
 #define SHARED(type, name, count)                                                                                      \
     static const char key_of_##name = 0;                                                                               \
     type(&name)[count] =                                                                                               \

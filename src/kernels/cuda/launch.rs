@@ -72,6 +72,12 @@ impl<'a> Launch<'a> {
         self
     }
 
+    /// A `struct` of `int`s.
+    pub fn structure(mut self, numbers: Vec<i32>) -> Self {
+        self.arguments.push(Argument::Ints(numbers));
+        self
+    }
+
     /// A `float`.
     pub fn float(mut self, value: f32) -> Self {
         self.arguments.push(Argument::Float(value.to_bits()));

@@ -36,7 +36,7 @@ impl Linear {
         let (weight, bias) = stack(spec, loader)?;
         loader.sites.hold(&sites, &weight, bias.as_ref())?;
         let spans: Vec<_> = sites.iter().map(|(site, first, count)| (site.number(), *first, *count)).collect();
-        Ok(Self { spans: Spans::new(loader.device, &spans)?, weight, bias, sites })
+        Ok(Self { spans: Spans::new(&spans), weight, bias, sites })
     }
 
     /// Input width.
@@ -138,7 +138,7 @@ mod tests {
             let weight = Packed::plain(device.place_weight(weight, DType::F32).unwrap());
             let bias = Some(device.place(bias, None).unwrap());
             sites.hold(&all, &weight, bias.as_ref()).unwrap();
-            let spans = Spans::new(&device, &all.map(|(site, first, count)| (site.number(), first, count))).unwrap();
+            let spans = Spans::new(&all.map(|(site, first, count)| (site.number(), first, count)));
             Self { linear: Linear { weight, bias, sites: all.to_vec(), spans }, sites, device }
         }
 

@@ -71,7 +71,7 @@ fn projections(shape: &Shape) -> Vec<Case> {
                 let changed = one_by_one(side, &changes, x.clone(), product(&x, &w, Some(&b))?)?;
                 return Ok(Box::new(move || activated(changed()?, Some(active))));
             }
-            let (touched, spans) = (residents(side, &changes)?, spans(side, width)?);
+            let (touched, spans) = (residents(side, &changes)?, spans(width));
             Ok(Box::new(move || {
                 let updates = touched()?.updates(&spans, &x)?;
                 project(&x, &w, Some(&b), &updates, Some(active))
@@ -149,7 +149,7 @@ fn one_by_one(side: &Side, changes: &[Changed], x: Tensor, y: Tensor) -> Result<
 }
 
 fn together(side: &Side, changes: &[Changed], x: Tensor, y: Tensor) -> Result<Run> {
-    let (touched, spans) = (residents(side, changes)?, spans(side, x.dims()[1])?);
+    let (touched, spans) = (residents(side, changes)?, spans(x.dims()[1]));
     Ok(Box::new(move || {
         let y = y.copy()?;
         touched()?.updates(&spans, &x)?.add_to(&y)?;
@@ -158,8 +158,8 @@ fn together(side: &Side, changes: &[Changed], x: Tensor, y: Tensor) -> Result<Ru
 }
 
 /// Two sites side by side.
-fn spans(side: &Side, width: usize) -> Result<Spans> {
-    Spans::new(&side.device, &[(0, 0, width), (1, width, width)])
+fn spans(width: usize) -> Spans {
+    Spans::new(&[(0, 0, width), (1, width, width)])
 }
 
 /// What makes a batch's table of changes, whose adapters are on the device.
