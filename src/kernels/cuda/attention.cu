@@ -54,6 +54,48 @@ template <typename T, int D, int TIMES> __device__ inline void attend(const Task
     warp.write(task);
 }
 
+/// Of a sequence of no more than FEW tokens a block has two heads, each half of it one.
+constexpr int FEW = QUERIES / 2;
+
+template <typename T, int D> __device__ inline void attend_two(const Call<T> &call, int heads) {
+    constexpr int HALF = THREADS / 2, SIZE = FEW * PADDED<T, D>, PIECE = 16 / sizeof(T), PIECES = D / PIECE;
+    SHARED(T, memory, 2 * 3 * SIZE);
+    int half = threadIdx.x / HALF, head = 2 * blockIdx.y + half;
+    Task<T> task = call.task(call.tiles[gridDim.x - 1 - blockIdx.x], FEW, min(head, heads - 1), heads);
+    T *queries = memory + half * 3 * SIZE, *keys = queries + SIZE, *values = keys + SIZE;
+    int start = task.sight.start, end = task.sight.end;
+    auto load = [&](T *target, const Head<T> &head) {
+        const T *x = head.row(start, end);
+        UNROLL for (int i = 0; i < FEW * PIECES / HALF; i++) {
+            int piece = i * HALF + threadIdx.x % HALF, row = piece / PIECES, column = piece % PIECES * PIECE;
+            bool is_there = row < end - start && column < task.width;
+            const T *source = x + (is_there ? row * head.stride + column : 0);
+            copy_later_or_zeros(target + row * PADDED<T, D> + column, source, is_there);
+        }
+    };
+    load(queries, task.q);
+    load(keys, task.k);
+    load(values, task.v);
+    wait_for_copies();
+    barrier();
+    Warp<T, D, 1, FEW, HALF / WARP> warp;
+    if (head >= heads || warp.first() >= end - start) return;
+    warp.load(queries);
+    warp.multiply_keys(keys);
+    auto biases = [&](int query, int key) { return task.biases(query, key); };
+    warp.weigh(task, start, task.is_plain(start, FEW), biases);
+    warp.multiply_values(values);
+    warp.write(task);
+}
+
+// Two heads a block.
+#define ATTENTION_OF_TWO(NAME, T, D)                                                                                   \
+    KERNEL(NAME, CALL_PARAMETERS(T), int heads) { attend_two<T, D>(CALL(T), heads); }
+
+#define ATTENTION_OF_TWO_OF_WIDTH(D)                                                                                   \
+    ATTENTION_OF_TWO(attention_two_bf16_##D, bf16, D)                                                                  \
+    ATTENTION_OF_TWO(attention_two_f16_##D, f16, D)
+
 #define ATTENTION_OF_WIDTH(D)                                                                                          \
     ATTENTION(attention_bf16_##D, bf16, QUERIES, (attend<bf16, D, 1>))                                                 \
     ATTENTION(attention_f16_##D, f16, QUERIES, (attend<f16, D, 1>))
@@ -71,3 +113,5 @@ ATTENTION_OF_WIDTH(192)
 ATTENTION_OF_WIDTH(256)
 ATTENTION_OF_MANY(32)
 ATTENTION_OF_MANY(64)
+ATTENTION_OF_TWO_OF_WIDTH(32)
+ATTENTION_OF_TWO_OF_WIDTH(64)

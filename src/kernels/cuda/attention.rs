@@ -12,6 +12,9 @@ use std::ops::Range;
 /// Queries of a block.
 const TILE: usize = 64;
 
+/// Tokens of a sequence up to which a block has two heads of it, where there is a kernel for that.
+const FEW: usize = 32;
+
 /// Queries of a block of a long sequence's, where there is a kernel for so many.
 const MANY: usize = 128;
 
@@ -19,9 +22,10 @@ const MANY: usize = 128;
 const MOST: usize = 256;
 const ROUNDS: usize = 4;
 
-/// Head widths that attention.cu has kernels for on tensor cores, and those of them that it has one for [`MANY`] for.
+/// Head widths that attention.cu has kernels for on tensor cores, and those of them that it has one for [`MANY`] for and one
+/// for [`FEW`].
 const WIDTHS: [usize; 6] = [32, 64, 96, 128, 192, 256];
-const WIDTHS_OF_MANY: [usize; 2] = [32, 64];
+const NARROW: [usize; 2] = [32, 64];
 
 /// Of attention_group.cu: its head width, and the threads of a block and the bytes that they share.
 const GROUP_WIDTH: usize = 64;
@@ -38,7 +42,8 @@ pub struct Spread {
     tiles: Array,
     /// Of all sequences, [`TILE`] queries each.
     all: Range<usize>,
-    /// Of those among them that have no more.
+    /// Of those among them that have no more than [`FEW`], and no more than that.
+    few: Range<usize>,
     short: Range<usize>,
     /// The others once more, [`MANY`] queries each, and [`MOST`].
     long: Range<usize>,
@@ -54,21 +59,31 @@ impl Spread {
     pub fn new(gpu: &Gpu, offsets: &[usize]) -> Result<Self> {
         let positions: Vec<u32> = offsets.windows(2).flat_map(|span| 0..(span[1] - span[0]) as u32).collect();
         // How a sequence is computed must not depend on those beside it.
-        let (short, long): (Vec<_>, Vec<_>) =
-            offsets.windows(2).map(|span| span[0]..span[1]).partition(|rows| rows.len() <= TILE);
+        let sequences = offsets.windows(2).map(|span| span[0]..span[1]);
+        let (few, more): (Vec<_>, Vec<_>) = sequences.partition(|rows| rows.len() <= FEW);
+        let (short, long): (Vec<_>, Vec<_>) = more.into_iter().partition(|rows| rows.len() <= TILE);
         let sequences = long.len();
-        let parts = [tiles(&short, TILE), tiles(&long, TILE), tiles(&long, MANY), tiles(&long, MOST)];
-        let [short, long, many, most] = parts.each_ref().map(|tiles| tiles.len() / 4);
-        let (short, all) = (0..short, 0..short + long);
-        let long = all.end..all.end + many;
-        let longest = long.end..long.end + most;
-        let tiles = Array::of_numbers(gpu, &parts.concat())?.reshape(&[longest.end, 4])?;
-        Ok(Self { tiles, all, short, long, longest, sequences, positions: Array::of_numbers(gpu, &positions)? })
+        let each = [(&few, TILE), (&short, TILE), (&long, TILE), (&long, MANY), (&long, MOST)];
+        let parts = each.map(|(sequences, queries)| tiles(sequences, queries));
+        let mut end = 0;
+        let [few, short, plain, long, longest] = parts.each_ref().map(|tiles| {
+            let first = end;
+            end += tiles.len() / 4;
+            first..end
+        });
+        let tiles = Array::of_numbers(gpu, &parts.concat())?.reshape(&[end, 4])?;
+        let positions = Array::of_numbers(gpu, &positions)?;
+        Ok(Self { tiles, all: 0..plain.end, few, short, long, longest, sequences, positions })
     }
 
     /// Tokens of a sequence of more than [`TILE`].
     fn mean(&self) -> usize {
         self.long.len() * MANY / self.sequences.max(1)
+    }
+
+    /// Whether nearly all of the tiles of [`MOST`] queries have so many.
+    fn are_full(&self) -> bool {
+        10 * MOST * self.longest.len() <= 11 * MANY * self.long.len()
     }
 
     /// Tiles, and how many.
@@ -98,6 +113,7 @@ pub fn attention(q: &Array, k: &Array, v: &Array, attention: &Attention<Array>) 
             let launch = launch.int(window).sizes([span]);
             match kernel {
                 Kernel::OfWarps(name) => launch.run(name, [count, heads.inner])?,
+                Kernel::OfTwo(name) => launch.sizes([heads.inner]).run(name, [count, heads.inner.div_ceil(2)])?,
                 Kernel::OfWarpgroups { name, multiprocessors, queries } => {
                     let grid = [(count * heads.inner).min(*multiprocessors), 1];
                     let blocks = Blocks { grid, threads: GROUP_THREADS, shared: GROUP_BYTES };
@@ -113,20 +129,27 @@ pub fn attention(q: &Array, k: &Array, v: &Array, attention: &Attention<Array>) 
     }
     let width = WIDTHS.into_iter().find(|width| heads.width <= *width);
     let width = width.ok_or_else(|| Error::Internal(format!("heads of width {} on a GPU", heads.width)))?;
-    let few = || Kernel::OfWarps(format!("attention_{of_type}_{width}"));
+    let short = || Kernel::OfWarps(format!("attention_{of_type}_{width}"));
     let are_wide = [q, k, v].into_iter().map(is_wide).collect::<Result<Vec<_>>>()?;
-    if !WIDTHS_OF_MANY.contains(&width) || are_wide.contains(&false) {
-        return attended(&[(few(), &spread.all)]);
+    if !NARROW.contains(&width) || are_wide.contains(&false) {
+        return attended(&[(short(), &spread.all)]);
     }
-    let many = || Kernel::OfWarps(format!("attention_many_{of_type}_{width}"));
-    let old = || attended(&[(few(), &spread.short), (many(), &spread.long)]);
+    let with_long = |long: Kernel, tiles: &Range<usize>| {
+        let two = Kernel::OfTwo(format!("attention_two_{of_type}_{width}"));
+        attended(&[(two, &spread.few), (short(), &spread.short), (long, tiles)])
+    };
+    let old = || with_long(Kernel::OfWarps(format!("attention_many_{of_type}_{width}")), &spread.long);
     let multiprocessors = q.gpu().warpgroups().filter(|_| heads.width == GROUP_WIDTH && !spread.long.is_empty());
     let Some(multiprocessors) = multiprocessors else { return old() };
-    // Fewer queries together see fewer keys in a window, and occupy more multiprocessors.
-    let is_most = attention.window.is_none() && spread.longest.len() * heads.inner >= ROUNDS * multiprocessors;
-    let (queries, tiles) = if is_most { (MOST, &spread.longest) } else { (MANY, &spread.long) };
-    let group = || Kernel::OfWarpgroups { name: format!("attention_group_{of_type}"), multiprocessors, queries };
-    let new = || attended(&[(few(), &spread.short), (group(), tiles)]);
+    // Fewer queries together see fewer keys in vain, and occupy more multiprocessors.
+    let is_most = attention.window.is_none() && !attention.causal && spread.are_full();
+    let (queries, tiles) = if is_most && spread.longest.len() * heads.inner >= ROUNDS * multiprocessors {
+        (MOST, &spread.longest)
+    } else {
+        (MANY, &spread.long)
+    };
+    let new =
+        || with_long(Kernel::OfWarpgroups { name: format!("attention_group_{of_type}"), multiprocessors, queries }, tiles);
     let trial = Trial {
         rows: heads.outer,
         length: spread.mean(),
@@ -141,6 +164,8 @@ pub fn attention(q: &Array, k: &Array, v: &Array, attention: &Attention<Array>) 
 enum Kernel {
     /// A block has a head of a tile.
     OfWarps(String),
+    /// A block has two.
+    OfTwo(String),
     /// A block goes through tiles of so many queries and their heads, and is alone on its multiprocessor.
     OfWarpgroups { name: String, multiprocessors: usize, queries: usize },
 }
@@ -204,11 +229,54 @@ mod tests {
 
 #[cfg(test)]
 #[cfg(feature = "emulated")]
-mod warpgroups {
+mod emulated {
     use super::*;
     use crate::kernels::cuda::{Warpgroups, asked};
     use crate::kernels::sample::{below, normal};
     use crate::kernels::{Device, Sequences};
+
+    /// Of few tokens, and of some more beside them, in numbers of 16 bits as in f32.
+    #[test]
+    fn two_heads_a_block_attend_as_one_does() {
+        let gpu = Gpu::emulated(64).unwrap();
+        for round in 0..24 {
+            let (dtype, width) = ([DType::BF16, DType::F16][round % 2], [32, 24, 64][round % 3]);
+            let (keys, group) = (1 + below(3), 1 + below(2));
+            let heads = keys * group;
+            let offsets: Vec<usize> = (0..1 + below(6)).fold(vec![0], |mut offsets, _| {
+                offsets.push(offsets[offsets.len() - 1] + 1 + below(FEW + 4));
+                offsets
+            });
+            let tokens = offsets[offsets.len() - 1];
+            let stacked = normal(1.0, (tokens, heads + 2 * keys, width)).to_dtype(dtype).unwrap();
+            let bias = normal(1.0, (heads, 2 * (FEW + 4) - 1));
+            let attend = |dtype: DType| {
+                let stacked = Array::of(&gpu, &stacked.to_dtype(dtype).unwrap()).unwrap();
+                let part = |first: usize, count: usize| stacked.narrow(1, first, count).unwrap();
+                let bias = (round % 4 == 1).then(|| Array::of(&gpu, &bias).unwrap());
+                let sequences = Sequences::new(offsets.clone(), &Device::Gpu(gpu.clone())).unwrap();
+                let op = Attention {
+                    offsets: &sequences,
+                    scale: 0.2,
+                    causal: round % 4 == 3,
+                    window: (round % 4 == 2).then_some(7),
+                    bias: bias.as_ref(),
+                    is_half: false,
+                };
+                asked::names();
+                let y = attention(&part(0, heads), &part(heads, keys), &part(heads + keys, keys), &op).unwrap();
+                let y = y.depart().unwrap().wait().unwrap().to_dtype(DType::F32).unwrap();
+                (asked::names(), y.flatten_all().unwrap().to_vec1::<f32>().unwrap())
+            };
+            let ((names, y), (_, exact)) = (attend(dtype), attend(DType::F32));
+            let has_few = offsets.windows(2).any(|span| span[1] - span[0] <= FEW);
+            assert_eq!(names.iter().any(|name| name.starts_with("attention_two")), has_few, "{names:?} {offsets:?}");
+            let bound = if dtype == DType::BF16 { 0.02 } else { 0.003 };
+            for (place, (y, exact)) in y.iter().zip(&exact).enumerate() {
+                assert!((y - exact).abs() <= bound, "{place} of {offsets:?} in round {round}: {y} {exact}");
+            }
+        }
+    }
 
     #[test]
     fn they_attend_as_warps_do() {

@@ -111,15 +111,16 @@ __device__ inline void multiply_rows(float (&y)[TIMES][ROWS / 8][4], const unsig
     }
 }
 
-/// Of a warp: so many times 16 queries, heads of up to D columns, and so many keys at once.
-template <typename T, int D, int TIMES, int KEYS> struct Warp {
+/// Of a warp, of so many that have queries of one head: so many times 16 queries, heads of up to D columns, and so many keys
+/// at once.
+template <typename T, int D, int TIMES, int KEYS, int WARPS = THREADS / WARP> struct Warp {
     unsigned q[TIMES][D / 16][4];
     float y[TIMES][D / 8][4] = {};
     float scores[TIMES][KEYS / 8][4];
     Row rows[TIMES][2];
 
     /// The first of its queries, of the block's.
-    __device__ static int first() { return threadIdx.x / WARP * 16 * TIMES; }
+    __device__ static int first() { return threadIdx.x / WARP % WARPS * 16 * TIMES; }
 
     /// Of a lane's two queries of each 16 the first; the other is 8 behind it.
     __device__ static int own(int time) { return first() + time * 16 + threadIdx.x % WARP / 4; }

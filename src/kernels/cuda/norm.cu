@@ -105,7 +105,9 @@ template <typename Operation> __device__ void run(const Operation &operation, bo
 
 /// The row of this thread.
 __device__ inline int row_of(int width) {
-    return width > OF_WARP ? blockIdx.x : blockIdx.x * (THREADS / WARP) + threadIdx.x / WARP;
+    // The last first: a product made them last, so they may lie in a cache yet, and the next begins with the first.
+    int block = gridDim.x - 1 - blockIdx.x;
+    return width > OF_WARP ? block : block * (THREADS / WARP) + threadIdx.x / WARP;
 }
 
 /// Numbers, and where the second is not null their copy in another type.
