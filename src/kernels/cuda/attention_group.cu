@@ -155,7 +155,6 @@ template <typename T, int TIMES> struct Parts {
         }
         warp_barrier();
         soften(scores, rows[time], shrink, scale);
-        make(rows[time][0].total + rows[time][1].total);
     }
 
     /// Weights are ready to be multiplied, once those before have been.

@@ -97,7 +97,6 @@ template <int FEW> inline void wait_for_older_products() {
     emulated::wait_for_products_but(FEW);
 }
 template <int N> inline void hold(float (&)[N]) {}
-inline void make(float) {}
 inline int hidden(int x) { return x; }
 
 template <typename T>

@@ -110,12 +110,6 @@ template <int N> __device__ inline void hold(float (&y)[N]) {
     UNROLL for (int i = 0; i < N; i++) asm volatile("" : "+f"(y[i])::"memory");
 }
 
-/// A number that is never negative is made before what follows, which does not wait for it else: the compiler may put a wait
-/// for products before whatever needs none of them.
-__device__ inline void make(float x) {
-    if (x < 0.0f) __trap();
-}
-
 /// The same number, of which nothing is known: what is made of it is made where that stands, and takes no registers before.
 __device__ inline int hidden(int x) {
     asm volatile("" : "+r"(x));
