@@ -102,8 +102,9 @@
 //! # Absent on purpose
 //! - A padded batch, a merged copy of a model, a timer in the batcher, a lock around a model.
 //! - Not built yet: loading adapters while serving.
-//! - One way alone where a newer GPU has another: products, their adapters and activations, and attention, go by kernels for
-//!   any GPU or by those for warpgroups, whichever was sooner when both were tried (`kernels/cuda/trials.rs`).
+//! - Products of our own where cuBLASLt's can be had. One with its adapters and its activation in one launch was built, and had
+//!   half of cuBLASLt's speed; attention has kernels of its own, on a GPU of compute capability 9.0 those in which four warps
+//!   multiply together (`kernels/cuda/attention_group.cu`).
 //! - candle's CUDA. Of its operations a forward pass needs a dozen, all trivial; for them a build takes minutes of nvcc, and
 //!   the binary does not start where CUDA's libraries are missing. [`kernels::Tensor`] is candle's on the CPU and an array of
 //!   our own on a GPU, over a driver that is opened at run time and that a test can replace: the feature `emulated` runs

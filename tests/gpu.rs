@@ -76,20 +76,6 @@ async fn a_mixed_batch_is_within_1e5_of_the_oracle_and_in_16_bits_points_the_sam
 }
 
 #[tokio::test]
-async fn by_warpgroups_vectors_point_the_same_way() {
-    let Some(device) = device() else { return };
-    for family in ["bert", "mpnet", "qwen3", "t5-gated"] {
-        let golden = read(&format!("{family}/golden.json"));
-        let (body, oracle) = asked(&golden);
-        let keys = [("dtype", "float16"), ("warpgroups", "true")];
-        let (status, reply) = door(family, &device, &keys).ask(body).await;
-        assert_eq!(status, 200, "{reply}");
-        let cosine = cosine(&embeddings(&reply), &oracle);
-        assert!(cosine >= 0.9998, "{family}: {cosine}");
-    }
-}
-
-#[tokio::test]
 async fn in_16_bits_a_base_is_the_same_with_adapters_beside_it() {
     let Some(device) = device() else { return };
     let text = "the quick brown fox jumps over the lazy dog";

@@ -39,7 +39,6 @@ pub struct Server {
     pub dtype: String,
     pub threads: usize,
     pub tokenizer_threads: usize,
-    pub warpgroups: bool,
     pub pipeline: PipelineChoice,
     pub adapters: String,
     pub api_key: String,

@@ -1,6 +1,6 @@
 //! Where a model lies and computes.
 
-use super::cuda::{Array, Gpu, Warpgroups};
+use super::cuda::{Array, Gpu};
 use super::tensor::Tensor;
 use crate::error::{Error, Result};
 use candle_core::DType;
@@ -39,14 +39,6 @@ impl Device {
                     _ => Err(unknown()),
                 }
             }
-        }
-    }
-
-    /// The same, where a GPU's warpgroups multiply, if it has them.
-    pub fn by_warpgroups(self, warpgroups: Warpgroups) -> Self {
-        match self {
-            Self::Cpu => self,
-            Self::Gpu(gpu) => Self::Gpu(gpu.by_warpgroups(warpgroups)),
         }
     }
 

@@ -28,7 +28,7 @@ pub use spec::Spec;
 use crate::error::{Error, Result};
 use crate::folder::Folder;
 use crate::kernels::{Departed, Sequences, Tensor};
-pub use crate::kernels::{Device, Format, Warpgroups};
+pub use crate::kernels::{Device, Format};
 pub use candle_core::DType;
 use std::collections::HashMap;
 use std::ops::Range;

@@ -5,7 +5,7 @@ use crate::config;
 use crate::error::{Error, Result};
 use crate::folder::Folder;
 use crate::hub::{Hub, Source};
-use crate::model::{Device, Format, Modules, Warpgroups};
+use crate::model::{Device, Format, Modules};
 use std::path::{Path, PathBuf};
 
 /// The adapters of a folder: its own, where it is a PEFT checkpoint itself, and those of [`below`].
@@ -167,9 +167,7 @@ pub fn warn_of_another_base(name: &str, peft: &adapters::Config, root: &str) {
 
 /// The device that the configuration names.
 pub fn devices(server: &config::Server) -> Result<Vec<Device>> {
-    let warpgroups = if server.warpgroups { Warpgroups::WhereSooner } else { Warpgroups::Nowhere };
-    let named = |name| Ok(Device::named(name)?.by_warpgroups(warpgroups));
-    let devices = device_names(&server.device)?.into_iter().map(named).collect::<Result<Vec<_>>>()?;
+    let devices = device_names(&server.device)?.into_iter().map(Device::named).collect::<Result<Vec<_>>>()?;
     if server.dtype == "int8" && !devices.iter().all(Device::is_cpu) {
         let reason = "dtype 'int8' is for CPUs; on a GPU take bfloat16 or float16, or serve with --device cpu";
         return Err(Error::Config(reason.into()));

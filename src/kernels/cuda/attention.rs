@@ -3,7 +3,6 @@
 use super::array::{Array, Rows};
 use super::gpu::Gpu;
 use super::launch::{Blocks, Launch, suffix};
-use super::trials::Trial;
 use crate::error::{Error, Result};
 use crate::kernels::{Attention, Disentangled};
 use candle_core::DType;
@@ -48,8 +47,6 @@ pub struct Spread {
     /// The others once more, [`MANY`] queries each, and [`MOST`].
     long: Range<usize>,
     longest: Range<usize>,
-    /// How many these are.
-    sequences: usize,
     /// Every token's place in its sequence.
     pub positions: Array,
 }
@@ -62,7 +59,6 @@ impl Spread {
         let sequences = offsets.windows(2).map(|span| span[0]..span[1]);
         let (few, more): (Vec<_>, Vec<_>) = sequences.partition(|rows| rows.len() <= FEW);
         let (short, long): (Vec<_>, Vec<_>) = more.into_iter().partition(|rows| rows.len() <= TILE);
-        let sequences = long.len();
         let each = [(&few, TILE), (&short, TILE), (&long, TILE), (&long, MANY), (&long, MOST)];
         let parts = each.map(|(sequences, queries)| tiles(sequences, queries));
         let mut end = 0;
@@ -73,12 +69,7 @@ impl Spread {
         });
         let tiles = Array::of_numbers(gpu, &parts.concat())?.reshape(&[end, 4])?;
         let positions = Array::of_numbers(gpu, &positions)?;
-        Ok(Self { tiles, all: 0..plain.end, few, short, long, longest, sequences, positions })
-    }
-
-    /// Tokens of a sequence of more than [`TILE`].
-    fn mean(&self) -> usize {
-        self.long.len() * MANY / self.sequences.max(1)
+        Ok(Self { tiles, all: 0..plain.end, few, short, long, longest, positions })
     }
 
     /// Whether nearly all of the tiles of [`MOST`] queries have so many.
@@ -138,9 +129,9 @@ pub fn attention(q: &Array, k: &Array, v: &Array, attention: &Attention<Array>) 
         let two = Kernel::OfTwo(format!("attention_two_{of_type}_{width}"));
         attended(&[(two, &spread.few), (short(), &spread.short), (long, tiles)])
     };
-    let old = || with_long(Kernel::OfWarps(format!("attention_many_{of_type}_{width}")), &spread.long);
-    let multiprocessors = q.gpu().warpgroups().filter(|_| heads.width == GROUP_WIDTH && !spread.long.is_empty());
-    let Some(multiprocessors) = multiprocessors else { return old() };
+    let Some(multiprocessors) = q.gpu().warpgroups().filter(|_| heads.width == GROUP_WIDTH) else {
+        return with_long(Kernel::OfWarps(format!("attention_many_{of_type}_{width}")), &spread.long);
+    };
     // Fewer queries together see fewer keys in vain, and occupy more multiprocessors.
     let is_most = attention.window.is_none() && !attention.causal && spread.are_full();
     let (queries, tiles) = if is_most && spread.longest.len() * heads.inner >= ROUNDS * multiprocessors {
@@ -148,16 +139,8 @@ pub fn attention(q: &Array, k: &Array, v: &Array, attention: &Attention<Array>) 
     } else {
         (MANY, &spread.long)
     };
-    let new =
-        || with_long(Kernel::OfWarpgroups { name: format!("attention_group_{of_type}"), multiprocessors, queries }, tiles);
-    let trial = Trial {
-        rows: heads.outer,
-        length: spread.mean(),
-        heads: [heads.inner, k.dims()[1]],
-        has: [attention.causal, attention.window.is_some(), attention.bias.is_some()],
-        dtype: q.dtype(),
-    };
-    if q.gpu().trials().prefers(q.gpu(), trial, &new, &old)? { new() } else { old() }
+    let name = format!("attention_group_{of_type}");
+    with_long(Kernel::OfWarpgroups { name, multiprocessors, queries }, tiles)
 }
 
 /// A kernel's name, and what its blocks are.
@@ -231,100 +214,119 @@ mod tests {
 #[cfg(feature = "emulated")]
 mod emulated {
     use super::*;
-    use crate::kernels::cuda::{Warpgroups, asked};
+    use crate::kernels::cuda::asked;
     use crate::kernels::sample::{below, normal};
     use crate::kernels::{Device, Sequences};
 
-    /// Of few tokens, and of some more beside them, in numbers of 16 bits as in f32.
+    /// What attends to itself: packed sequences, heads of so many columns, and every kind of attention in turns.
+    struct Case {
+        stacked: candle_core::Tensor,
+        bias: candle_core::Tensor,
+        heads: usize,
+        keys: usize,
+        offsets: Vec<usize>,
+        round: usize,
+    }
+
+    impl Case {
+        fn new(round: usize, [keys, group, width]: [usize; 3], offsets: Vec<usize>) -> Self {
+            let (heads, tokens) = (keys * group, offsets[offsets.len() - 1]);
+            let longest = offsets.windows(2).map(|span| span[1] - span[0]).max().unwrap();
+            let stacked = normal(1.0, (tokens, heads + 2 * keys, width));
+            Self { stacked, bias: normal(1.0, (heads, 2 * longest - 1)), heads, keys, offsets, round }
+        }
+
+        /// What comes of some sequences, and by which kernels.
+        fn attend(&self, gpu: &Gpu, dtype: DType, sequences: Range<usize>) -> (Vec<String>, Vec<f32>) {
+            let offsets = &self.offsets[sequences.start..=sequences.end];
+            let (first, end) = (offsets[0], offsets[offsets.len() - 1]);
+            // Rounded alike, whatever it is computed in.
+            let stacked = self.stacked.narrow(0, first, end - first).unwrap().to_dtype(self.dtype()).unwrap();
+            let stacked = Array::of(gpu, &stacked.to_dtype(dtype).unwrap()).unwrap();
+            let part = |first: usize, count: usize| stacked.narrow(1, first, count).unwrap();
+            let bias = (self.round % 4 == 1).then(|| Array::of(gpu, &self.bias).unwrap());
+            let offsets = offsets.iter().map(|offset| offset - first).collect();
+            let sequences = Sequences::new(offsets, &Device::Gpu(gpu.clone())).unwrap();
+            let op = Attention {
+                offsets: &sequences,
+                scale: 0.2,
+                causal: self.round % 4 == 3,
+                window: (self.round % 4 == 2).then_some(if self.stacked.dims()[0] > 300 { 77 } else { 7 }),
+                bias: bias.as_ref(),
+                is_half: false,
+            };
+            asked::names();
+            let (k, v) = (part(self.heads, self.keys), part(self.heads + self.keys, self.keys));
+            let y = attention(&part(0, self.heads), &k, &v, &op).unwrap();
+            let names = asked::names();
+            let y = y.depart().unwrap().wait().unwrap().to_dtype(DType::F32).unwrap();
+            (names, y.flatten_all().unwrap().to_vec1().unwrap())
+        }
+
+        fn dtype(&self) -> DType {
+            [DType::BF16, DType::F16][self.round % 2]
+        }
+
+        /// Asserts that two are about the same.
+        fn compare(&self, y: &[f32], exact: &[f32]) {
+            let bound = if self.dtype() == DType::BF16 { 0.02 } else { 0.003 };
+            for (place, (y, exact)) in y.iter().zip(exact).enumerate() {
+                let (round, offsets) = (self.round, &self.offsets);
+                assert!((y - exact).abs() <= bound, "{place} of {offsets:?} in round {round}: {y} {exact}");
+            }
+        }
+
+        /// Asserts that a sequence's result has the same bits alone.
+        fn assert_alone(&self, gpu: &Gpu, y: &[f32], sequence: usize) {
+            let (_, alone) = self.attend(gpu, self.dtype(), sequence..sequence + 1);
+            let row = y.len() / self.stacked.dims()[0];
+            assert_eq!(y[self.offsets[sequence] * row..][..alone.len()], alone, "round {}", self.round);
+        }
+    }
+
+    fn offsets(lengths: impl Iterator<Item = usize>) -> Vec<usize> {
+        let mut end = 0;
+        let ends = lengths.map(|length| {
+            end += length;
+            end
+        });
+        [0].into_iter().chain(ends).collect()
+    }
+
     #[test]
     fn two_heads_a_block_attend_as_one_does() {
         let gpu = Gpu::emulated(64).unwrap();
         for round in 0..24 {
-            let (dtype, width) = ([DType::BF16, DType::F16][round % 2], [32, 24, 64][round % 3]);
-            let (keys, group) = (1 + below(3), 1 + below(2));
-            let heads = keys * group;
-            let offsets: Vec<usize> = (0..1 + below(6)).fold(vec![0], |mut offsets, _| {
-                offsets.push(offsets[offsets.len() - 1] + 1 + below(FEW + 4));
-                offsets
-            });
-            let tokens = offsets[offsets.len() - 1];
-            let stacked = normal(1.0, (tokens, heads + 2 * keys, width)).to_dtype(dtype).unwrap();
-            let bias = normal(1.0, (heads, 2 * (FEW + 4) - 1));
-            let attend = |dtype: DType| {
-                let stacked = Array::of(&gpu, &stacked.to_dtype(dtype).unwrap()).unwrap();
-                let part = |first: usize, count: usize| stacked.narrow(1, first, count).unwrap();
-                let bias = (round % 4 == 1).then(|| Array::of(&gpu, &bias).unwrap());
-                let sequences = Sequences::new(offsets.clone(), &Device::Gpu(gpu.clone())).unwrap();
-                let op = Attention {
-                    offsets: &sequences,
-                    scale: 0.2,
-                    causal: round % 4 == 3,
-                    window: (round % 4 == 2).then_some(7),
-                    bias: bias.as_ref(),
-                    is_half: false,
-                };
-                asked::names();
-                let y = attention(&part(0, heads), &part(heads, keys), &part(heads + keys, keys), &op).unwrap();
-                let y = y.depart().unwrap().wait().unwrap().to_dtype(DType::F32).unwrap();
-                (asked::names(), y.flatten_all().unwrap().to_vec1::<f32>().unwrap())
-            };
-            let ((names, y), (_, exact)) = (attend(dtype), attend(DType::F32));
-            let has_few = offsets.windows(2).any(|span| span[1] - span[0] <= FEW);
-            assert_eq!(names.iter().any(|name| name.starts_with("attention_two")), has_few, "{names:?} {offsets:?}");
-            let bound = if dtype == DType::BF16 { 0.02 } else { 0.003 };
-            for (place, (y, exact)) in y.iter().zip(&exact).enumerate() {
-                assert!((y - exact).abs() <= bound, "{place} of {offsets:?} in round {round}: {y} {exact}");
-            }
+            let sizes = [1 + below(3), 1 + below(2), [32, 24, 64][round % 3]];
+            let case = Case::new(round, sizes, offsets((0..1 + below(6)).map(|_| 1 + below(FEW + 4))));
+            let all = 0..case.offsets.len() - 1;
+            let ((names, y), (_, exact)) =
+                (case.attend(&gpu, case.dtype(), all.clone()), case.attend(&gpu, DType::F32, all));
+            let has_few = case.offsets.windows(2).any(|span| span[1] - span[0] <= FEW);
+            assert_eq!(names.iter().any(|name| name.starts_with("attention_two")), has_few, "{names:?}");
+            case.compare(&y, &exact);
+            case.assert_alone(&gpu, &y, 0);
         }
     }
 
     #[test]
-    fn they_attend_as_warps_do() {
+    fn warpgroups_attend_as_warps_do() {
         let gpu = Gpu::emulated(256).unwrap();
-        for (round, dtype) in [DType::BF16, DType::F16].into_iter().cycle().take(12).enumerate() {
-            // Some so long that stages come round, and with so many heads that blocks have the most queries.
-            let (heads, long) = if round % 3 == 0 { (ROUNDS, 4 * MOST) } else { (2, 0) };
-            let group = 1 + below(2);
-            let offsets: Vec<usize> = (0..1 + below(4)).fold(vec![0], |mut offsets, sequence| {
-                let length = if sequence == 0 { long } else { 0 } + 1 + below(400);
-                offsets.push(offsets[offsets.len() - 1] + length);
-                offsets
-            });
-            let (tokens, keys) = (offsets[offsets.len() - 1], heads / group);
-            let longest = offsets.windows(2).map(|span| span[1] - span[0]).max().unwrap();
-            let stacked = normal(1.0, (tokens, heads + 2 * keys, GROUP_WIDTH)).to_dtype(dtype).unwrap();
-            let bias = normal(1.0, (heads, 2 * longest - 1));
-            let attend = |warpgroups| {
-                let gpu = gpu.clone().by_warpgroups(warpgroups);
-                let stacked = Array::of(&gpu, &stacked).unwrap();
-                let part = |first: usize, count: usize| stacked.narrow(1, first, count).unwrap();
-                let bias = (round % 4 == 1).then(|| Array::of(&gpu, &bias).unwrap());
-                let sequences = Sequences::new(offsets.clone(), &Device::Gpu(gpu)).unwrap();
-                let op = Attention {
-                    offsets: &sequences,
-                    scale: 0.2,
-                    causal: round % 4 == 3,
-                    window: (round % 4 == 2).then_some(77),
-                    bias: bias.as_ref(),
-                    is_half: false,
-                };
-                asked::names();
-                let (k, v) = (part(heads, keys), part(heads + keys, keys));
-                let y = attention(&part(0, heads), &k, &v, &op).unwrap();
-                let names = asked::names();
-                let y = y.depart().unwrap().wait().unwrap().to_dtype(DType::F32).unwrap();
-                (names, y.flatten_all().unwrap().to_vec1::<f32>().unwrap())
+        for round in 0..12 {
+            // Some so long that stages come round, and that blocks have the most queries; those of one alone have fewer.
+            let (heads, lengths) = match round % 3 {
+                0 => (ROUNDS, vec![5 * MOST - below(100), 2 * MOST - below(100)]),
+                _ => (2, (0..1 + below(4)).map(|_| 1 + below(400)).collect()),
             };
-            let ((_, old), (names, new)) = (attend(Warpgroups::Nowhere), attend(Warpgroups::Everywhere));
-            assert_eq!(
-                names.iter().any(|name| name.starts_with("attention_group")),
-                longest > TILE,
-                "{names:?} {offsets:?}"
-            );
-            let bound = if dtype == DType::BF16 { 0.02 } else { 0.003 };
-            for (place, (new, old)) in new.iter().zip(&old).enumerate() {
-                assert!((new - old).abs() <= bound, "{place} of {offsets:?} in round {round}: {new} {old}");
-            }
+            let group = 1 + below(2);
+            let case = Case::new(round, [heads / group, group, GROUP_WIDTH], offsets(lengths.into_iter()));
+            let all = 0..case.offsets.len() - 1;
+            let (_, old) = case.attend(&gpu.clone().of_warps(), case.dtype(), all.clone());
+            let (names, new) = case.attend(&gpu, case.dtype(), all.clone());
+            let has_long = case.offsets.windows(2).any(|span| span[1] - span[0] > TILE);
+            assert_eq!(names.iter().any(|name| name.starts_with("attention_group")), has_long, "{names:?}");
+            case.compare(&new, &old);
+            case.assert_alone(&gpu, &new, all.end - 1);
         }
     }
 }

@@ -2,7 +2,6 @@
 
 use super::command::Command;
 use super::pass::Passes;
-use super::trials::Trials;
 use crate::error::{Error, Result};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,17 +13,6 @@ pub(super) enum Lane {
     Main,
     /// What is brought while it computes. Who brings it waits for it, see [`Gpu::synchronize`], before the other reads it.
     Side,
-}
-
-/// Where warpgroups, four warps that multiply together, are used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Warpgroups {
-    /// Not at all.
-    Nowhere,
-    /// Where that is sooner, which is tried.
-    WhereSooner,
-    /// Wherever they can be.
-    Everywhere,
 }
 
 /// What stands behind a device. Whatever is asked of one happens in the order of asking, on each lane; nothing but
@@ -92,8 +80,7 @@ pub trait Arrival: Send {
 pub struct Gpu {
     passes: Arc<Passes>,
     usage: Arc<Usage>,
-    trials: Arc<Trials>,
-    by_warpgroups: Warpgroups,
+    is_of_warps: bool,
     lane: Lane,
 }
 
@@ -136,23 +123,12 @@ impl Gpu {
     #[cfg_attr(not(any(feature = "cuda", feature = "emulated")), expect(dead_code, reason = "there is no device"))]
     pub(super) fn new(backend: impl Backend + 'static) -> Self {
         let passes = Arc::new(Passes::new(Box::new(backend)));
-        Self {
-            passes,
-            usage: Arc::default(),
-            trials: Arc::default(),
-            by_warpgroups: Warpgroups::Nowhere,
-            lane: Lane::Main,
-        }
+        Self { passes, usage: Arc::default(), is_of_warps: false, lane: Lane::Main }
     }
 
-    /// The same device, where warpgroups multiply what is asked of this from now on, if it has them.
-    pub fn by_warpgroups(self, warpgroups: Warpgroups) -> Self {
-        Self { by_warpgroups: warpgroups, ..self }
-    }
-
-    /// Where they do.
-    pub(super) fn warpgroups_multiply(&self) -> Warpgroups {
-        self.by_warpgroups
+    /// The same device, of which nothing is asked that others do not have: no products of four warps together.
+    pub fn of_warps(self) -> Self {
+        Self { is_of_warps: true, ..self }
     }
 
     /// The same device for who brings it something while it computes.
@@ -178,14 +154,9 @@ impl Gpu {
         self.backend().is_emulated()
     }
 
-    /// Its multiprocessors, where four warps of one can multiply together, and may.
+    /// Its multiprocessors, where four warps of one can multiply together.
     pub(super) fn warpgroups(&self) -> Option<usize> {
-        self.backend().warpgroups().filter(|_| self.by_warpgroups != Warpgroups::Nowhere)
-    }
-
-    /// What was found sooner on it.
-    pub(super) fn trials(&self) -> &Trials {
-        &self.trials
+        self.backend().warpgroups().filter(|_| !self.is_of_warps)
     }
 
     /// Waits for all that was asked, but for what was asked [beside](Self::beside).

@@ -2,6 +2,9 @@
 
 use candle_core::DType;
 
+/// Rows of a product from which on it is worth while to try several ways to make it.
+pub const TRIED_ROWS: usize = 4096;
+
 /// A product of rows: `y [rows, outputs] = f(x [rows, inputs] w + bias)`, or `f(y + x w + bias)`. Sums are f32, and so
 /// are the products of f32 in full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -30,7 +30,6 @@ mod pooling;
 mod product;
 mod rotary;
 mod slab;
-mod trials;
 
 pub use activation::activate;
 pub use array::{Array, Arriving};
@@ -40,10 +39,10 @@ pub use delta::{Grouped, Spans, Touched};
 #[cfg(all(test, feature = "emulated"))]
 pub use emulated::asked;
 pub use factors::{Change, Factors, HostFactors};
-pub use gpu::{Gpu, Warpgroups};
+pub use gpu::Gpu;
 pub use lookup::{look_up, pick};
 pub use norm::{norm, unit};
 pub use pooling::pool;
 pub use product::{Projection, add_product, set_product};
 pub use rotary::rotate;
-pub use trials::TRIED_ROWS;
+pub use matmul::TRIED_ROWS;

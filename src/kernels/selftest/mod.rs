@@ -3,7 +3,7 @@
 
 mod cases;
 
-use super::cuda::{Gpu, Warpgroups};
+use super::cuda::Gpu;
 use super::device::Device;
 use super::tensor::Tensor;
 use super::threads::Threads;
@@ -83,10 +83,13 @@ impl Side {
         }
     }
 
-    /// The same, whose warpgroups multiply wherever they can or nowhere.
-    fn using(&self, warpgroups: bool) -> Self {
-        let warpgroups = if warpgroups { Warpgroups::Everywhere } else { Warpgroups::Nowhere };
-        Self { device: self.device.clone().by_warpgroups(warpgroups), dtype: self.dtype }
+    /// The same, of which nothing is asked that only the newest GPUs have.
+    fn of_warps(&self) -> Self {
+        let device = match &self.device {
+            Device::Cpu => Device::Cpu,
+            Device::Gpu(gpu) => Device::Gpu(gpu.clone().of_warps()),
+        };
+        Self { device, dtype: self.dtype }
     }
 
     /// What is f32 whatever the type.

@@ -20,12 +20,13 @@ pub fn all(shape: &Shape) -> Vec<Case> {
         ("attention, window", false, Some(7), false),
         ("attention, bias by distance", false, None, true),
     ];
-    let kinds = kinds.into_iter().flat_map(|kind| [false, true].map(|by_warpgroups| (kind, by_warpgroups)));
-    for ((name, causal, window, biased), by_warpgroups) in kinds {
+    // Some GPUs have two ways.
+    let kinds = kinds.into_iter().flat_map(|kind| [("", true), (", by warpgroups", false)].map(|way| (kind, way)));
+    for ((name, causal, window, biased), (way, is_of_warps)) in kinds {
         let (stacked, bias, offsets) = (stacked.clone(), bias.clone(), shape.offsets.clone());
-        let how = if by_warpgroups { ", by warpgroups" } else { "" };
-        cases.push(case(format!("{name}{how}"), BOUND, work, move |side| {
-            let side = &side.using(by_warpgroups);
+        cases.push(case(format!("{name}{way}"), BOUND, work, move |side| {
+            let of_warps = side.of_warps();
+            let side = if is_of_warps { &of_warps } else { side };
             let stacked = side.rounded(&stacked)?;
             let bias = if biased { Some(side.exact(&bias)?) } else { None };
             let offsets = Sequences::new(offsets.clone(), &side.device)?;
