@@ -69,22 +69,20 @@ def steps(options):
         return command, {"SECONDS": "1", "ROUNDS": "3", **environment}
 
     yield "device", 20, ["nvidia-smi"], {}
-    yield "selftest-warpgroups", 60, [*selftest, "--only", "warpgroups"], {}
-    yield "selftest", 150, selftest, {}
-    yield "models", 150, [*peers, "make", models, "--tokenizer", "tokenizer"], {}
+    yield "selftest", 60, selftest, {}
+    yield "models", 90, [*peers, "make", models, "--tokenizer", "tokenizer"], {}
     yield "parity", 60, [sys.executable, "gpu.py", "parity", "--device", options.device], {}
     for name, lengths in [("base", "512,32"), ("mini", "32")]:
-        for warpgroups in ["false", "true"]:
-            command, environment = passes(name, f"{name}-adapters", "--warpgroups", warpgroups, LENGTHS=lengths)
-            yield f"passes-{name}-warpgroups-{warpgroups}", 100, command, environment
-    yield "peers", 150, [*peers, "run", models, "--device", options.device.split(":")[0], "--rounds", "7"], {}
+        command, environment = passes(name, f"{name}-adapters", LENGTHS=lengths)
+        yield f"passes-{name}", 60, command, environment
+    yield "peers", 90, [*peers, "run", models, "--device", options.device.split(":")[0], "--rounds", "7"], {}
     for tool in ["racecheck", "memcheck", "synccheck", "initcheck"]:
         sanitizer = ["compute-sanitizer", "--report-api-errors", "no", "--tool", tool]
-        yield tool, 90, [*sanitizer, *selftest, "--only", "warpgroups"], {}
+        yield tool, 60, [*sanitizer, *selftest, "--only", "attention"], {}
     if pathlib.Path("workload.json").exists():
-        yield "http", 150, [sys.executable, "gpu.py", "http", "--device", options.device, "--dtype", options.dtype], {}
+        yield "http", 90, [sys.executable, "gpu.py", "http", "--device", options.device, "--dtype", options.dtype], {}
     command, environment = passes("base", "many", LENGTHS="512", ADAPTERS="1", ZIPF=str(MANY))
-    yield "many", 200, [sys.executable, "gpu.py", "many", *command], environment
+    yield "many", 120, [sys.executable, "gpu.py", "many", *command], environment
 
 
 def run(options):

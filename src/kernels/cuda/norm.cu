@@ -11,6 +11,9 @@ constexpr int OF_WARP = 1024;
 /// would leave room for too few blocks side by side; what a row has beyond them is read again, and lies in a cache then.
 constexpr int KEPT = 8;
 
+/// Pieces whose weights are read together.
+constexpr int FEW = 3;
+
 /// The sum of the numbers of so many threads, which share a row, to all of them.
 template <int SHARING> __device__ float sum_of_row(float x) {
     x = sum_of_warp(x);
@@ -67,6 +70,11 @@ template <int N, int SHARING, int PIECES, typename X, typename R> struct Row {
         for (int i = 0; i < PIECES; i++) {
             if (Own::column(i) < width) f(kept[i], Own::column(i));
         }
+        each_beyond(f);
+    }
+
+    /// The same with those that are not kept.
+    template <typename F> __device__ void each_beyond(F f) const {
         for (int column = Own::column(PIECES); !Own::IS_ALL && column < width; column += Own::COLUMNS) {
             float values[N], more[N] = {};
             read_columns(values, x + column);
@@ -126,8 +134,7 @@ template <typename Y, typename X, typename R> struct Norm {
     Y y;
     X x;
     R residual;
-    /// What is written is none of these.
-    const float *__restrict__ weight, *__restrict__ bias;
+    const float *weight, *bias;
     bool is_layer;
     float eps;
     int width;
@@ -137,13 +144,31 @@ template <typename Y, typename X, typename R> struct Norm {
         float mean = is_layer ? row.sum([](float v) { return v; }) / width : 0.0f;
         float variance = row.sum([=](float v) { return (v - mean) * (v - mean); }) / width;
         float scale = rsqrtf(variance + eps);
-        // Weights lie in a cache. Read sooner they would take registers, and leave room for fewer rows side by side.
-        row.each([&](const float(&values)[N], int column) {
-            float factors[N], shifts[N] = {}, results[N];
-            read_columns(factors, weight + column);
-            if (bias) read_columns(shifts, bias + column);
+        auto write = [&](const float(&values)[N], const float(&factors)[N], const float(&shifts)[N], int column) {
+            float results[N];
             for (int i = 0; i < N; i++) results[i] = (values[i] - mean) * scale * factors[i] + shifts[i];
             y.write(column, results);
+        };
+        // All weights at once would take registers, and leave room for fewer rows side by side; those of one piece after the
+        // other would be waited for each time.
+        typedef Share<N, SHARING, PIECES> Own;
+        for (int first = 0; first < PIECES; first += FEW) {
+            float factors[FEW][N], shifts[FEW][N] = {};
+            for (int i = 0; i < FEW && first + i < PIECES; i++) {
+                int column = Own::column(first + i) < width ? Own::column(first + i) : 0;
+                read_columns(factors[i], weight + column);
+                if (bias) read_columns(shifts[i], bias + column);
+            }
+            for (int i = 0; i < FEW && first + i < PIECES; i++) {
+                int column = Own::column(first + i);
+                if (column < width) write(row.kept[first + i], factors[i], shifts[i], column);
+            }
+        }
+        row.each_beyond([&](const float(&values)[N], int column) {
+            float factors[N], shifts[N] = {};
+            read_columns(factors, weight + column);
+            if (bias) read_columns(shifts, bias + column);
+            write(values, factors, shifts, column);
         });
     }
 };
