@@ -60,16 +60,17 @@ def prepared(folder):
 def steps(options):
     """Name, limit in seconds, command, and what it finds in the environment."""
     models = HERE / "models"
-    selftest = ["./veneer", "selftest", "--device", options.device, "--small"]
+    selftest = ["./veneer", "selftest", "--device", options.device]
     peers = [sys.executable, "peers.py"]
 
-    def passes(name, adapters, *arguments, **environment):
+    def passes(name, adapters, **environment):
         command = ["./passes", "--device", options.device, "--dtype", options.dtype, "--log-level", "warn,veneer::kernels=debug"]
-        command += ["--model", f"base={models / name}", "--adapters", models / adapters, *arguments]
+        command += ["--model", f"base={models / name}", "--adapters", models / adapters]
         return command, {"SECONDS": "1", "ROUNDS": "3", **environment}
 
     yield "device", 20, ["nvidia-smi"], {}
-    yield "selftest", 60, selftest, {}
+    yield "selftest", 60, [*selftest, "--small"], {}
+    yield "selftest-attention", 60, [*selftest, "--only", "attention"], {}
     yield "models", 90, [*peers, "make", models, "--tokenizer", "tokenizer"], {}
     yield "parity", 60, [sys.executable, "gpu.py", "parity", "--device", options.device], {}
     for name, lengths in [("base", "512,32"), ("mini", "32")]:
@@ -77,8 +78,9 @@ def steps(options):
         yield f"passes-{name}", 60, command, environment
     yield "peers", 90, [*peers, "run", models, "--device", options.device.split(":")[0], "--rounds", "7"], {}
     for tool in ["racecheck", "memcheck", "synccheck", "initcheck"]:
-        sanitizer = ["compute-sanitizer", "--report-api-errors", "no", "--tool", tool]
-        yield tool, 60, [*sanitizer, *selftest, "--only", "attention"], {}
+        sanitizer = ["compute-sanitizer", "--report-api-errors", "no", "--tool", tool, *selftest, "--only", "attention"]
+        yield tool, 60, [*sanitizer, "--small"], {}
+        yield f"{tool}-large", 120, sanitizer, {}
     if pathlib.Path("workload.json").exists():
         yield "http", 90, [sys.executable, "gpu.py", "http", "--device", options.device, "--dtype", options.dtype], {}
     command, environment = passes("base", "many", LENGTHS="512", ADAPTERS="1", ZIPF=str(MANY))
@@ -131,7 +133,9 @@ def libraries():
 
 def parity(options):
     """The least cosine between vectors of the device and those of the CPU in float32, of bases and of an adapter on each."""
-    texts = [" ".join(["a text of some words about packages, and a library of them"] * count) for count in [1, 2, 5, 20]]
+    # The last so long, and so many, that they fill the device.
+    counts = [1, 2, 5, 20] + [60] * 24
+    texts = [" ".join(["a text of some words about packages, and a library of them"] * count) for count in counts]
 
     def vectors(name, adapter, device, dtype):
         command = ["./veneer", "embed", "--device", device, "--dtype", dtype, "--log-level", "error"]

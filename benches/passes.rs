@@ -28,6 +28,9 @@ fn main() {
     veneer::telemetry::log(&config.server.log_level, false).expect("logging starts");
     let hub =
         Hub::new(HubConfig { home: "/".into(), token: None, endpoint: config.hub.endpoint.clone(), offline: true });
+    // As in the server, where answers are given from where callers wait.
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let _within = runtime.enter();
     let began = Instant::now();
     let (serving, workers) = Serving::load(&config, &hub.expect("a folder needs no Hub")).expect("all of it loads");
     let places = serving.registry.places(&config.limits).expect("they were found before");

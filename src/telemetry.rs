@@ -108,11 +108,27 @@ pub fn batch(device: usize, tokens: usize, sequences: usize, segments: usize, co
     histogram!("te_batch_next_size").record(sequences as f64);
 }
 
-/// One sequence of a batch has run; `adapter` is a served name, so its values are bounded by what is loaded.
-pub fn sequence(adapter: &str, tokens: usize, queued: Duration) {
-    counter!("veneer_tokens_total", "adapter" => adapter.to_owned()).increment(tokens as u64);
-    counter!("veneer_sequences_total", "adapter" => adapter.to_owned()).increment(1);
-    histogram!("veneer_queue_seconds").record(queued);
+/// Sequences of a batch have run: each by the served name of its adapter, so that names are bounded by what is loaded, its
+/// tokens, and how long it was queued. To find a counter takes longer than to count, so neighbours of one name are counted
+/// together.
+pub fn sequences<'a>(run: impl Iterator<Item = (&'a str, usize, Duration)>) {
+    let queue = histogram!("veneer_queue_seconds");
+    let count = |(adapter, tokens, sequences): (&str, usize, u64)| {
+        counter!("veneer_tokens_total", "adapter" => adapter.to_owned()).increment(tokens as u64);
+        counter!("veneer_sequences_total", "adapter" => adapter.to_owned()).increment(sequences);
+    };
+    let mut together: Option<(&str, usize, u64)> = None;
+    for (adapter, tokens, queued) in run {
+        queue.record(queued);
+        match &mut together {
+            Some((name, all, sequences)) if *name == adapter => {
+                *all += tokens;
+                *sequences += 1;
+            }
+            _ => together.replace((adapter, tokens, 1)).into_iter().for_each(count),
+        }
+    }
+    together.into_iter().for_each(count);
 }
 
 /// A request's texts are tokenized.

@@ -22,7 +22,7 @@ pub struct Waiting {
 }
 
 /// Jobs that one batch pays to look at. A queue of no more than that is looked through for every batch.
-const LOOKS: usize = 4096;
+const LOOKS: usize = 1024;
 
 impl Queue {
     /// An empty one, for so many workers.

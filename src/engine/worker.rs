@@ -106,7 +106,7 @@ impl Worker {
         let taken = batch::take(&mut waiting.jobs, tokens_max, wanted, found);
         for (job, error) in taken.failed {
             self.heed(&error);
-            answer(job, Instant::now(), Err(error));
+            answer(vec![(job, Err(error))], Instant::now());
         }
         taken.ready
     }
@@ -174,7 +174,7 @@ impl Worker {
             Ok(vectors) => self.answer_all(jobs.into_iter().map(|(job, _)| job).zip(vectors), began),
             Err(error) => {
                 tracing::error!(%error, tokens, "a batch failed");
-                jobs.into_iter().for_each(|(job, _)| answer(job, began, Err(error.clone())));
+                answer(jobs.into_iter().map(|(job, _)| (job, Err(error.clone()))).collect(), began);
             }
         }
     }
@@ -186,14 +186,20 @@ impl Worker {
         const FEW: usize = 4;
         /// That one task gives.
         const AT_ONCE: usize = 32;
-        let say = move |(job, vector): (Job, Vec<f32>)| {
-            let vector = finite(vector, &job.sequence);
-            answer(job, began, vector);
+        let say = move |some: Vec<(Job, Vec<f32>)>| {
+            let checked = some.into_iter().map(|(job, vector)| {
+                let vector = finite(vector, &job.sequence);
+                (job, vector)
+            });
+            answer(checked.collect(), began);
         };
-        let Some(callers) = self.callers.as_ref().filter(|_| answers.len() > FEW) else { return answers.for_each(say) };
+        let callers = self.callers.as_ref().filter(|_| answers.len() > FEW);
         while answers.len() > 0 {
             let some: Vec<_> = answers.by_ref().take(AT_ONCE).collect();
-            callers.spawn(async move { some.into_iter().for_each(say) });
+            match callers {
+                Some(callers) => drop(callers.spawn(async move { say(some) })),
+                None => say(some),
+            }
         }
     }
 }
@@ -204,13 +210,18 @@ impl Drop for Worker {
     }
 }
 
-/// Answers a job that left the queue at some time.
-fn answer(job: Job, began: Instant, vector: Result<Vec<f32>>) {
-    telemetry::sequence(&job.sequence.target.label, job.sequence.ids.len(), began.duration_since(job.since));
-    // Who has an answer has also given back its place.
-    drop(job.permit);
-    // A caller that has gone meanwhile is no error.
-    let _ = job.reply.send(vector);
+/// Answers jobs that left the queue at some time.
+fn answer(answers: Vec<(Job, Result<Vec<f32>>)>, began: Instant) {
+    telemetry::sequences(answers.iter().map(|(job, _)| {
+        let Sequence { ids, target, .. } = &job.sequence;
+        (target.label.as_str(), ids.len(), began.duration_since(job.since))
+    }));
+    for (job, vector) in answers {
+        // Who has an answer has also given back its place.
+        drop(job.permit);
+        // A caller that has gone meanwhile is no error.
+        let _ = job.reply.send(vector);
+    }
 }
 
 /// A batch whose vectors are on their way.

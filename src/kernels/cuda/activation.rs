@@ -28,7 +28,7 @@ pub fn activate(x: &Array, activation: Activation, gate: Gate) -> Result<Array> 
     Ok(y)
 }
 
-/// What activation.cuh calls a gate, and the columns that it leaves of so many.
+/// What activation.cu calls a gate, and the columns that it leaves of so many.
 fn gated(gate: Gate, columns: usize) -> (i32, usize) {
     match gate {
         Gate::Absent => (0, columns),
@@ -37,7 +37,7 @@ fn gated(gate: Gate, columns: usize) -> (i32, usize) {
     }
 }
 
-/// What activation.cuh calls it: its place among all of them.
+/// What activation.cu calls it: its place among all of them.
 fn code(activation: Activation) -> i32 {
     let is_kind = |known: &Activation| discriminant(known) == discriminant(&activation);
     Activation::SOME.iter().take_while(|known| !is_kind(known)).count() as i32

@@ -103,9 +103,9 @@ pub fn attention(q: &Array, k: &Array, v: &Array, attention: &Attention<Array>) 
             let launch = strides(launch, [q, k, v])?.float(attention.scale).int(i32::from(attention.causal));
             let launch = launch.int(window).sizes([span]);
             match kernel {
-                Kernel::OfWarps(name) => launch.run(name, [count, heads.inner])?,
-                Kernel::OfTwo(name) => launch.sizes([heads.inner]).run(name, [count, heads.inner.div_ceil(2)])?,
-                Kernel::OfWarpgroups { name, multiprocessors, queries } => {
+                Kernel::Warps(name) => launch.run(name, [count, heads.inner])?,
+                Kernel::Two(name) => launch.sizes([heads.inner]).run(name, [count, heads.inner.div_ceil(2)])?,
+                Kernel::Warpgroups { name, multiprocessors, queries } => {
                     let grid = [(count * heads.inner).min(*multiprocessors), 1];
                     let blocks = Blocks { grid, threads: GROUP_THREADS, shared: GROUP_BYTES };
                     launch.sizes([heads.inner, count, *queries]).run_in(name, &blocks)?;
@@ -116,21 +116,21 @@ pub fn attention(q: &Array, k: &Array, v: &Array, attention: &Attention<Array>) 
     };
     let of_type = suffix(q.dtype());
     if q.dtype() == DType::F32 {
-        return attended(&[(Kernel::OfWarps("attention_f32".into()), &spread.all)]);
+        return attended(&[(Kernel::Warps("attention_f32".into()), &spread.all)]);
     }
     let width = WIDTHS.into_iter().find(|width| heads.width <= *width);
     let width = width.ok_or_else(|| Error::Internal(format!("heads of width {} on a GPU", heads.width)))?;
-    let short = || Kernel::OfWarps(format!("attention_{of_type}_{width}"));
+    let short = || Kernel::Warps(format!("attention_{of_type}_{width}"));
     let are_wide = [q, k, v].into_iter().map(is_wide).collect::<Result<Vec<_>>>()?;
     if !NARROW.contains(&width) || are_wide.contains(&false) {
         return attended(&[(short(), &spread.all)]);
     }
     let with_long = |long: Kernel, tiles: &Range<usize>| {
-        let two = Kernel::OfTwo(format!("attention_two_{of_type}_{width}"));
+        let two = Kernel::Two(format!("attention_two_{of_type}_{width}"));
         attended(&[(two, &spread.few), (short(), &spread.short), (long, tiles)])
     };
     let Some(multiprocessors) = q.gpu().warpgroups().filter(|_| heads.width == GROUP_WIDTH) else {
-        return with_long(Kernel::OfWarps(format!("attention_many_{of_type}_{width}")), &spread.long);
+        return with_long(Kernel::Warps(format!("attention_many_{of_type}_{width}")), &spread.long);
     };
     // Fewer queries together see fewer keys in vain, and occupy more multiprocessors.
     let is_most = attention.window.is_none() && !attention.causal && spread.are_full();
@@ -140,17 +140,17 @@ pub fn attention(q: &Array, k: &Array, v: &Array, attention: &Attention<Array>) 
         (MANY, &spread.long)
     };
     let name = format!("attention_group_{of_type}");
-    with_long(Kernel::OfWarpgroups { name, multiprocessors, queries }, tiles)
+    with_long(Kernel::Warpgroups { name, multiprocessors, queries }, tiles)
 }
 
 /// A kernel's name, and what its blocks are.
 enum Kernel {
     /// A block has a head of a tile.
-    OfWarps(String),
+    Warps(String),
     /// A block has two.
-    OfTwo(String),
+    Two(String),
     /// A block goes through tiles of so many queries and their heads, and is alone on its multiprocessor.
-    OfWarpgroups { name: String, multiprocessors: usize, queries: usize },
+    Warpgroups { name: String, multiprocessors: usize, queries: usize },
 }
 
 /// Whether every row of every head begins and ends at 16 bytes.
@@ -198,7 +198,7 @@ mod tests {
     #[test]
     fn every_query_is_in_one_tile_of_its_sequence() {
         let sequences = [0..3, 3..3, 3..131, 131..195, 195..260];
-        for queries in [super::TILE, super::MANY] {
+        for queries in [super::TILE, super::MANY, super::MOST] {
             let mut seen = vec![0; 260];
             for tile in tiles(&sequences, queries).chunks(4) {
                 let [first, start, end, _] = [0, 1, 2, 3].map(|i| tile[i] as usize);

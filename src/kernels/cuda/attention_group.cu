@@ -1,5 +1,5 @@
-// Attention by warpgroups, for heads of DEPTH columns of which every row begins at 16 bytes. A block goes through items, a
-// head of a tile each: four of its warps bring queries, keys and values, those of the next item while this one is being
+// Attention by warpgroups, for heads of DEPTH columns of which every row begins at 16 bytes. A block goes through items,
+// a head of a tile each: four of its warps bring queries, keys and values, those of the next item while this one is being
 // computed, and the others, which go by fours, have up to twice 64 queries of the tile. While one weighs its scores the
 // other's are multiplied, and so are its own weights of the keys before.
 #include "attention_warp.cuh"
@@ -64,20 +64,20 @@ template <int ROWS, typename T> __device__ inline void copy_rows(T *matrix, cons
 
 /// Brings what all items need.
 template <typename T> __device__ inline void bring(Memory<T> &memory, const Items<T> &items) {
-    Bringer bringer(memory.there, memory.read, STAGES);
-    Turn turn;
+    Turn turn, next;
     items.each([&](const Task<T> &task) {
         int start = first_key(task), end = past_key(task);
         memory.are_queries_read[turn.stage].wait(turn.parity ^ 1);
         ROLLED for (int part = 0; task.first + part * QUERIES < task.past; part++) {
             copy_rows<QUERIES>(memory.queries[turn.stage][part], task.q, task.first + part * QUERIES, task.past);
         }
-        turn.advance(1, ITEMS);
+        turn.advance(ITEMS);
         ROLLED for (int key = start; key < end; key += KEYS) {
-            bringer.bring([&](int stage) {
-                copy_rows<KEYS>(memory.stages[stage].keys, task.k, key, end);
-                copy_rows<KEYS>(memory.stages[stage].values, task.v, key, end);
-            });
+            memory.read[next.stage].wait(next.parity ^ 1);
+            copy_rows<KEYS>(memory.stages[next.stage].keys, task.k, key, end);
+            copy_rows<KEYS>(memory.stages[next.stage].values, task.v, key, end);
+            memory.there[next.stage].arrive_with_copies();
+            next.advance(STAGES);
         }
     });
     // Copies outlive no thread.
@@ -122,7 +122,7 @@ template <typename T, int TIMES> struct Parts {
     /// Asks for a part's scores.
     __device__ void multiply_keys(int time, const T *keys) {
         const T *own = queries + hidden(time * GROUPS * QUERIES * DEPTH);
-        multiply_depth<T>(reinterpret_cast<float(&)[SUMS]>(scores), own, keys, false);
+        multiply_depth<T>(reinterpret_cast<float(&)[SUMS]>(scores), own, keys);
     }
 
     /// Asks for a part's y += the values by its weights, which are there.
@@ -207,7 +207,7 @@ __device__ inline void attend(Memory<T> &memory, const T *queries, Counter &are_
             parts.wait_for(time - 1);
             parts.pack_all(time, shrink);
         }
-        turn.advance(1, STAGES);
+        turn.advance(STAGES);
         key += KEYS;
         if (key >= end) break;
         wait_for_stage(memory.there[turn.stage], turn.parity);
@@ -232,7 +232,7 @@ __device__ inline void pass(Memory<T> &memory, Counter &are_queries_read, const 
     ROLLED for (int key = first_key(task); key < past_key(task); key += KEYS) {
         memory.there[turn.stage].wait(turn.parity);
         arrive(memory.read[turn.stage]);
-        turn.advance(1, STAGES);
+        turn.advance(STAGES);
     }
     arrive(are_queries_read);
 }
@@ -261,7 +261,7 @@ template <typename T> __device__ inline void attend(const Items<T> &items) {
         if (own > GROUPS * QUERIES) attend<2>(memory, queries, are_queries_read, task, turn);
         else if (own > 0) attend<1>(memory, queries, are_queries_read, task, turn);
         else pass(memory, are_queries_read, task, turn);
-        item.advance(1, ITEMS);
+        item.advance(ITEMS);
     });
 }
 

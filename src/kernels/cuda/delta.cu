@@ -29,6 +29,9 @@ struct Spans {
     Span all[8];
 };
 
+/// What a launch tells.
+static_assert(sizeof(Spans) == 4 * 8 * 4, "delta.rs tells something else");
+
 /// Neighbouring numbers of a row. They are not parted before they are needed: that would be to wait for them.
 template <int N, typename T> struct alignas(N * sizeof(T)) Piece {
     unsigned words[N * sizeof(T) / 4];
@@ -202,7 +205,7 @@ __device__ inline void shrink(T *left, const T *x, const Tile *tiles, const Span
         UNROLL for (int j = 0; j < WARPS; j++) {
             UNROLL for (int n = 0; n < WIDE; n++) values[n] += sums[(j * SIDE + row) * STRIDE + column + n];
         }
-        // Rows are longer than the ranks, by what fills the last four.
+        // Every site's ranks are a multiple of eight; what is beyond an adapter's own is read by nobody.
         write_columns(left + static_cast<long long>(tile.first + row) * left_width + first + column, values);
     }
 }

@@ -22,7 +22,7 @@ const RANKS: usize = 32;
 /// Columns of a block that expands.
 const COLUMNS: usize = 128;
 
-/// Sites that one launch is told of.
+/// Sites of a projection, at most, as delta.cu has them.
 const SITES: usize = 8;
 
 /// The sites of a projection, each with its columns of the output.
@@ -75,17 +75,15 @@ impl Touched {
         if spans.is_empty() {
             return Ok(None);
         }
-        if x.dtype() != self.dtype {
-            return Err(Error::Internal(format!("factors of {:?} for {x:?}", self.dtype)));
+        if x.dtype() != self.dtype || spans.len() > SITES {
+            return Err(Error::Internal(format!("factors of {:?} at {} sites for {x:?}", self.dtype, spans.len())));
         }
         let [tokens, inputs, stride] = x.matrix()?;
         // Of no rank at all rows are empty, and there is nothing to launch.
         let left = Array::new(x.gpu(), x.dtype(), &[tokens, width])?;
-        for some in spans.chunks(SITES) {
-            let launch = Launch::on(x.gpu()).array(&left).array(x).array(&self.tiles).structure(told(some));
-            let launch = launch.sizes([some.len(), inputs, stride, width]);
-            launch.run(&format!("shrink_{}", suffix(x.dtype())), [self.tiles.elements() / 4, width.div_ceil(RANKS)])?;
-        }
+        let launch = Launch::on(x.gpu()).array(&left).array(x).array(&self.tiles).structure(told(&spans));
+        let launch = launch.sizes([spans.len(), inputs, stride, width]);
+        launch.run(&format!("shrink_{}", suffix(x.dtype())), [self.tiles.elements() / 4, width.div_ceil(RANKS)])?;
         Ok(Some(Grouped { left, tiles: self.tiles.clone(), spans }))
     }
 }
@@ -130,13 +128,10 @@ impl Grouped {
     pub fn expand(&self, y: &Array) -> Result<()> {
         let [rows, columns, stride] = y.matrix()?;
         self.check(rows, columns, y.dtype())?;
-        for some in self.spans.chunks(SITES) {
-            let blocks = some.iter().map(|span| span.columns.len().div_ceil(COLUMNS)).sum();
-            let launch = Launch::on(y.gpu()).array(y).array(&self.left).array(&self.tiles).structure(told(some));
-            let launch = launch.sizes([stride, self.left.dims()[1]]);
-            launch.run(&format!("expand_{}", suffix(y.dtype())), [self.tiles.elements() / 4, blocks])?;
-        }
-        Ok(())
+        let blocks = self.spans.iter().map(|span| span.columns.len().div_ceil(COLUMNS)).sum();
+        let launch = Launch::on(y.gpu()).array(y).array(&self.left).array(&self.tiles).structure(told(&self.spans));
+        let launch = launch.sizes([stride, self.left.dims()[1]]);
+        launch.run(&format!("expand_{}", suffix(y.dtype())), [self.tiles.elements() / 4, blocks])
     }
 
     fn check(&self, rows: usize, columns: usize, dtype: DType) -> Result<()> {

@@ -24,7 +24,7 @@ constexpr std::size_t SHARED_BYTES = 48 * 1024;
 /// Memory of a block that the GPUs give which have what warpgroup.cuh names.
 constexpr std::size_t LAUNCH_BYTES_MAX = 227 * 1024;
 
-enum Outcome { DONE = 0, UNKNOWN = 1, STUCK = 2, TOO_MUCH_MEMORY = 3 };
+enum Outcome { DONE = 0, UNKNOWN = 1, STUCK = 2, TOO_MUCH_MEMORY = 3, HASTY = 4 };
 
 const Kernel *kernels = nullptr;
 
@@ -209,6 +209,9 @@ thread_local Block *block = nullptr;
 /// What a fiber does first and last.
 void begin() {
     block->kernel->call(block->kernel->function, block->arguments);
+    Fiber &fiber = *block->running;
+    auto is_own = [&](const Arrival &arrival) { return arrival.number == fiber.number; };
+    if (!fiber.copies.empty() || std::any_of(block->arrivals.begin(), block->arrivals.end(), is_own)) block->end(HASTY);
     block->unfinished--;
     if (block->unfinished == 0) block->end(DONE);
     block->run_next();
@@ -415,6 +418,8 @@ void wait_for_copies() {
 }
 
 void multiply_later(std::function<void()> make) {
+    // What this thread has waited for it must show itself, whoever else has.
+    if (!block->running->waited_for.empty()) block->end(HASTY);
     if (block->is_eager) return make();
     block->running->products.push_back({std::move(make), block->running->product_groups});
 }
@@ -451,8 +456,9 @@ void wake_for(const void *address) {
 
 extern "C" int emulated_has(const char *name) { return emulated::find(name) != nullptr; }
 
-/// Runs a kernel, of which every block has so many bytes that it shares. 0: done; 1: there is none of this name; 2: threads wait for what never comes, or lanes of a warp for
-/// different things; 3: the block asks for more memory than a GPU gives.
+/// Runs a kernel, of which every block has so many bytes that it shares. 0: done; 1: there is none of this name; 2: threads
+/// wait for what never comes, or lanes of a warp for different things; 3: the block asks for more memory than a GPU gives; 4: a
+/// thread multiplies what it has not shown to products, or ends before its copies are there.
 extern "C" int emulated_launch(const char *name, const unsigned *grid, const unsigned *size, unsigned shared_bytes,
                                void **arguments) {
     static thread_local emulated::Block memory;

@@ -146,6 +146,7 @@ fn launch(kernel: &str, grid: [u32; 3], [block, shared]: [u32; 2], arguments: &[
         0 => Ok(()),
         1 => Err(Error::Internal(format!("there is no kernel '{kernel}'"))),
         3 => Err(Error::Internal(format!("a block of '{kernel}' shares {shared} bytes and more"))),
+        4 => Err(Error::Internal(format!("a thread of '{kernel}' does not wait for its copies"))),
         _ => Err(Error::Internal(format!("the threads of '{kernel}' wait for each other"))),
     }
 }

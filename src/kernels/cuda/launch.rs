@@ -30,7 +30,7 @@ pub struct Launch<'a> {
 impl<'a> Launch<'a> {
     /// On a device.
     pub fn on(gpu: &'a Gpu) -> Self {
-        Self { gpu, arguments: Vec::with_capacity(20), refused: None }
+        Self { gpu, arguments: Vec::with_capacity(24), refused: None }
     }
 
     /// An array's first element.

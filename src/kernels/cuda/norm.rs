@@ -101,6 +101,26 @@ mod tests {
         y.flatten_all().unwrap().to_vec1().unwrap()
     }
 
+    /// Beyond the numbers of 16 bits, or none at all, it is not finite again when it is joined.
+    #[test]
+    fn what_is_not_finite_stays_so_when_it_is_passed_on() {
+        let gpu = Gpu::emulated(16).unwrap();
+        let on = |numbers: Vec<f32>, dims: &[usize]| {
+            Array::of(&gpu, &Tensor::from_vec(numbers, dims, &candle_core::Device::Cpu).unwrap()).unwrap()
+        };
+        let x = on((0..8).map(|i| (i % 3) as f32).collect(), &[2, 4]).to_dtype(DType::F16).unwrap();
+        let passed = on(vec![0.5; 8], &[2, 4]);
+        let (weight, bias) = (on(vec![1.0; 4], &[4]), on(vec![7e4, f32::NAN, f32::NEG_INFINITY, 1.0], &[4]));
+        let kind = NormKind::Layer;
+        let norm_of = Normalization { kind, weight: &weight, bias: Some(&bias), eps: 1e-5, rounded: Some(DType::F16) };
+        let y = norm(&x, Some(&passed), &norm_of).unwrap();
+        assert!(y.rest().is_some());
+        for row in read(&y.whole().unwrap()).chunks(4) {
+            assert!(row[0] == f32::INFINITY && row[1].is_nan() && row[2] == f32::NEG_INFINITY, "{row:?}");
+            assert!(row[3].is_finite());
+        }
+    }
+
     /// Sums are passed on to 16 or more bits of the number, and to products as the nearest of theirs.
     #[test]
     fn what_is_passed_on_is_the_number_in_24_bits() {

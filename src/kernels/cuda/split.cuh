@@ -13,8 +13,11 @@ template <typename T> __device__ inline float joined(T high, signed char rest) {
     return of_bits(bits_of(to_float(high)) + static_cast<unsigned>(rest * (1 << BEYOND<T>)));
 }
 
-/// One less than half of the distance at most, which a number that is as far, or next to no number of T, is too.
+/// One less than half of the distance at most, which a number that is as far, or next to no number of T, is too. What is
+/// beyond all numbers of T has no rest, and stays so.
 template <typename T> __device__ inline signed char rest_of(float x, T high) {
+    constexpr unsigned BEYOND_ALL = 0x7f800000u;
+    if ((bits_of(to_float(high)) & BEYOND_ALL) == BEYOND_ALL) return 0;
     int distance = static_cast<int>(bits_of(x) - bits_of(to_float(high)) + (1u << (BEYOND<T> - 1)));
     return static_cast<signed char>(min(max(distance >> BEYOND<T>, -127), 127));
 }

@@ -177,30 +177,10 @@ __device__ inline void arrive(Counter &counter) {
 struct Turn {
     int stage = 0, parity = 0;
 
-    __device__ void advance(int count, int stages) {
-        stage += count;
-        while (stage >= stages) {
-            stage -= stages;
-            parity ^= 1;
-        }
-    }
-};
-
-/// Brings what comes in stages, by one warpgroup, as far ahead as there are stages. Of `there` every thread counts, of
-/// `read` every warp of those that read.
-struct Bringer {
-    Counter *there, *read;
-    int stages;
-    Turn next;
-
-    __device__ Bringer(Counter *there, Counter *read, int stages) : there(there), read(read), stages(stages) {}
-
-    /// `load(stage)` asks for copies.
-    template <typename F> __device__ void bring(F load) {
-        read[next.stage].wait(next.parity ^ 1);
-        load(next.stage);
-        there[next.stage].arrive_with_copies();
-        next.advance(1, stages);
+    __device__ void advance(int stages) {
+        if (++stage < stages) return;
+        stage = 0;
+        parity ^= 1;
     }
 };
 
@@ -208,15 +188,16 @@ struct Bringer {
 __device__ inline void wait_for_stage(Counter &there, int parity) {
     there.wait(parity);
     show_to_products();
+    // Products want all lanes at once.
+    warp_barrier();
 }
 
-/// Adds the product of DEPTH columns of two matrices, or puts it in the place of what the sums are.
-template <typename T>
-__device__ inline void multiply_depth(float (&y)[SUMS], const T *left, const T *right, bool is_sum) {
+/// Puts the product of DEPTH columns of two matrices in the place of what the sums are.
+template <typename T> __device__ inline void multiply_depth(float (&y)[SUMS], const T *left, const T *right) {
     begin_products();
     UNROLL for (int part = 0; part < DEPTH / 16; part++) {
         // 32 bytes further.
-        multiply_matrices<T>(y, matrix_at(left) + 2 * part, matrix_at(right) + 2 * part, is_sum || part > 0);
+        multiply_matrices<T>(y, matrix_at(left) + 2 * part, matrix_at(right) + 2 * part, part > 0);
     }
     end_group_of_products();
 }

@@ -83,7 +83,7 @@ impl Side {
         }
     }
 
-    /// The same, of which nothing is asked that only the newest GPUs have.
+    /// The same, of which nothing is asked that not every GPU has.
     fn of_warps(&self) -> Self {
         let device = match &self.device {
             Device::Cpu => Device::Cpu,

@@ -20,8 +20,8 @@ pub fn all(shape: &Shape) -> Vec<Case> {
         ("attention, window", false, Some(7), false),
         ("attention, bias by distance", false, None, true),
     ];
-    // Some GPUs have two ways.
-    let kinds = kinds.into_iter().flat_map(|kind| [("", true), (", by warpgroups", false)].map(|way| (kind, way)));
+    // As the device does it, and as every GPU can.
+    let kinds = kinds.into_iter().flat_map(|kind| [("", false), (", by warps", true)].map(|way| (kind, way)));
     for ((name, causal, window, biased), (way, is_of_warps)) in kinds {
         let (stacked, bias, offsets) = (stacked.clone(), bias.clone(), shape.offsets.clone());
         cases.push(case(format!("{name}{way}"), BOUND, work, move |side| {

@@ -49,8 +49,9 @@ impl Shape {
         match size {
             Size::Small => Self { offsets: vec![0, 1, 6, 70, 71, 133, 270], width: 60, heads: 3, rank: 5 },
             Size::Aligned => Self { offsets: vec![0, 3, 170], width: 128, heads: 2, rank: 16 },
+            // So many that every multiprocessor of the largest GPU has several parts of everything.
             Size::Large => {
-                Self { offsets: (0..=32).map(|sequence| 256 * sequence).collect(), width: 768, heads: 12, rank: 16 }
+                Self { offsets: (0..=24).map(|sequence| 512 * sequence).collect(), width: 768, heads: 12, rank: 16 }
             }
         }
     }
