@@ -58,24 +58,15 @@ template <typename T, int D, int TIMES> __device__ inline void attend(const Task
 constexpr int FEW = QUERIES / 2;
 
 template <typename T, int D> __device__ inline void attend_two(const Call<T> &call, int heads) {
-    constexpr int HALF = THREADS / 2, SIZE = FEW * PADDED<T, D>, PIECE = 16 / sizeof(T), PIECES = D / PIECE;
+    constexpr int HALF = THREADS / 2, SIZE = FEW * PADDED<T, D>;
     SHARED(T, memory, 2 * 3 * SIZE);
     int half = threadIdx.x / HALF, head = 2 * blockIdx.y + half;
     Task<T> task = call.task(call.tiles[gridDim.x - 1 - blockIdx.x], FEW, min(head, heads - 1), heads);
     T *queries = memory + half * 3 * SIZE, *keys = queries + SIZE, *values = keys + SIZE;
     int start = task.sight.start, end = task.sight.end;
-    auto load = [&](T *target, const Head<T> &head) {
-        const T *x = head.row(start, end);
-        UNROLL for (int i = 0; i < FEW * PIECES / HALF; i++) {
-            int piece = i * HALF + threadIdx.x % HALF, row = piece / PIECES, column = piece % PIECES * PIECE;
-            bool is_there = row < end - start && column < task.width;
-            const T *source = x + (is_there ? row * head.stride + column : 0);
-            copy_later_or_zeros(target + row * PADDED<T, D> + column, source, is_there);
-        }
-    };
-    load(queries, task.q);
-    load(keys, task.k);
-    load(values, task.v);
+    load_wide<T, D, FEW, HALF>(queries, task, task.q, start, end);
+    load_wide<T, D, FEW, HALF>(keys, task, task.k, start, end);
+    load_wide<T, D, FEW, HALF>(values, task, task.v, start, end);
     wait_for_copies();
     barrier();
     Warp<T, D, 1, FEW, HALF / WARP> warp;

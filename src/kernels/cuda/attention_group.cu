@@ -8,6 +8,8 @@
 namespace {
 
 constexpr int GROUPS = 2, BLOCK = (1 + GROUPS) * WARPGROUP;
+/// Warps that read what the others bring.
+constexpr int READERS = GROUPS * WARPGROUP / WARP;
 constexpr int KEYS = RIGHT_ROWS;
 constexpr int STAGES = 4;
 
@@ -166,10 +168,7 @@ template <typename T, int TIMES> struct Parts {
     __device__ void write() const {
         UNROLL for (int time = 0; time < TIMES; time++) {
             UNROLL for (int half = 0; half < 2; half++) {
-                float total = rows[time][half].total;
-                total += exchanged(total, 1);
-                total += exchanged(total, 2);
-                float share = 1.0f / total;
+                float share = 1.0f / total_of_row(rows[time][half].total);
                 unsigned words[DEPTH / 8];
                 UNROLL for (int n = 0; n < DEPTH / 8; n++) {
                     words[n] = packed<T>(y[time][n][2 * half] * share, y[time][n][2 * half + 1] * share);
@@ -242,9 +241,9 @@ template <typename T> __device__ inline void attend(const Items<T> &items) {
     Memory<T> &memory = *reinterpret_cast<Memory<T> *>(launch);
     if (threadIdx.x < STAGES) {
         memory.there[threadIdx.x].begin(WARPGROUP);
-        memory.read[threadIdx.x].begin(GROUPS * WARPGROUP / WARP);
+        memory.read[threadIdx.x].begin(READERS);
     }
-    if (threadIdx.x < ITEMS) memory.are_queries_read[threadIdx.x].begin(GROUPS * WARPGROUP / WARP);
+    if (threadIdx.x < ITEMS) memory.are_queries_read[threadIdx.x].begin(READERS);
     barrier();
     if (threadIdx.x < WARPGROUP) {
         keep_registers<24>();

@@ -65,11 +65,16 @@ template <typename T, int N> __device__ inline void pack(unsigned (&left)[4], co
     }
 }
 
+/// What the four lanes that hold a row have counted of it.
+__device__ inline float total_of_row(float total) {
+    total += exchanged(total, 1);
+    return total + exchanged(total, 2);
+}
+
 /// One query's result, of which each of its four lanes has two of every eight columns.
 template <typename T, int D>
 __device__ inline void write_row(const Task<T> &task, const float (&y)[D / 8][4], float total, int row, int half) {
-    total += exchanged(total, 1);
-    total += exchanged(total, 2);
+    total = total_of_row(total);
     if (row >= task.past) return;
     float share = 1.0f / total;
     T *target = task.y + static_cast<long long>(row) * task.y_stride;
@@ -182,20 +187,27 @@ template <typename T, int D, int TIMES, int KEYS, int WARPS = THREADS / WARP> st
     }
 };
 
-/// Copies rows of a head, and zeros from `past` on; all threads. With twice the queries a warp, rows are wide.
-template <typename T, int D, int TIMES, int ROWS>
-__device__ inline void load_head(T *memory, const Task<T> &task, const Head<T> &head, int first, int past) {
+/// Copies wide rows of a head, and zeros from `past` on; so many threads.
+template <typename T, int D, int ROWS, int SHARING = THREADS>
+__device__ inline void load_wide(T *memory, const Task<T> &task, const Head<T> &head, int first, int past) {
     constexpr int PIECE = 16 / sizeof(T), PIECES = D / PIECE;
-    if (TIMES == 1 && !task.is_wide) {
-        load_rows<ROWS, D>(memory, [&](int row) { return head.row(first + row, past); }, 0, task.width);
-        return;
-    }
     const T *x = head.row(first, past);
-    UNROLL for (int i = 0; i < ROWS * PIECES / THREADS; i++) {
-        int piece = i * THREADS + threadIdx.x, row = piece / PIECES, column = piece % PIECES * PIECE;
+    int thread = SHARING == THREADS ? threadIdx.x : threadIdx.x % SHARING;
+    UNROLL for (int i = 0; i < ROWS * PIECES / SHARING; i++) {
+        int piece = i * SHARING + thread, row = piece / PIECES, column = piece % PIECES * PIECE;
         bool is_there = row < past - first && column < task.width;
         // Of what is not there nothing is read; its address is one of the head's all the same.
         const T *source = x + (is_there ? row * head.stride + column : 0);
         copy_later_or_zeros(memory + row * PADDED<T, D> + column, source, is_there);
+    }
+}
+
+/// The same of any rows; all threads. With twice the queries a warp, rows are wide.
+template <typename T, int D, int TIMES, int ROWS>
+__device__ inline void load_head(T *memory, const Task<T> &task, const Head<T> &head, int first, int past) {
+    if (TIMES == 1 && !task.is_wide) {
+        load_rows<ROWS, D>(memory, [&](int row) { return head.row(first + row, past); }, 0, task.width);
+    } else {
+        load_wide<T, D, ROWS>(memory, task, head, first, past);
     }
 }

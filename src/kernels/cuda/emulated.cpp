@@ -200,6 +200,7 @@ struct Block {
     Outcome run();
     void run_next();
     void arrive();
+    bool awaits_copies() const;
     [[noreturn]] void end(Outcome outcome);
     int lanes(int warp) const { return std::min(LANES, threads - warp * LANES); }
 };
@@ -209,9 +210,7 @@ thread_local Block *block = nullptr;
 /// What a fiber does first and last.
 void begin() {
     block->kernel->call(block->kernel->function, block->arguments);
-    Fiber &fiber = *block->running;
-    auto is_own = [&](const Arrival &arrival) { return arrival.number == fiber.number; };
-    if (!fiber.copies.empty() || std::any_of(block->arrivals.begin(), block->arrivals.end(), is_own)) block->end(HASTY);
+    if (!block->running->copies.empty() || block->awaits_copies()) block->end(HASTY);
     block->unfinished--;
     if (block->unfinished == 0) block->end(DONE);
     block->run_next();
@@ -286,6 +285,12 @@ void Block::arrive() {
         told.push_back({arrival.address, copy.target});
     }
     arrival.tell();
+}
+
+/// Whether an address is still to be told of copies of the running thread.
+bool Block::awaits_copies() const {
+    auto is_own = [this](const Arrival &arrival) { return arrival.number == running->number; };
+    return std::any_of(arrivals.begin(), arrivals.end(), is_own);
 }
 
 /// Ends the block where it is; its threads never go on.
@@ -408,8 +413,7 @@ void learn_of_copies(const void *address) { block->running->waited_for.push_back
 
 void wait_for_copies() {
     Fiber &fiber = *block->running;
-    auto is_own = [&](const Arrival &arrival) { return arrival.number == fiber.number; };
-    while (std::any_of(block->arrivals.begin(), block->arrivals.end(), is_own)) block->arrive();
+    while (block->awaits_copies()) block->arrive();
     for (const Copy &copy : fiber.copies) {
         std::memcpy(copy.target, copy.source, 16);
         if (is_of_launch(copy.target)) fiber.unshown.push_back(copy.target);

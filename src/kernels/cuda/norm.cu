@@ -41,10 +41,14 @@ template <int N, int SHARING, int PIECES> struct Share {
     /// The first column of a piece.
     static __device__ int column(int piece) { return piece * COLUMNS + threadIdx.x % SHARING * N; }
 
-    /// Reads all pieces without waiting for one. What lies past the width is read at the row's beginning, since a load
-    /// that may be left out would wait for a choice.
-    template <typename X> static __device__ void read(Kept &kept, X x, int width) {
-        for (int i = 0; i < PIECES; i++) read_columns(kept[i], x + (column(i) < width ? column(i) : 0));
+    /// Reads pieces, from one on, without waiting for one. What lies past the width is read at the row's beginning, since
+    /// a load that may be left out would wait for a choice.
+    template <int COUNT, typename X>
+    static __device__ void read(float (&pieces)[COUNT][N], X x, int width, int first = 0) {
+        for (int i = 0; i < COUNT; i++) {
+            int place = column(first + i);
+            read_columns(pieces[i], x + (place < width ? place : 0));
+        }
     }
 };
 
@@ -154,11 +158,8 @@ template <typename Y, typename X, typename R> struct Norm {
         typedef Share<N, SHARING, PIECES> Own;
         for (int first = 0; first < PIECES; first += FEW) {
             float factors[FEW][N], shifts[FEW][N] = {};
-            for (int i = 0; i < FEW && first + i < PIECES; i++) {
-                int column = Own::column(first + i) < width ? Own::column(first + i) : 0;
-                read_columns(factors[i], weight + column);
-                if (bias) read_columns(shifts[i], bias + column);
-            }
+            Own::read(factors, weight, width, first);
+            if (bias) Own::read(shifts, bias, width, first);
             for (int i = 0; i < FEW && first + i < PIECES; i++) {
                 int column = Own::column(first + i);
                 if (column < width) write(row.kept[first + i], factors[i], shifts[i], column);
