@@ -5,7 +5,8 @@
 //!
 //! `LENGTHS=32,512` before it are the tokens of a text, `ADAPTERS=1,64` how many adapters take turns, `ZIPF=10000` of how
 //! many each text has one by chance, the first most often, `SECONDS` how long one round of one row takes, `ROUNDS` how many
-//! there are. The base is the first row. Rows take turns too; figures are medians.
+//! there are. The base is the first row. Rows take turns too; figures are medians. Where a GPU's thread is never idle, the GPU
+//! waits for it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -26,6 +27,7 @@ fn main() {
     };
     config.limits.max_queued_tokens = 1 << 30;
     veneer::telemetry::log(&config.server.log_level, false).expect("logging starts");
+    veneer::telemetry::metrics();
     let hub =
         Hub::new(HubConfig { home: "/".into(), token: None, endpoint: config.hub.endpoint.clone(), offline: true });
     // As in the server, where answers are given from where callers wait.
@@ -61,11 +63,13 @@ struct Row<'a> {
     is_by_chance: bool,
     rates: Vec<f64>,
     latencies: Vec<f64>,
+    /// Shares of the time in which a GPU's thread waited for it.
+    idle: Vec<f64>,
 }
 
 impl<'a> Row<'a> {
     fn new(name: String, targets: &'a [Arc<Target>], is_by_chance: bool) -> Self {
-        Self { name, targets, is_by_chance, rates: Vec::new(), latencies: Vec::new() }
+        Self { name, targets, is_by_chance, rates: Vec::new(), latencies: Vec::new(), idle: Vec::new() }
     }
 
     fn target(&self, text: usize) -> &Arc<Target> {
@@ -128,20 +132,31 @@ fn report(serving: &Serving, length: usize) {
     let texts: Vec<usize> = rows.iter().map(|row| row.filling(engine, length, seconds)).collect();
     for _ in 0..numbers("ROUNDS", "5")[0] {
         for (row, &texts) in rows.iter_mut().zip(&texts) {
-            row.rates.push((texts * length) as f64 / row.run(engine, length, 0..texts));
+            let waited = waited();
+            let taken = row.run(engine, length, 0..texts);
+            row.rates.push((texts * length) as f64 / taken);
+            row.idle.push((self::waited() - waited) / taken);
             let alone: Vec<f64> = (0..100).map(|text| row.run(engine, length, text..text + 1)).collect();
             row.latencies.extend(alone);
         }
     }
     let base = median(&mut rows[0].rates);
-    for Row { name, rates, latencies, .. } in &mut rows {
+    for Row { name, rates, latencies, idle, .. } in &mut rows {
         let rate = median(rates);
         let (share, spread) = (100.0 * rate / base, 100.0 * (rates[rates.len() - 1] - rates[0]) / rate);
         let alone = 1e6 * median(latencies);
+        let idle = 100.0 * median(idle);
         println!(
-            "{length:4} tokens, {name:24} {rate:12.0} tokens/s, {share:6.1} % of the base (spread {spread:.1} %), one alone {alone:8.1} us"
+            "{length:4} tokens, {name:24} {rate:12.0} tokens/s, {share:6.1} % of the base (spread {spread:.1} %), one alone {alone:8.1} us, thread of a GPU idle {idle:4.1} %"
         );
     }
+}
+
+/// Seconds that threads of GPUs have waited for them so far.
+fn waited() -> f64 {
+    let metrics = veneer::telemetry::metrics().render();
+    let sum = metrics.lines().find_map(|line| line.strip_prefix("veneer_gpu_wait_seconds_sum "));
+    sum.map_or(0.0, |sum| sum.parse().expect("a number"))
 }
 
 fn median(numbers: &mut [f64]) -> f64 {

@@ -61,6 +61,10 @@ fn describe() {
     describe_histogram!("veneer_queue_seconds", "Time between admission and the batch");
     describe_histogram!("veneer_tokenize_seconds", "Time to tokenize a request");
     describe_histogram!("veneer_forward_seconds", "Time of one batch on the device");
+    describe_histogram!(
+        "veneer_gpu_wait_seconds",
+        "Time that a GPU's thread, with nothing else to do, waited for a batch; where it is 0 under load, the GPU waits for the thread"
+    );
     describe_counter!("veneer_batches_total", "Batches, by the number of their device in the configuration");
     describe_counter!("veneer_batches_halved_total", "Batches that did not fit into a device's memory");
     describe_counter!("veneer_adapters_brought_total", "Adapters brought to a GPU's memory, by how it went");
@@ -90,6 +94,11 @@ pub fn halved() {
 /// An adapter was brought to a GPU, or could not be.
 pub fn brought(is_there: bool) {
     counter!("veneer_adapters_brought_total", "result" => if is_there { "ok" } else { "failed" }).increment(1);
+}
+
+/// A GPU's thread has waited for a batch.
+pub fn waited(time: Duration) {
+    histogram!("veneer_gpu_wait_seconds").record(time);
 }
 
 /// A GPU was asked for a list of kernels at once.

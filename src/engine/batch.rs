@@ -62,7 +62,8 @@ pub fn take<T, M: PartialEq>(
 /// The order in which sequences lie in a batch: pipeline by pipeline, and in each the base first, then adapter by
 /// adapter. Which pipeline comes first has no meaning.
 pub fn order<T>(items: &mut [T], sequence: impl Fn(&T) -> &Sequence) {
-    items.sort_by_key(|item| {
+    // A key is far from its item, and an item is large: each is looked at, and moved, once.
+    items.sort_by_cached_key(|item| {
         let target = &sequence(item).target;
         (Arc::as_ptr(target.pipeline()) as usize, key(&target.adapter))
     });
@@ -101,8 +102,10 @@ pub fn part(tokens: impl Iterator<Item = usize>, idle: usize) -> usize {
 }
 
 /// Packs ordered sequences of one model, for the device of so many's replicas.
-pub fn pack<'a>(sequences: impl Iterator<Item = (&'a Sequence, &'a Laid)>, device: usize) -> Batch {
-    let mut batch = Batch { ids: Vec::new(), offsets: vec![0], prompts: Vec::new(), segments: Vec::new() };
+pub fn pack<'a>(sequences: impl Iterator<Item = (&'a Sequence, &'a Laid)> + Clone, device: usize) -> Batch {
+    let tokens = sequences.clone().map(|(sequence, _)| sequence.ids.len()).sum();
+    let (ids, segments) = (Vec::with_capacity(tokens), Vec::new());
+    let mut batch = Batch { ids, offsets: vec![0], prompts: Vec::new(), segments };
     let mut before: Option<&Target> = None;
     for (index, (Sequence { ids, prompt_tokens, target }, laid)) in sequences.enumerate() {
         batch.ids.extend_from_slice(ids);

@@ -9,7 +9,7 @@ use super::residents::Laid;
 use super::{Gauge, Job, Place, Sequence, batch};
 use crate::error::{Error, Result};
 use crate::kernels::{Device, Threads, share_supply};
-use crate::model::{Model, Vectors};
+use crate::model::{Model, Pending, Vectors};
 use crate::telemetry;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -153,7 +153,11 @@ impl Worker {
     /// Waits for a batch and answers its jobs. One that does not fit into a device's memory is begun again in halves.
     fn land(&self, flight: Option<Flight>) {
         let Some(Flight { mut jobs, tokens, segments, vectors, began, computing, beside }) = flight else { return };
+        let waiting = Instant::now();
         let result = vectors.and_then(|vectors| whole(|| vectors.wait()));
+        if !self.device.is_cpu() {
+            telemetry::waited(waiting.elapsed());
+        }
         if let Err(error) = &result {
             self.heed(error);
         }
@@ -171,7 +175,7 @@ impl Worker {
         self.gauge.tokens_per_second.store(rate as u64, Ordering::Relaxed);
         telemetry::batch(self.index, tokens, jobs.len(), segments, computed);
         match result {
-            Ok(vectors) => self.answer_all(jobs.into_iter().map(|(job, _)| job).zip(vectors), began),
+            Ok(vectors) => self.answer_all(jobs, vectors, began),
             Err(error) => {
                 tracing::error!(%error, tokens, "a batch failed");
                 answer(jobs.into_iter().map(|(job, _)| (job, Err(error.clone()))).collect(), began);
@@ -181,24 +185,25 @@ impl Worker {
 
     /// Answers jobs that left the queue at some time; where they are many, from where their callers wait, which this thread
     /// then wakes once and not for every one of them.
-    fn answer_all(&self, mut answers: impl ExactSizeIterator<Item = (Job, Vec<f32>)>, began: Instant) {
+    fn answer_all(&self, jobs: Ready, vectors: Vectors, began: Instant) {
         /// So few are answered here, and so sooner.
         const FEW: usize = 4;
         /// That one task gives.
         const AT_ONCE: usize = 32;
-        let say = move |some: Vec<(Job, Vec<f32>)>| {
-            let checked = some.into_iter().map(|(job, vector)| {
-                let vector = finite(vector, &job.sequence);
-                (job, vector)
-            });
-            answer(checked.collect(), began);
-        };
-        let callers = self.callers.as_ref().filter(|_| answers.len() > FEW);
-        while answers.len() > 0 {
-            let some: Vec<_> = answers.by_ref().take(AT_ONCE).collect();
+        let callers = self.callers.as_ref().filter(|_| jobs.len() > FEW);
+        let (mut jobs, vectors) = (jobs.into_iter().map(|(job, _)| job).enumerate(), Arc::new(vectors));
+        while jobs.len() > 0 {
+            let (some, vectors): (Vec<_>, _) = (jobs.by_ref().take(AT_ONCE).collect(), vectors.clone());
+            let say = move || {
+                let answers = some.into_iter().map(|(place, job)| {
+                    let vector = vectors.of(place).and_then(|vector| finite(vector, &job.sequence));
+                    (job, vector)
+                });
+                answer(answers.collect(), began);
+            };
             match callers {
-                Some(callers) => drop(callers.spawn(async move { say(some) })),
-                None => say(some),
+                Some(callers) => drop(callers.spawn(async move { say() })),
+                None => say(),
             }
         }
     }
@@ -229,7 +234,7 @@ struct Flight {
     jobs: Ready,
     tokens: usize,
     segments: usize,
-    vectors: Result<Vectors>,
+    vectors: Result<Pending>,
     began: Instant,
     /// Since when the device has nothing else to do.
     computing: Instant,

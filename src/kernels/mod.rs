@@ -45,7 +45,7 @@ pub use rotary::rotary_tables;
 pub(crate) use sample::below;
 pub use selftest::{Finding, Size, selftest};
 pub use sequences::{Places, Sequences};
-pub use tensor::{Departed, Tensor};
+pub use tensor::{Arrived, Departed, Tensor};
 pub use threads::{Threads, share_results, share_supply, threads};
 pub use twins::{
     activate, activated, add_difference, add_product, add_to_each, assign, attention, disentangled, look_up, norm,

@@ -147,4 +147,56 @@ impl Departed {
             Self::Arriving(arriving) => arriving.wait(),
         }
     }
+
+    /// Waits for rows of f32, which stay where they came to.
+    ///
+    /// # Errors
+    /// As of [`Departed::wait`], and where it is no matrix of f32.
+    pub fn wait_rows(self) -> Result<Arrived> {
+        match self {
+            Self::There(tensor) => {
+                let (_, width) = tensor.dims2()?;
+                Ok(Arrived { numbers: Numbers::Own(tensor.flatten_all()?.to_vec1()?), width })
+            }
+            Self::Arriving(arriving) => {
+                let (bytes, width) = arriving.wait_rows()?;
+                Ok(Arrived { numbers: Numbers::Landed(bytes), width })
+            }
+        }
+    }
+}
+
+/// Rows of f32 on the host.
+pub struct Arrived {
+    numbers: Numbers,
+    width: usize,
+}
+
+enum Numbers {
+    Own(Vec<f32>),
+    /// As a GPU has them.
+    Landed(cuda::Bytes),
+}
+
+impl Arrived {
+    /// How many.
+    pub fn count(&self) -> usize {
+        let numbers = match &self.numbers {
+            Numbers::Own(numbers) => numbers.len(),
+            Numbers::Landed(bytes) => (**bytes).as_ref().len() / size_of::<f32>(),
+        };
+        numbers.checked_div(self.width).unwrap_or(0)
+    }
+
+    /// A copy of one.
+    pub fn row(&self, index: usize) -> Vec<f32> {
+        let places = index * self.width..(index + 1) * self.width;
+        match &self.numbers {
+            Numbers::Own(numbers) => numbers[places].to_vec(),
+            Numbers::Landed(bytes) => {
+                let (numbers, _) = (**bytes).as_ref().as_chunks();
+                numbers[places].iter().map(|number| f32::from_le_bytes(*number)).collect()
+            }
+        }
+    }
 }

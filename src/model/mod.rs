@@ -27,7 +27,7 @@ pub use spec::Spec;
 
 use crate::error::{Error, Result};
 use crate::folder::Folder;
-use crate::kernels::{Departed, Sequences, Tensor};
+use crate::kernels::{Arrived, Departed, Sequences, Tensor};
 pub use crate::kernels::{Device, Format};
 pub use candle_core::DType;
 use std::collections::HashMap;
@@ -186,18 +186,19 @@ impl Model {
     /// One vector a sequence, in the batch's order: one pass of the transformer, the pipelines by segment, one copy
     /// to the host.
     pub fn embed(&self, batch: &Batch) -> Result<Vec<Vec<f32>>> {
-        self.begin(batch)?.wait()
+        let vectors = self.begin(batch)?.wait()?;
+        (0..batch.offsets.len() - 1).map(|sequence| vectors.of(sequence)).collect()
     }
 
     /// The same, which on a GPU is not there yet when this returns.
-    pub fn begin(&self, batch: &Batch) -> Result<Vectors> {
+    pub fn begin(&self, batch: &Batch) -> Result<Pending> {
         match &self.device {
             Device::Gpu(gpu) if batch.ids.len() <= SMALL_TOKENS_MAX => gpu.pass(|| self.ask(batch)),
             _ => self.ask(batch),
         }
     }
 
-    fn ask(&self, batch: &Batch) -> Result<Vectors> {
+    fn ask(&self, batch: &Batch) -> Result<Pending> {
         let rows = |segment: &Segment| batch.offsets[segment.sequences.start]..batch.offsets[segment.sequences.end];
         let plan = Plan::new(batch.segments.iter().map(|segment| (rows(segment), segment.adapter.clone())))?;
         let sequences = Sequences::new(batch.offsets.clone(), &self.device)?;
@@ -214,35 +215,56 @@ impl Model {
             let part = |x: &Tensor| x.narrow(0, start, end - start);
             let layers = if first.pipeline.reads_layers() { layers.as_slice() } else { &[] };
             let layers = layers.iter().map(part).collect::<Result<_>>()?;
-            let states =
-                States { hidden: part(&hidden)?, layers, offsets: &offsets, prompts: &batch.prompts[sequences] };
-            parts.push(first.pipeline.forward(&states)?.depart()?);
+            let states = States {
+                hidden: part(&hidden)?,
+                layers,
+                offsets: &offsets,
+                prompts: &batch.prompts[sequences.clone()],
+            };
+            parts.push((sequences, first.pipeline.forward(&states)?.depart()?));
         }
-        Ok(Vectors { parts, sequences: batch.offsets.len() - 1 })
+        Ok(Pending { parts })
     }
 }
 
 /// A batch's vectors on their way.
-pub struct Vectors {
-    /// Some rows each.
-    parts: Vec<Departed>,
-    sequences: usize,
+pub struct Pending {
+    /// Some sequences each, in order.
+    parts: Vec<(Range<usize>, Departed)>,
 }
 
-impl Vectors {
-    /// Waits for them: one a sequence, in the batch's order.
+impl Pending {
+    /// Waits for them.
     ///
     /// # Errors
     /// What went wrong on a GPU meanwhile.
-    pub fn wait(self) -> Result<Vec<Vec<f32>>> {
-        let mut vectors = Vec::with_capacity(self.sequences);
-        for part in self.parts {
-            vectors.extend(part.wait()?.to_vec2::<f32>()?);
-        }
-        if vectors.len() != self.sequences {
-            return Err(Error::Internal("segments do not cover the batch".into()));
-        }
-        Ok(vectors)
+    pub fn wait(self) -> Result<Vectors> {
+        let arrived = |(sequences, part): (Range<usize>, Departed)| {
+            let rows = part.wait_rows()?;
+            match rows.count() == sequences.len() {
+                true => Ok((sequences, rows)),
+                false => Err(Error::Internal(format!("{} vectors of sequences {sequences:?}", rows.count()))),
+            }
+        };
+        Ok(Vectors { parts: self.parts.into_iter().map(arrived).collect::<Result<_>>()? })
+    }
+}
+
+/// A batch's vectors on the host.
+pub struct Vectors {
+    /// A row for each of some sequences.
+    parts: Vec<(Range<usize>, Arrived)>,
+}
+
+impl Vectors {
+    /// A copy of a sequence's.
+    ///
+    /// # Errors
+    /// Where the batch had no such sequence.
+    pub fn of(&self, sequence: usize) -> Result<Vec<f32>> {
+        let part = self.parts.iter().find(|(sequences, _)| sequences.contains(&sequence));
+        let (sequences, rows) = part.ok_or_else(|| Error::Internal("segments do not cover the batch".into()))?;
+        Ok(rows.row(sequence - sequences.start))
     }
 }
 

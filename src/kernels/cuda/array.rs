@@ -1,7 +1,7 @@
 //! Numbers in a device's memory, and windows of them.
 #![expect(unsafe_code, reason = "numbers are bytes to a device")]
 
-use super::gpu::{Arrival, Gpu, Memory};
+use super::gpu::{Arrival, Bytes, Gpu, Memory};
 use super::{columns, norm};
 use crate::error::{Error, Result};
 use candle_core::{CpuStorage, DType, Device, Storage, Tensor, WithDType};
@@ -240,13 +240,22 @@ impl Arriving {
     /// Waits for it.
     pub fn wait(self) -> Result<Tensor> {
         let (bytes, dims) = (self.bytes.wait()?, self.dims);
+        let bytes = (*bytes).as_ref();
         let tensor = match self.dtype {
-            DType::BF16 => tensor(&bytes, &dims, half::bf16::from_le_bytes),
-            DType::F16 => tensor(&bytes, &dims, half::f16::from_le_bytes),
-            DType::U32 => tensor(&bytes, &dims, u32::from_le_bytes),
-            _ => tensor(&bytes, &dims, f32::from_le_bytes),
+            DType::BF16 => tensor(bytes, &dims, half::bf16::from_le_bytes),
+            DType::F16 => tensor(bytes, &dims, half::f16::from_le_bytes),
+            DType::U32 => tensor(bytes, &dims, u32::from_le_bytes),
+            _ => tensor(bytes, &dims, f32::from_le_bytes),
         }?;
         Ok(if self.is_transposed { tensor.t()? } else { tensor })
+    }
+
+    /// Waits for rows of f32, dense as they are; and how many numbers a row has.
+    pub fn wait_rows(self) -> Result<(Bytes, usize)> {
+        match (self.dtype, &*self.dims, self.is_transposed) {
+            (DType::F32, &[_, width], false) => Ok((self.bytes.wait()?, width)),
+            _ => Err(Error::Internal(format!("{:?} of {:?} are no rows of f32", self.dims, self.dtype))),
+        }
     }
 }
 

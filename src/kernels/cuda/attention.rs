@@ -54,7 +54,8 @@ pub struct Spread {
 impl Spread {
     /// Of the sequences' offsets.
     pub fn new(gpu: &Gpu, offsets: &[usize]) -> Result<Self> {
-        let positions: Vec<u32> = offsets.windows(2).flat_map(|span| 0..(span[1] - span[0]) as u32).collect();
+        let mut positions: Vec<u32> = Vec::with_capacity(offsets.last().copied().unwrap_or(0));
+        offsets.windows(2).for_each(|span| positions.extend(0..(span[1] - span[0]) as u32));
         // How a sequence is computed must not depend on those beside it.
         let sequences = offsets.windows(2).map(|span| span[0]..span[1]);
         let (few, more): (Vec<_>, Vec<_>) = sequences.partition(|rows| rows.len() <= FEW);

@@ -12,7 +12,7 @@ mod pool;
 mod stream;
 
 use super::command::{Argument, Command};
-use super::gpu::{self, Arrival, Backend};
+use super::gpu::{self, Arrival, Backend, Bytes};
 use crate::error::{Error, Result};
 use cudarc::cublaslt::result::CublasError;
 use cudarc::cublaslt::sys::cublasStatus_t;
@@ -20,12 +20,12 @@ use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys::CUresult;
 use device::Device;
 use graph::Graph;
-use host::{Download, Pinned, Staging};
+use host::{Download, Landings, Staging};
 use kernels::Kernels;
 use multiplier::Multiplier;
 use pool::Pool;
 use std::ffi::c_void;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use stream::Stream;
 
 /// Why CUDA did not do what it was asked for.
@@ -46,8 +46,7 @@ pub enum Failure {
 pub struct Driver {
     kernels: Kernels,
     multiplier: Multiplier,
-    /// Host memory that bytes from the device arrive in, free to be used.
-    pinned: Arc<Mutex<Vec<Pinned>>>,
+    landings: Landings,
     main: Lane,
     side: Lane,
     /// Multiprocessors, if there are kernels for warpgroups.
@@ -80,7 +79,7 @@ impl Driver {
         let multiplier = Multiplier::new(&device)?;
         let kernels = Kernels::load(&device)?;
         let warpgroups = device.has_warpgroups().then(|| device.multiprocessors()).transpose()?;
-        Ok(Self { kernels, multiplier, pinned: Arc::default(), main, side, warpgroups, device })
+        Ok(Self { kernels, multiplier, landings: Landings::default(), main, side, warpgroups, device })
     }
 
     fn lane(&self, lane: gpu::Lane) -> &Lane {
@@ -103,16 +102,6 @@ impl Driver {
         let launched =
             unsafe { result::launch_kernel(function, (x, y, z), (block, 1, 1), shared, stream.raw(), &mut pointers) };
         launched.map_err(|error| Failure::from(error).of(kernel))
-    }
-
-    /// Free host memory of so many bytes.
-    fn pinned(&self, bytes: usize) -> Result<Pinned> {
-        let mut free = self.pinned.lock().unwrap_or_else(PoisonError::into_inner);
-        match free.iter().position(|pinned| pinned.bytes() >= bytes) {
-            Some(place) => Ok(free.swap_remove(place)),
-            // A power of two, so that the next is likely to do with it.
-            None => Ok(Pinned::new(&self.device, bytes.next_power_of_two())?),
-        }
     }
 }
 
@@ -160,8 +149,8 @@ impl Backend for Driver {
 
     fn download(&self, address: u64, bytes: usize) -> Result<Box<dyn Arrival>> {
         self.device.enter()?;
-        let download = Download::begin(&self.main.stream, address, bytes, self.pinned(bytes)?)?;
-        Ok(Box::new(Arriving { download, bytes, free: self.pinned.clone() }))
+        let landing = self.landings.find(&self.device, bytes)?;
+        Ok(Box::new(Download::begin(&self.main.stream, address, landing)?))
     }
 
     fn run(&self, command: &Command) -> Result<()> {
@@ -190,28 +179,9 @@ impl Backend for Driver {
     }
 }
 
-/// Host memory of more bytes is not kept: a batch's vectors take less, weights that are read back more.
-const KEPT_BYTES_MAX: usize = 64 << 20;
-
-/// Nor are more pieces than batches are on their way: many threads may read weights back at once, and never again.
-const KEPT_MAX: usize = 4;
-
-/// Bytes that the device copies by itself.
-struct Arriving {
-    download: Download,
-    bytes: usize,
-    free: Arc<Mutex<Vec<Pinned>>>,
-}
-
-impl Arrival for Arriving {
-    fn wait(self: Box<Self>) -> Result<Vec<u8>> {
-        let pinned = self.download.wait()?;
-        let bytes = pinned.as_bytes()[..self.bytes].to_vec();
-        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-        if pinned.bytes() <= KEPT_BYTES_MAX && free.len() < KEPT_MAX {
-            free.push(pinned);
-        }
-        Ok(bytes)
+impl Arrival for Download {
+    fn wait(self: Box<Self>) -> Result<Bytes> {
+        Ok(Box::new(Self::wait(*self)?))
     }
 }
 

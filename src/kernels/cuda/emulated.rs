@@ -3,7 +3,7 @@
 #![expect(unsafe_code, reason = "kernels take raw addresses")]
 
 use super::command::{Argument, Command};
-use super::gpu::{Arrival, Backend, Graph, Lane};
+use super::gpu::{Arrival, Backend, Bytes, Graph, Lane};
 use super::matmul::{Element, Matmul};
 use crate::error::{Error, Result};
 use half::{bf16, f16};
@@ -217,8 +217,8 @@ fn multiply<T: Number, Y: Number>(matmul: &Matmul) {
 struct Here(Vec<u8>);
 
 impl Arrival for Here {
-    fn wait(self: Box<Self>) -> Result<Vec<u8>> {
-        Ok(self.0)
+    fn wait(self: Box<Self>) -> Result<Bytes> {
+        Ok(Box::new(self.0))
     }
 }
 

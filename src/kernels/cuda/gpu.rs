@@ -72,8 +72,11 @@ pub trait Arrival: Send {
     ///
     /// # Errors
     /// Those of what was asked before.
-    fn wait(self: Box<Self>) -> Result<Vec<u8>>;
+    fn wait(self: Box<Self>) -> Result<Bytes>;
 }
+
+/// Bytes that have come from a device, in whatever memory they came to.
+pub type Bytes = Box<dyn AsRef<[u8]> + Send + Sync>;
 
 /// A device; clones are the same one.
 #[derive(Clone)]

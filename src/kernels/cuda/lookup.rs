@@ -35,7 +35,8 @@ pub fn look_up(tables: &[(&Array, &[u32])]) -> Result<Array> {
                 ids.len()
             )));
         }
-        if let Some(id) = others.iter().find(|id| **id as usize >= rows) {
+        // The largest of many is found much sooner than the first that is too large.
+        if let Some(id) = others.iter().copied().max().filter(|id| *id as usize >= rows) {
             return Err(Error::Internal(format!("row {id} of a table of {rows}")));
         }
         let ids = Array::of_numbers(first.gpu(), others)?;

@@ -39,7 +39,7 @@ pub use delta::{Grouped, Spans, Touched};
 #[cfg(all(test, feature = "emulated"))]
 pub use emulated::asked;
 pub use factors::{Change, Factors, HostFactors};
-pub use gpu::Gpu;
+pub use gpu::{Bytes, Gpu};
 pub use lookup::{look_up, pick};
 pub use matmul::TRIED_ROWS;
 pub use norm::{norm, unit};

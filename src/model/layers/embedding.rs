@@ -67,15 +67,21 @@ impl Table {
 }
 
 impl Position {
-    /// One sequence's rows of the table.
-    fn rows(&self, ids: &[u32]) -> impl Iterator<Item = u32> {
-        ids.iter().scan(self.first, |next, id| {
-            if Some(*id) == self.skipped {
-                return Some(self.first - 1);
+    /// The rows of the table for the tokens of packed sequences.
+    fn rows(&self, ids: &[u32], offsets: &[usize]) -> Vec<u32> {
+        let mut rows = Vec::with_capacity(ids.len());
+        for span in offsets.windows(2) {
+            let ids = &ids[span[0]..span[1]];
+            match self.skipped {
+                None => rows.extend(self.first..self.first + ids.len() as u32),
+                Some(skipped) => rows.extend(ids.iter().scan(self.first, |next, id| {
+                    let row = if *id == skipped { self.first - 1 } else { *next };
+                    *next += u32::from(*id != skipped);
+                    Some(row)
+                })),
             }
-            *next += 1;
-            Some(*next - 1)
-        })
+        }
+        rows
     }
 }
 
@@ -107,9 +113,7 @@ impl Embedding {
 
     /// The sum of what all tables have for ids, in f32; always added in one order, whether an adapter changes one or not.
     fn rows(&self, ids: &[u32], offsets: &[usize], plan: &Plan) -> Result<Tensor> {
-        let positions = self.position.as_ref().map_or_else(Vec::new, |position| {
-            offsets.windows(2).flat_map(|span| position.rows(&ids[span[0]..span[1]])).collect()
-        });
+        let positions = self.position.as_ref().map_or_else(Vec::new, |position| position.rows(ids, offsets));
         let types = vec![0; self.token_type.as_ref().map_or(0, |_| ids.len())];
         let position = self.position.as_ref().map(|position| (&position.table, positions.as_slice()));
         let token_type = self.token_type.as_ref().map(|table| (table, types.as_slice()));

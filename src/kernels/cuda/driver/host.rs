@@ -7,7 +7,7 @@ use super::stream::{Event, Stream};
 use cudarc::driver::result;
 use std::ffi::c_void;
 use std::slice;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Bytes that are copied to the device at a time.
 const PIECE_BYTES: usize = 256 << 10;
@@ -30,14 +30,9 @@ impl Pinned {
         Ok(Self { memory: Owned::new(device, raw, result::free_host), bytes })
     }
 
-    /// How many bytes.
-    pub fn bytes(&self) -> usize {
-        self.bytes
-    }
-
     /// Its bytes.
     pub fn as_bytes(&self) -> &[u8] {
-        // SAFETY: there are so many, all written, and the device writes to none while this is not in a `Download`.
+        // SAFETY: there are so many, all written, and the device writes to none while this is in no `Download`.
         unsafe { slice::from_raw_parts(self.memory.raw().cast(), self.bytes) }
     }
 
@@ -48,36 +43,87 @@ impl Pinned {
     }
 }
 
+/// Host memory of more bytes is not kept: a batch's vectors take less, weights that are read back more.
+const KEPT_BYTES_MAX: usize = 64 << 20;
+/// Nor are more pieces than batches whose vectors are read at once, of which callers may have some yet: many threads may
+/// read weights back at once, and never again.
+const KEPT_MAX: usize = 8;
+
+/// Pinned memory that bytes from the device come to, free to be used.
+#[derive(Clone, Default)]
+pub struct Landings(Arc<Mutex<Vec<Pinned>>>);
+
+impl Landings {
+    /// Memory for so many bytes.
+    pub fn find(&self, device: &Arc<Device>, bytes: usize) -> Result<Landing, Failure> {
+        let mut free = self.free();
+        let found = free.iter().position(|pinned| pinned.bytes >= bytes).map(|place| free.swap_remove(place));
+        drop(free);
+        let pinned = match found {
+            Some(pinned) => pinned,
+            // A power of two, so that the next is likely to do with it.
+            None => Pinned::new(device, bytes.next_power_of_two())?,
+        };
+        Ok(Landing { pinned: Some(pinned), bytes, landings: self.clone() })
+    }
+
+    fn free(&self) -> MutexGuard<'_, Vec<Pinned>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Bytes where the device puts them; the memory is free again when this is dropped.
+pub struct Landing {
+    /// There until then.
+    pinned: Option<Pinned>,
+    bytes: usize,
+    landings: Landings,
+}
+
+impl AsRef<[u8]> for Landing {
+    fn as_ref(&self) -> &[u8] {
+        self.pinned.as_ref().map_or(&[], |pinned| &pinned.as_bytes()[..self.bytes])
+    }
+}
+
+impl Drop for Landing {
+    fn drop(&mut self) {
+        let mut free = self.landings.free();
+        if free.len() < KEPT_MAX {
+            free.extend(self.pinned.take().filter(|pinned| pinned.bytes <= KEPT_BYTES_MAX));
+        }
+    }
+}
+
 /// Pinned memory that the device writes to.
 pub struct Download {
     event: Event,
     /// There until it is waited for.
-    pinned: Option<Pinned>,
+    landing: Option<Landing>,
 }
 
 impl Download {
-    /// Asks for the first `bytes` of `pinned`.
-    pub fn begin(stream: &Stream, address: u64, bytes: usize, mut pinned: Pinned) -> Result<Self, Failure> {
+    /// Asks for as many bytes as `landing` is for.
+    pub fn begin(stream: &Stream, address: u64, mut landing: Landing) -> Result<Self, Failure> {
+        let bytes = landing.bytes;
+        let pinned = landing.pinned.as_mut().expect("it is taken when this is dropped");
         let event = Event::new(pinned.memory.device())?;
-        let room = pinned.bytes;
-        let Some(target) = pinned.as_mut_bytes().get_mut(..bytes) else {
-            return Err(Failure::Other(format!("{bytes} bytes do not fit in {room}")));
-        };
+        let target = &mut pinned.as_mut_bytes()[..bytes];
         if bytes > 0 {
             // SAFETY: the memory is out of reach, and not freed, until the event has come.
             unsafe { result::memcpy_dtoh_async(target, address, stream.raw()) }?;
             stream.mark(&event)?;
         }
-        Ok(Self { event, pinned: Some(pinned) })
+        Ok(Self { event, landing: Some(landing) })
     }
 
     /// Waits for the bytes.
     ///
     /// # Errors
     /// Those of what was asked before.
-    pub fn wait(mut self) -> Result<Pinned, Failure> {
+    pub fn wait(mut self) -> Result<Landing, Failure> {
         self.event.wait()?;
-        Ok(self.pinned.take().expect("it is taken here only, once"))
+        Ok(self.landing.take().expect("it is taken here only, once"))
     }
 }
 
