@@ -19,7 +19,7 @@ use veneer::telemetry;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// After draining, for what still computes.
+/// After draining, for batches that are computed.
 const GRACE: Duration = Duration::from_secs(1);
 
 /// A bad configuration, or files that do not load.
@@ -90,8 +90,10 @@ fn serve(config: Config, environment: &BTreeMap<String, String>) -> anyhow::Resu
         app.ready(serving);
         println!("veneer is ready on http://{address} after {} ms", began.elapsed().as_millis());
         server.await??;
+        // Nothing computes when the process ends, whoever was cut off. A connection that was keeps its app, and so a thread
+        // that waits for it.
+        app.end();
         drop(app);
-        // A connection that was cut off keeps its app, and so the workers, until the process ends.
         let joined = tokio::task::spawn_blocking(move || workers.join());
         match tokio::time::timeout(GRACE, joined).await {
             Ok(joined) => Ok(joined??),

@@ -119,3 +119,24 @@ async fn a_caller_that_goes_away_frees_its_place() {
     assert_eq!(status, 200);
     assert_eq!(embeddings(&reply).len(), 1);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_waits_in_the_end_is_refused_and_workers_do_not_outlive_what_they_compute() {
+    let door = Door::open(&[named("base", "bert/base")], &[], &[("max_batch_tokens", "64")]);
+    let patience = Duration::from_secs(20);
+    let engine = &door.app.serving().unwrap().engine;
+    let end = async {
+        while engine.queued_tokens() == 0 {
+            tokio::task::yield_now().await;
+        }
+        door.app.end();
+        while engine.is_alive() {
+            tokio::task::yield_now().await;
+        }
+    };
+    let (refused, ended) = tokio::join!(door.ask(long()), tokio::time::timeout(patience, end));
+    assert!(ended.is_ok(), "a worker is still there");
+    assert_eq!((refused.0, &refused.1["error"]["code"]), (503, &json!("unavailable")), "{}", refused.1);
+    assert_eq!(engine.queued_tokens(), 0);
+    assert_eq!(door.ask(json!({"model": "base", "input": "too late"})).await.0, 503);
+}

@@ -196,6 +196,14 @@ impl Engine {
         }
     }
 
+    /// Lets the workers end once they have done what they compute; what waits is refused.
+    pub fn end(&self) {
+        for job in self.queue.end() {
+            // A caller that has gone meanwhile is no error.
+            let _ = job.reply.send(Err(Error::Unavailable("shutting down")));
+        }
+    }
+
     /// Whether every device has its worker.
     pub fn is_alive(&self) -> bool {
         self.queue.workers() == self.workers.len()

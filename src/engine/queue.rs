@@ -31,10 +31,10 @@ impl Queue {
         Self { waiting: Mutex::new(waiting), changed: Condvar::new() }
     }
 
-    /// Appends jobs; false where no worker is left that could take them.
+    /// Appends jobs; false where no worker will take them.
     pub fn push(&self, jobs: Vec<Job>) -> bool {
         let mut waiting = self.lock();
-        if waiting.workers == 0 {
+        if waiting.workers == 0 || waiting.is_closed {
             return false;
         }
         waiting.jobs.extend(jobs);
@@ -48,6 +48,16 @@ impl Queue {
     pub fn close(&self) {
         self.lock().is_closed = true;
         self.changed.notify_all();
+    }
+
+    /// The same at once: what waits is taken out of it.
+    pub fn end(&self) -> VecDeque<Job> {
+        let mut waiting = self.lock();
+        waiting.is_closed = true;
+        let jobs = std::mem::take(&mut waiting.jobs);
+        drop(waiting);
+        self.changed.notify_all();
+        jobs
     }
 
     /// Lets waiting workers look again: something has changed for what was not ready.

@@ -76,6 +76,14 @@ impl App {
         self.draining.store(true, Ordering::Relaxed);
     }
 
+    /// From here on nothing is begun, and what waits is refused.
+    pub fn end(&self) {
+        self.drain();
+        if let Some(serving) = self.serving.get() {
+            serving.engine.end();
+        }
+    }
+
     /// What is served, or why nothing is.
     pub fn serving(&self) -> Result<&Serving> {
         if self.draining.load(Ordering::Relaxed) {
