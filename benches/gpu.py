@@ -63,8 +63,8 @@ def steps(options):
     selftest = ["./veneer", "selftest", "--device", options.device]
     peers = [sys.executable, "peers.py"]
 
-    def passes(name, adapters, *arguments, **environment):
-        command = ["./passes", "--device", options.device, "--dtype", options.dtype, "--log-level", "warn,veneer::kernels=debug"]
+    def passes(name, adapters, *arguments, log="debug", **environment):
+        command = ["./passes", "--device", options.device, "--dtype", options.dtype, "--log-level", f"warn,veneer::kernels={log}"]
         command += ["--model", f"base={models / name}", "--adapters", models / adapters, *arguments]
         return command, {"SECONDS": "1", "ROUNDS": "3", **environment}
 
@@ -74,11 +74,13 @@ def steps(options):
     yield "models", 90, [*peers, "make", models, "--tokenizer", "tokenizer"], {}
     yield "parity", 60, [sys.executable, "gpu.py", "parity", "--device", options.device], {}
     for name, lengths in [("base", "512,32"), ("mini", "32")]:
-        # Of half as many tokens, what is between two products of a small model lies in a cache.
-        for most in ["auto", "16384"]:
+        # Of fewer tokens, what is between two products lies in a cache; 11 and 22 texts of 512 occupy all multiprocessors.
+        for most in ["auto", "16384", "11264", "5632"]:
             limit = [] if most == "auto" else ["--max-batch-tokens", most]
             command, environment = passes(name, f"{name}-adapters", *limit, LENGTHS=lengths)
             yield f"passes-{name}-{most}", 60, command, environment
+        command, environment = passes(name, f"{name}-adapters", log="trace", LENGTHS=lengths, ADAPTERS="64", ROUNDS="1")
+        yield f"timeline-{name}", 60, command, environment
     yield "peers", 90, [*peers, "run", models, "--device", options.device.split(":")[0], "--rounds", "7"], {}
     for tool in ["racecheck", "memcheck", "synccheck", "initcheck"]:
         sanitizer = ["compute-sanitizer", "--report-api-errors", "no", "--tool", tool, *selftest, "--only", "attention"]

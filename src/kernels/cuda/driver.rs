@@ -10,6 +10,7 @@ mod matmul;
 mod multiplier;
 mod pool;
 mod stream;
+mod timeline;
 
 use super::command::{Argument, Command};
 use super::gpu::{self, Arrival, Backend, Bytes};
@@ -27,6 +28,7 @@ use pool::Pool;
 use std::ffi::c_void;
 use std::sync::Arc;
 use stream::Stream;
+use timeline::Timeline;
 
 /// Why CUDA did not do what it was asked for.
 #[derive(Debug, thiserror::Error)]
@@ -47,6 +49,7 @@ pub struct Driver {
     kernels: Kernels,
     multiplier: Multiplier,
     landings: Landings,
+    timeline: Option<Timeline>,
     main: Lane,
     side: Lane,
     /// Multiprocessors, if there are kernels for warpgroups.
@@ -79,7 +82,8 @@ impl Driver {
         let multiplier = Multiplier::new(&device)?;
         let kernels = Kernels::load(&device)?;
         let warpgroups = device.has_warpgroups().then(|| device.multiprocessors()).transpose()?;
-        Ok(Self { kernels, multiplier, landings: Landings::default(), main, side, warpgroups, device })
+        let (landings, timeline) = (Landings::default(), Timeline::new());
+        Ok(Self { kernels, multiplier, landings, timeline, main, side, warpgroups, device })
     }
 
     fn lane(&self, lane: gpu::Lane) -> &Lane {
@@ -155,7 +159,13 @@ impl Backend for Driver {
 
     fn run(&self, command: &Command) -> Result<()> {
         self.device.enter()?;
-        Ok(self.ask(&self.main.stream, command)?)
+        let stream = &self.main.stream;
+        let ask = || self.ask(stream, command);
+        let asked = match &self.timeline {
+            Some(timeline) => timeline.time(&self.device, stream, command, ask),
+            None => ask(),
+        };
+        Ok(asked?)
     }
 
     fn capture(&self, commands: &[Command]) -> Result<Box<dyn gpu::Graph>> {

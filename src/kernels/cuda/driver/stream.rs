@@ -72,8 +72,22 @@ pub struct Event {
 impl Event {
     /// One to wait for; it has come until it is marked.
     pub fn new(device: &Arc<Device>) -> Result<Self, Failure> {
-        let event = event::create(CUevent_flags::CU_EVENT_DISABLE_TIMING)?;
-        Ok(Self { event: Owned::new(device, event, event::destroy) })
+        Self::with(device, CUevent_flags::CU_EVENT_DISABLE_TIMING)
+    }
+
+    /// The same, which knows when it came.
+    pub fn timed(device: &Arc<Device>) -> Result<Self, Failure> {
+        Self::with(device, CUevent_flags::CU_EVENT_DEFAULT)
+    }
+
+    fn with(device: &Arc<Device>, flags: CUevent_flags) -> Result<Self, Failure> {
+        Ok(Self { event: Owned::new(device, event::create(flags)?, event::destroy) })
+    }
+
+    /// Milliseconds until another came; both are timed, and have come.
+    pub fn ms_until(&self, other: &Self) -> Result<f32, Failure> {
+        // SAFETY: the events live, and are of one context.
+        Ok(unsafe { event::elapsed(self.event.raw(), other.event.raw()) }?)
     }
 
     /// Waits until it has come.
