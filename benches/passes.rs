@@ -6,7 +6,7 @@
 //! `LENGTHS=32,512` before it are the tokens of a text, `ADAPTERS=1,64` how many adapters take turns, `ZIPF=10000` of how
 //! many each text has one by chance, the first most often, `SECONDS` how long one round of one row takes, `ROUNDS` how many
 //! there are. The base is the first row. Rows take turns too; figures are medians. Where a GPU's thread is never idle, the GPU
-//! waits for it.
+//! waits for it. `TURNS=FILE` lets several of these take turns on one device, with what is loaded in each.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -92,6 +92,7 @@ impl<'a> Row<'a> {
             target: self.target(text).clone(),
         };
         let sequences: Vec<_> = texts.map(sequence).collect();
+        let _turn = Turn::wait();
         let began = Instant::now();
         let admission = engine.admit(count * length).expect("the queue is large");
         let receivers = engine.submit(sequences, admission).expect("the worker is there");
@@ -145,10 +146,34 @@ fn report(serving: &Serving, length: usize) {
         let rate = median(rates);
         let (share, spread) = (100.0 * rate / base, 100.0 * (rates[rates.len() - 1] - rates[0]) / rate);
         let alone = 1e6 * median(latencies);
-        let idle = 100.0 * median(idle);
+        let idle = match serving.registry.is_on_cpu() {
+            true => String::new(),
+            false => format!(", the GPU's thread idle {:4.1} %", 100.0 * median(idle)),
+        };
         println!(
-            "{length:4} tokens, {name:24} {rate:12.0} tokens/s, {share:6.1} % of the base (spread {spread:.1} %), one alone {alone:8.1} us, thread of a GPU idle {idle:4.1} %"
+            "{length:4} tokens, {name:24} {rate:12.0} tokens/s, {share:6.1} % of the base (spread {spread:.1} %), one alone {alone:8.1} us{idle}"
         );
+    }
+}
+
+/// That no other process runs anything.
+struct Turn(std::fs::File);
+
+impl Turn {
+    /// Waits for it; none where nobody else is there.
+    fn wait() -> Option<Self> {
+        let path = std::env::var_os("TURNS")?;
+        let file = std::fs::File::create(path).expect("a file to take turns by");
+        file.lock().expect("its lock");
+        Some(Self(file))
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.0.unlock().expect("it is locked");
+        // Who waits is sooner than the next round of this.
+        std::thread::sleep(std::time::Duration::from_millis(10));
     }
 }
 

@@ -40,9 +40,8 @@ impl Model {
     /// # Errors
     /// A device that is lost.
     pub fn warm_up(&self, pipeline: &Arc<Pipeline>, tokens_max: usize) -> Result<()> {
-        // In smaller ones there is nothing to choose.
-        let sizes = std::iter::successors(Some(TRIED_ROWS), |tokens| Some(2 * tokens));
-        for tokens in sizes.take_while(|tokens| *tokens <= tokens_max.min(ON_GPU_MAX)) {
+        // In smaller ones there is nothing to choose, and what is chosen for one of these serves all up to it.
+        for tokens in (TRIED_ROWS..=tokens_max.min(ON_GPU_MAX)).step_by(TRIED_ROWS) {
             match self.embed(&self.batch_of(tokens, pipeline)) {
                 Ok(_) => {}
                 Err(error @ Error::Lost(_)) => return Err(error),

@@ -1,10 +1,10 @@
 //! What an algorithm for a product depends on.
 
-use crate::kernels::cuda::matmul::{Element, Matmul};
+use crate::kernels::cuda::matmul::{Element, Matmul, TRIED_ROWS};
 
 impl Matmul {
     /// The one that stands for all of about as many rows: a power of two up to 1024, a multiple of 1024 up to 4096, and of
-    /// 4096 above.
+    /// [`TRIED_ROWS`] above.
     pub fn rounded(&self) -> Self {
         Self { rows: rounded(self.rows), ..*self }
     }
@@ -47,8 +47,8 @@ impl Key {
 fn rounded(rows: usize) -> usize {
     match rows {
         0..=1024 => rows.next_power_of_two(),
-        1025..=4096 => rows.next_multiple_of(1024),
-        _ => rows.next_multiple_of(4096),
+        1025..=TRIED_ROWS => rows.next_multiple_of(1024),
+        _ => rows.next_multiple_of(TRIED_ROWS),
     }
 }
 
