@@ -1,6 +1,6 @@
 // Token vectors to one vector a sequence. A block has 32 columns of a sequence: of aligned ones a thread has four, of
 // every 16th token, else one, of every fourth. What is added to what depends on the sequence alone.
-#include "wide.cuh"
+#include "split.cuh"
 
 namespace {
 
@@ -25,9 +25,9 @@ __device__ inline float joined(float gathered, float x, float weight, bool is_ma
     return is_max ? higher(x, gathered) : gathered + weight * x;
 }
 
-/// What N columns of every so many tokens, from the first on, come to.
-template <int N>
-__device__ void gather(float (&gathered)[N], const float *x, Tokens tokens, int step, int mode, int x_stride) {
+/// What N columns of every so many tokens, from the first on, come to. X is where they are read from.
+template <int N, typename X>
+__device__ void gather(float (&gathered)[N], X x, Tokens tokens, int step, int mode, int x_stride) {
     for (unsigned token = tokens.first; token < tokens.end; token += TOKENS * step) {
         float values[TOKENS][N];
         for (int i = 0; i < TOKENS; i++) {
@@ -53,8 +53,8 @@ __device__ float divisor(Tokens tokens, int mode) {
 }
 
 /// All but the modes of one token.
-template <int N>
-__device__ void pool_columns(float *y, const float *x, Tokens tokens, int mode, int width, int x_stride) {
+template <int N, typename X>
+__device__ void pool_columns(float *y, X x, Tokens tokens, int mode, int width, int x_stride) {
     // Threads that share a token, and those that share columns.
     constexpr int ABREAST = COLUMNS / N, SHARES = THREADS / ABREAST;
     SHARED(float, all, SHARES * COLUMNS);
@@ -75,10 +75,9 @@ __device__ void pool_columns(float *y, const float *x, Tokens tokens, int mode, 
     y[column] = mode == MAX ? result : result / divisor(tokens, mode);
 }
 
-} // namespace
-
-KERNEL(pool_f32, float *y, const float *x, const unsigned *offsets, const unsigned *left_out, int mode, int width,
-       int x_stride) {
+template <typename X>
+__device__ void pool(float *y, X x, const unsigned *offsets, const unsigned *left_out, int mode, int width, int x_stride,
+                     bool is_wide) {
     unsigned start = offsets[blockIdx.x], end = offsets[blockIdx.x + 1];
     unsigned first = left_out ? min(start + left_out[blockIdx.x], end) : start;
     int column = blockIdx.y * COLUMNS + threadIdx.x;
@@ -87,11 +86,31 @@ KERNEL(pool_f32, float *y, const float *x, const unsigned *offsets, const unsign
         if (threadIdx.x >= COLUMNS || column >= width) return;
         // Where no token counts, the first is the first of all.
         unsigned token = mode == LAST_TOKEN ? end - 1 : first < end ? first : start;
+        float value[1] = {};
         bool is_none = mode == LAST_TOKEN && first == end;
-        y[column] = is_none ? 0.0f : x[static_cast<long long>(token) * x_stride + column];
-    } else if (x_stride % WIDE == 0 && are_wide(width, x)) {
+        if (!is_none) read_columns(value, x + (static_cast<long long>(token) * x_stride + column));
+        y[column] = value[0];
+    } else if (is_wide) {
         pool_columns<WIDE>(y, x, Tokens{start, first, end}, mode, width, x_stride);
     } else {
         pool_columns<1>(y, x, Tokens{start, first, end}, mode, width, x_stride);
     }
 }
+
+} // namespace
+
+KERNEL(pool_f32, float *y, const float *x, const unsigned *offsets, const unsigned *left_out, int mode, int width,
+       int x_stride) {
+    pool(y, x, offsets, left_out, mode, width, x_stride, x_stride % WIDE == 0 && are_wide(width, x));
+}
+
+// Of numbers in 24 bits, whose rest lies as they do.
+#define POOL_SPLIT(NAME, T)                                                                                            \
+    KERNEL(NAME, float *y, const T *x, const signed char *rest, const unsigned *offsets, const unsigned *left_out,     \
+           int mode, int width, int x_stride) {                                                                        \
+        bool is_wide = x_stride % WIDE == 0 && are_wide(width, x, rest);                                               \
+        pool(y, SplitSource<T>{x, rest}, offsets, left_out, mode, width, x_stride, is_wide);                           \
+    }
+
+POOL_SPLIT(pool_split_bf16, bf16)
+POOL_SPLIT(pool_split_f16, f16)

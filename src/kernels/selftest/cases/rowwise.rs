@@ -166,8 +166,20 @@ fn pools(shape: &Shape) -> Vec<Case> {
         })
     };
     let mut cases: Vec<Case> = modes.into_iter().map(case).collect();
-    cases.push(odd_pool(shape));
+    cases.extend([odd_pool(shape), pool_of_sum(shape)]);
     cases
+}
+
+/// Of what the last norm of a model makes.
+fn pool_of_sum(shape: &Shape) -> Case {
+    let (x, residual, weight, offsets) = (shape.rows(), shape.rows(), normal(1.0, shape.width), shape.offsets.clone());
+    case("pool, of a sum", BOUND, shape.passes(1), move |side| {
+        let (x, residual, weight) = (side.rounded(&x)?, side.exact(&residual)?, side.exact(&weight)?);
+        let rounded = Some(side.dtype).filter(|dtype| *dtype != DType::F32);
+        let norm_of = Normalization { kind: NormKind::Layer, weight: &weight, bias: None, eps: 1e-5, rounded };
+        let (hidden, offsets) = (norm(&x, Some(&residual), &norm_of)?, offsets.clone());
+        Ok(Box::new(move || pool(&hidden, &offsets, &[], Pooling::Mean)))
+    })
 }
 
 /// Of columns that are neither aligned nor of an even number.
