@@ -2,7 +2,7 @@
 
 use super::{Batch, Model, Pipeline, Segment};
 use crate::error::{Error, Result};
-use crate::kernels::{Device, TRIED_ROWS};
+use crate::kernels::{Device, TRIED_ROWS, rounded_rows};
 use std::sync::Arc;
 
 /// Tokens on a CPU, whose caches hold no more at a time.
@@ -20,6 +20,12 @@ const APART: usize = 7919;
 
 /// Share of the free memory that a batch may take; another is prepared beside it.
 const SHARE: f64 = 0.4;
+
+/// Batches of up to so many tokens that stand for all for which there is something to choose.
+fn tried(tokens_max: usize) -> impl Iterator<Item = usize> {
+    let sizes = (TRIED_ROWS..tokens_max).step_by(TRIED_ROWS).chain([tokens_max]);
+    sizes.filter(|tokens| rounded_rows(*tokens) >= TRIED_ROWS)
+}
 
 impl Model {
     /// Tokens of the largest batch that its device is to run, with what follows it, beside so many bytes of adapters. On a GPU
@@ -40,8 +46,7 @@ impl Model {
     /// # Errors
     /// A device that is lost.
     pub fn warm_up(&self, pipeline: &Arc<Pipeline>, tokens_max: usize) -> Result<()> {
-        // In smaller ones there is nothing to choose, and what is chosen for one of these serves all up to it.
-        for tokens in (TRIED_ROWS..=tokens_max.min(ON_GPU_MAX)).step_by(TRIED_ROWS) {
+        for tokens in tried(tokens_max.min(ON_GPU_MAX)) {
             match self.embed(&self.batch_of(tokens, pipeline)) {
                 Ok(_) => {}
                 Err(error @ Error::Lost(_)) => return Err(error),
@@ -62,5 +67,23 @@ impl Model {
         let sequences = offsets.len() - 1;
         let segment = Segment { sequences: 0..sequences, adapter: None, pipeline: pipeline.clone() };
         Batch { ids, offsets, prompts: vec![0; sequences], segments: vec![segment] }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_chosen_for_batches_of_any_size_is_chosen_when_it_starts() {
+        for tokens_max in [64, 3000, TRIED_ROWS - 1, TRIED_ROWS, 5632, 11_264, ON_GPU_MAX - 1, ON_GPU_MAX] {
+            let tried: Vec<usize> = tried(tokens_max).collect();
+            assert!(tried.iter().all(|tokens| *tokens <= tokens_max));
+            let mut chosen: Vec<usize> = tried.into_iter().map(rounded_rows).collect();
+            chosen.dedup();
+            let mut all: Vec<usize> = (1..=tokens_max).map(rounded_rows).filter(|rows| *rows >= TRIED_ROWS).collect();
+            all.dedup();
+            assert_eq!(chosen, all, "up to {tokens_max}");
+        }
     }
 }

@@ -82,7 +82,7 @@ impl Driver {
         let multiplier = Multiplier::new(&device)?;
         let kernels = Kernels::load(&device)?;
         let warpgroups = device.has_warpgroups().then(|| device.multiprocessors()).transpose()?;
-        let (landings, timeline) = (Landings::default(), Timeline::new());
+        let (landings, timeline) = (Landings::default(), Timeline::new(&device));
         Ok(Self { kernels, multiplier, landings, timeline, main, side, warpgroups, device })
     }
 

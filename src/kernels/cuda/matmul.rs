@@ -5,6 +5,16 @@ use candle_core::DType;
 /// Rows of a product from which on it is worth while to try several ways to make it.
 pub const TRIED_ROWS: usize = 4096;
 
+/// The number of rows that stands for all of about as many when a way is chosen: a power of two up to 1024, a multiple of
+/// 1024 up to 4096, and of 4096 above.
+pub fn rounded_rows(rows: usize) -> usize {
+    match rows {
+        0..=1024 => rows.next_power_of_two(),
+        1025..=4096 => rows.next_multiple_of(1024),
+        _ => rows.next_multiple_of(4096),
+    }
+}
+
 /// A product of rows: `y [rows, outputs] = f(x [rows, inputs] w + bias)`, or `f(y + x w + bias)`. Sums are f32, and so
 /// are the products of f32 in full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -63,5 +73,16 @@ impl Element {
             DType::F16 => Self::F16,
             _ => Self::F32,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_rounded_to_few_numbers() {
+        let given = [1, 2, 3, 100, 512, 513, 1024, 1025, 2048, 4000, 5000];
+        assert_eq!(given.map(rounded_rows), [1, 2, 4, 128, 512, 1024, 1024, 2048, 2048, 4096, 8192]);
     }
 }

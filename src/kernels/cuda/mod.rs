@@ -41,7 +41,7 @@ pub use emulated::asked;
 pub use factors::{Change, Factors, HostFactors};
 pub use gpu::{Bytes, Gpu};
 pub use lookup::{look_up, pick};
-pub use matmul::TRIED_ROWS;
+pub use matmul::{TRIED_ROWS, rounded_rows};
 pub use norm::{norm, unit};
 pub use pooling::pool;
 pub use product::{Projection, add_product, set_product};

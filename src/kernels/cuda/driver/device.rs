@@ -8,8 +8,9 @@ use cudarc::driver::sys::{self, CUdevice_attribute};
 use std::ffi::c_int;
 use std::sync::Arc;
 
-/// The oldest driver, as CUDA writes versions: it has every function that is called here.
+/// The oldest driver, as CUDA writes versions: it has every function that is called here, but for those that tell times.
 const DRIVER_VERSION_MIN: c_int = 12_000;
+const DRIVER_VERSION_OF_TIMES: c_int = 12_080;
 /// The oldest compute capability that kernels are compiled for.
 const CAPABILITY_MIN: (i32, i32) = (8, 0);
 
@@ -76,6 +77,11 @@ impl Device {
     /// Of which each runs blocks by itself.
     pub fn multiprocessors(&self) -> Result<usize, Failure> {
         Ok(attribute(self.device, CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as usize)
+    }
+
+    /// Whether its driver has what [`Event::ms_until`](super::stream::Event::ms_until) calls.
+    pub fn can_tell_time(&self) -> bool {
+        driver_version().is_ok_and(|version| version >= DRIVER_VERSION_OF_TIMES)
     }
 
     /// Makes it the one that this thread's calls are for.
@@ -149,14 +155,19 @@ fn check_driver() -> Result<(), Failure> {
     if !unsafe { sys::is_culib_present() } {
         return Err(Failure::Other("there is no CUDA driver: libcuda.so.1 cannot be opened".into()));
     }
-    let mut version = 0;
-    // SAFETY: writes to the one integer.
-    unsafe { sys::cuDriverGetVersion(&raw mut version) }.result()?;
+    let version = driver_version()?;
     if version < DRIVER_VERSION_MIN {
         let (major, minor) = (version / 1000, version % 1000 / 10);
         return Err(Failure::Other(format!("the driver is of CUDA {major}.{minor}; 12.0 is the oldest known")));
     }
     Ok(())
+}
+
+fn driver_version() -> Result<c_int, Failure> {
+    let mut version = 0;
+    // SAFETY: writes to the one integer.
+    unsafe { sys::cuDriverGetVersion(&raw mut version) }.result()?;
+    Ok(version)
 }
 
 fn attribute(device: sys::CUdevice, attribute: CUdevice_attribute) -> Result<i32, Failure> {

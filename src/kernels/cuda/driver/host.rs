@@ -43,10 +43,9 @@ impl Pinned {
     }
 }
 
-/// Host memory of more bytes is not kept: a batch's vectors take less, weights that are read back more.
+/// Pinned memory of more bytes is not kept: a batch's vectors take less, weights that are read back more.
 const KEPT_BYTES_MAX: usize = 64 << 20;
-/// Nor are more pieces than batches whose vectors are read at once, of which callers may have some yet: many threads may
-/// read weights back at once, and never again.
+/// Pieces that are kept: of batches that are computed, and of some that callers still read.
 const KEPT_MAX: usize = 8;
 
 /// Pinned memory that bytes from the device come to, free to be used.
@@ -56,15 +55,29 @@ pub struct Landings(Arc<Mutex<Vec<Pinned>>>);
 impl Landings {
     /// Memory for so many bytes.
     pub fn find(&self, device: &Arc<Device>, bytes: usize) -> Result<Landing, Failure> {
-        let mut free = self.free();
-        let found = free.iter().position(|pinned| pinned.bytes >= bytes).map(|place| free.swap_remove(place));
-        drop(free);
-        let pinned = match found {
-            Some(pinned) => pinned,
-            // A power of two, so that the next is likely to do with it.
-            None => Pinned::new(device, bytes.next_power_of_two())?,
-        };
+        let found = self.take(bytes);
+        // A power of two, so that the next is likely to do with it.
+        let pinned = found.map_or_else(|| Pinned::new(device, bytes.next_power_of_two()), Ok)?;
         Ok(Landing { pinned: Some(pinned), bytes, landings: self.clone() })
+    }
+
+    /// The smallest piece of so many bytes.
+    fn take(&self, bytes: usize) -> Option<Pinned> {
+        let mut free = self.free();
+        let fits = free.iter().enumerate().filter(|(_, pinned)| pinned.bytes >= bytes);
+        let place = fits.min_by_key(|(_, pinned)| pinned.bytes)?.0;
+        Some(free.swap_remove(place))
+    }
+
+    /// Keeps a piece; the smallest of too many is returned.
+    fn keep(&self, pinned: Pinned) -> Option<Pinned> {
+        if pinned.bytes > KEPT_BYTES_MAX {
+            return Some(pinned);
+        }
+        let mut free = self.free();
+        free.push(pinned);
+        let smallest = free.iter().enumerate().min_by_key(|(_, pinned)| pinned.bytes)?.0;
+        (free.len() > KEPT_MAX).then(|| free.swap_remove(smallest))
     }
 
     fn free(&self) -> MutexGuard<'_, Vec<Pinned>> {
@@ -82,16 +95,15 @@ pub struct Landing {
 
 impl AsRef<[u8]> for Landing {
     fn as_ref(&self) -> &[u8] {
-        self.pinned.as_ref().map_or(&[], |pinned| &pinned.as_bytes()[..self.bytes])
+        let pinned = self.pinned.as_ref().expect("it is taken when this is dropped");
+        &pinned.as_bytes()[..self.bytes]
     }
 }
 
 impl Drop for Landing {
     fn drop(&mut self) {
-        let mut free = self.landings.free();
-        if free.len() < KEPT_MAX {
-            free.extend(self.pinned.take().filter(|pinned| pinned.bytes <= KEPT_BYTES_MAX));
-        }
+        // What is not kept is freed once others may look for theirs.
+        drop(self.pinned.take().and_then(|pinned| self.landings.keep(pinned)));
     }
 }
 
@@ -129,8 +141,10 @@ impl Download {
 
 impl Drop for Download {
     fn drop(&mut self) {
-        // The device writes until then. If it cannot tell any more, it does not write any more.
-        let _ = self.event.wait();
+        // The device writes until then. Where it cannot tell any more, nobody gets the memory again.
+        if self.event.wait().is_err() {
+            std::mem::forget(self.landing.take());
+        }
     }
 }
 

@@ -1,12 +1,11 @@
 //! What an algorithm for a product depends on.
 
-use crate::kernels::cuda::matmul::{Element, Matmul, TRIED_ROWS};
+use crate::kernels::cuda::matmul::{Element, Matmul, rounded_rows};
 
 impl Matmul {
-    /// The one that stands for all of about as many rows: a power of two up to 1024, a multiple of 1024 up to 4096, and of
-    /// [`TRIED_ROWS`] above.
+    /// The one that stands for all of about as many rows.
     pub fn rounded(&self) -> Self {
-        Self { rows: rounded(self.rows), ..*self }
+        Self { rows: rounded_rows(self.rows), ..*self }
     }
 }
 
@@ -44,14 +43,6 @@ impl Key {
     }
 }
 
-fn rounded(rows: usize) -> usize {
-    match rows {
-        0..=1024 => rows.next_power_of_two(),
-        1025..=TRIED_ROWS => rows.next_multiple_of(1024),
-        _ => rows.next_multiple_of(TRIED_ROWS),
-    }
-}
-
 /// The power of two that an address is a multiple of, up to 256: no algorithm asks for more.
 pub fn alignment(address: u64) -> u32 {
     1 << address.trailing_zeros().min(8)
@@ -76,12 +67,6 @@ mod tests {
         accumulate: false,
         is_rectified: false,
     };
-
-    #[test]
-    fn rows_are_rounded_to_few_numbers() {
-        let given = [1, 2, 3, 100, 512, 513, 1024, 1025, 2048, 4000, 5000];
-        assert_eq!(given.map(rounded), [1, 2, 4, 128, 512, 1024, 1024, 2048, 2048, 4096, 8192]);
-    }
 
     #[test]
     fn an_address_is_aligned_as_its_lowest_bit() {

@@ -22,9 +22,9 @@ const WORKSPACE_BYTES: usize = 32 << 20;
 const TRANSPOSE: i32 = 1;
 /// Algorithms that are remembered; with more, all are forgotten.
 const ALGORITHMS_MAX: usize = 4096;
-/// Algorithms that are tried for a product of many rows, of which [`TRIED_ROWS`] are many, and how often each that takes no
-/// longer than that.
+/// Algorithms that are tried for a product of [`TRIED_ROWS`] or more.
 const LIKELY: i32 = 8;
+/// How often one is timed that takes no longer than this; others are once.
 const TRIES: u32 = 4;
 const SHORT: Duration = Duration::from_millis(1);
 
@@ -106,12 +106,13 @@ impl Multiplier {
         };
         let time = |algorithm: &Algorithm| {
             // The first time its code may have to be brought.
-            let tries = if together(algorithm, 1)? <= SHORT { TRIES } else { 1 };
-            Some((together(algorithm, tries)?, *algorithm))
+            together(algorithm, 1)?;
+            let once = together(algorithm, 1)?;
+            Some((if once <= SHORT { together(algorithm, TRIES)? } else { once }, *algorithm))
         };
         let times: Vec<_> = algorithms.iter().filter_map(time).collect();
         let fastest = times.iter().min_by_key(|(time, _)| *time)?;
-        let [first, least] = [times[0].0, fastest.0];
+        let (first, least) = (times[0].0, fastest.0);
         tracing::debug!(?matmul, algorithms = times.len(), ?first, ?least, "cuBLASLt's algorithms are tried");
         Some(fastest.1)
     }

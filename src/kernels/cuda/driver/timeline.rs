@@ -1,5 +1,6 @@
 //! How long a device takes for each kernel as it is used, where `veneer::kernels=trace` is logged: `selftest` tells of each
-//! alone.
+//! alone. What is asked for while the device has nothing to do counts from when it is asked for, and the first product of a
+//! size with those that are tried for it.
 
 use super::Failure;
 use super::device::Device;
@@ -8,7 +9,7 @@ use crate::kernels::cuda::command::Command;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Kernels of which one line each is logged together.
+/// Kernels that are reported of together.
 const TOGETHER: usize = 2000;
 
 /// When kernels began and ended that were asked for of late.
@@ -21,12 +22,20 @@ struct Span {
 }
 
 impl Timeline {
-    /// One that is empty; none where nobody logs it.
-    pub fn new() -> Option<Self> {
-        tracing::enabled!(tracing::Level::TRACE).then(|| Self(Mutex::default()))
+    /// One that is empty; none where nobody logs it, or the device's driver cannot tell.
+    pub fn new(device: &Device) -> Option<Self> {
+        if !tracing::enabled!(tracing::Level::TRACE) {
+            return None;
+        }
+        if !device.can_tell_time() {
+            tracing::warn!("the driver is too old to tell how long kernels take");
+            return None;
+        }
+        Some(Self(Mutex::default()))
     }
 
-    /// Asks a stream for a command, as `ask` does, and in between for the time.
+    /// Asks a stream for a command, as `ask` does, and for the time before and after it. Where it does not tell, that is
+    /// logged.
     pub fn time(
         &self,
         device: &Arc<Device>,
@@ -34,21 +43,37 @@ impl Timeline {
         command: &Command,
         ask: impl FnOnce() -> Result<(), Failure>,
     ) -> Result<(), Failure> {
-        let name = match command {
-            Command::Launch { kernel, .. } => kernel.clone(),
-            Command::Multiply(matmul) => format!("product {} -> {}", matmul.inputs, matmul.outputs),
-        };
-        let (began, ended) = (Event::timed(device)?, Event::timed(device)?);
-        stream.mark(&began)?;
-        ask()?;
-        stream.mark(&ended)?;
+        // Held, so that spans lie in the stream's order.
         let mut spans = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        spans.push(Span { name, began, ended });
-        if spans.len() < TOGETHER { Ok(()) } else { report(&std::mem::take(&mut *spans)) }
+        let began = now(device, stream);
+        ask()?;
+        let span = began.and_then(|began| Ok(Span { name: name(command), began, ended: now(device, stream)? }));
+        let told = span.and_then(|span| {
+            spans.push(span);
+            if spans.len() < TOGETHER { Ok(()) } else { report(&std::mem::take(&mut *spans)) }
+        });
+        if let Err(failure) = told {
+            tracing::warn!(%failure, "kernels are not timed");
+        }
+        Ok(())
     }
 }
 
-/// Logs how long kernels took, by their names, and how long nothing ran between them.
+/// An event that comes when all is done that the stream was asked for.
+fn now(device: &Arc<Device>, stream: &Stream) -> Result<Event, Failure> {
+    let event = Event::timed(device)?;
+    stream.mark(&event)?;
+    Ok(event)
+}
+
+fn name(command: &Command) -> String {
+    match command {
+        Command::Launch { kernel, .. } => kernel.clone(),
+        Command::Multiply(matmul) => format!("product {} -> {}", matmul.inputs, matmul.outputs),
+    }
+}
+
+/// Logs how long kernels took, by their names, and all that came between them: copies, graphs, and nothing.
 fn report(spans: &[Span]) -> Result<(), Failure> {
     let (Some(first), Some(last)) = (spans.first(), spans.last()) else { return Ok(()) };
     last.ended.wait()?;
@@ -58,9 +83,9 @@ fn report(spans: &[Span]) -> Result<(), Failure> {
         (*count, *ms) = (*count + 1, *ms + began.ms_until(ended)?);
     }
     let whole = first.began.ms_until(&last.ended)?;
-    let none = whole - kernels.values().map(|(_, ms)| ms).sum::<f32>();
-    let lines = kernels.iter().map(|(name, (count, ms))| (*name, *count, *ms)).chain([("nothing", spans.len(), none)]);
-    for (name, count, ms) in lines {
+    let between = whole - kernels.values().map(|(_, ms)| ms).sum::<f32>();
+    let lines = kernels.iter().map(|(name, (count, ms))| (*name, *count, *ms));
+    for (name, count, ms) in lines.chain([("what came between", spans.len(), between)]) {
         let (us, share) = (1000.0 * ms / count as f32, 100.0 * ms / whole);
         tracing::trace!("{share:5.1} % of {whole:.1} ms: {name}, {count} times {us:.1} us");
     }
