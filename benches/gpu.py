@@ -183,12 +183,13 @@ def many(options):
             if not (folder / file.name).exists():
                 os.link(file, folder / file.name)
     beside = [str(models / "base-adapters") if argument == str(models / "many") else argument for argument in options.command]
+    started = []
     with subprocess.Popen(options.command, stdout=subprocess.PIPE, text=True) as all_of_them:
         for line in all_of_them.stdout:
             print("all loaded:", line, end="", flush=True)
             if "names in" in line:
-                few_alone = subprocess.Popen(beside)
-        sys.exit(few_alone.wait() or all_of_them.wait())
+                started.append(subprocess.Popen(beside))
+    sys.exit(max([all_of_them.wait(), *(process.wait() for process in started)]))
 
 
 def main():

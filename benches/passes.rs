@@ -34,7 +34,9 @@ fn main() {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let _within = runtime.enter();
     let began = Instant::now();
+    let turn = Turn::wait();
     let (serving, workers) = Serving::load(&config, &hub.expect("a folder needs no Hub")).expect("all of it loads");
+    drop(turn);
     let places = serving.registry.places(&config.limits).expect("they were found before");
     println!(
         "{} names in {:.1} s, batches of {} tokens",
@@ -133,10 +135,10 @@ fn report(serving: &Serving, length: usize) {
     let texts: Vec<usize> = rows.iter().map(|row| row.filling(engine, length, seconds)).collect();
     for _ in 0..numbers("ROUNDS", "5")[0] {
         for (row, &texts) in rows.iter_mut().zip(&texts) {
-            let waited = waited();
+            let before = waited();
             let taken = row.run(engine, length, 0..texts);
             row.rates.push((texts * length) as f64 / taken);
-            row.idle.push((self::waited() - waited) / taken);
+            row.idle.push((waited() - before) / taken);
             let alone: Vec<f64> = (0..100).map(|text| row.run(engine, length, text..text + 1)).collect();
             row.latencies.extend(alone);
         }
@@ -180,8 +182,8 @@ impl Drop for Turn {
 /// Seconds that threads of GPUs have waited for them so far.
 fn waited() -> f64 {
     let metrics = veneer::telemetry::metrics().render();
-    let sum = metrics.lines().find_map(|line| line.strip_prefix("veneer_gpu_wait_seconds_sum "));
-    sum.map_or(0.0, |sum| sum.parse().expect("a number"))
+    let sums = metrics.lines().filter(|line| line.starts_with("veneer_gpu_wait_seconds_sum"));
+    sums.map(|line| line.rsplit(' ').next().and_then(|sum| sum.parse::<f64>().ok()).expect("a number")).sum()
 }
 
 fn median(numbers: &mut [f64]) -> f64 {

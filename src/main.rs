@@ -20,7 +20,7 @@ use veneer::telemetry;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// After draining, for batches that are computed.
-const GRACE: Duration = Duration::from_secs(1);
+const GRACE: Duration = Duration::from_secs(2);
 
 /// A bad configuration, or files that do not load.
 const REFUSED: u8 = 2;
@@ -89,18 +89,18 @@ fn serve(config: Config, environment: &BTreeMap<String, String>) -> anyhow::Resu
         };
         app.ready(serving);
         println!("veneer is ready on http://{address} after {} ms", began.elapsed().as_millis());
-        server.await??;
-        // Nothing computes when the process ends, whoever was cut off. A connection that was keeps its app, and so a thread
-        // that waits for it.
+        let served = server.await;
+        // Nothing is to compute when the process ends, though a connection that was cut off keeps its app until then.
         app.end();
-        drop(app);
         let joined = tokio::task::spawn_blocking(move || workers.join());
         match tokio::time::timeout(GRACE, joined).await {
-            Ok(joined) => Ok(joined??),
-            Err(_) => Ok(()),
+            Ok(joined) => joined??,
+            Err(_) => tracing::warn!("a batch is computed for too long to wait for it"),
         }
+        Ok(served??)
     });
-    runtime.shutdown_timeout(GRACE);
+    // Whatever is still read or written is no longer waited for.
+    runtime.shutdown_background();
     outcome
 }
 

@@ -63,7 +63,7 @@ fn describe() {
     describe_histogram!("veneer_forward_seconds", "Time of one batch on the device");
     describe_histogram!(
         "veneer_gpu_wait_seconds",
-        "Time that a GPU's thread, with nothing else to do, waited for a batch; where it is 0 under load, the GPU waits for the thread"
+        "Time that a GPU's thread, with nothing else to do, waited for a batch; where it is 0 under load, the GPU waits for it"
     );
     describe_counter!("veneer_batches_total", "Batches, by the number of their device in the configuration");
     describe_counter!("veneer_batches_halved_total", "Batches that did not fit into a device's memory");
@@ -96,9 +96,9 @@ pub fn brought(is_there: bool) {
     counter!("veneer_adapters_brought_total", "result" => if is_there { "ok" } else { "failed" }).increment(1);
 }
 
-/// A GPU's thread has waited for a batch.
-pub fn waited(time: Duration) {
-    histogram!("veneer_gpu_wait_seconds").record(time);
+/// The thread of the GPU of so many has waited for a batch.
+pub fn waited(device: usize, time: Duration) {
+    histogram!("veneer_gpu_wait_seconds", "device" => device.to_string()).record(time);
 }
 
 /// A GPU was asked for a list of kernels at once.

@@ -261,3 +261,29 @@ fn a_caller_that_never_finishes_does_not_hold_up_the_end() {
     assert_eq!(server.child.wait().unwrap().code(), Some(0));
     assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
 }
+
+#[test]
+fn who_still_waits_when_draining_takes_too_long_is_told_so() {
+    let args =
+        ["--drain-timeout-s", "1", "--threads", "1", "--max-batch-tokens", "64", "--max-queued-tokens", "100000000"];
+    let mut server = Server::start(&[&["--model", &named("base", "bert/base")][..], &args].concat(), &[]);
+    let text = "the quick brown fox jumps over the lazy dog ".repeat(4);
+    let body = serde_json::json!({"model": "base", "input": vec![text; 2048], "truncate": true}).to_string();
+    let ask = |_| {
+        let mut stream = TcpStream::connect(&server.address).unwrap();
+        stream.write_all(post(&body).as_bytes()).unwrap();
+        stream
+    };
+    let callers: Vec<TcpStream> = (0..40).map(ask).collect();
+    server.signal("-TERM");
+    let mut refused = 0;
+    for mut stream in callers {
+        let mut reply = String::new();
+        stream.read_to_string(&mut reply).unwrap();
+        let is_refused = reply.contains("503 Service Unavailable") && reply.contains("shutting down");
+        assert!(is_refused || reply.contains("200 OK"), "a reply that is cut off: {reply}");
+        refused += usize::from(is_refused);
+    }
+    assert!(refused > 0, "there was time for all of them");
+    assert_eq!(server.child.wait().unwrap().code(), Some(0));
+}

@@ -104,8 +104,8 @@ pub fn part(tokens: impl Iterator<Item = usize>, idle: usize) -> usize {
 /// Packs ordered sequences of one model, for the device of so many's replicas.
 pub fn pack<'a>(sequences: impl Iterator<Item = (&'a Sequence, &'a Laid)> + Clone, device: usize) -> Batch {
     let tokens = sequences.clone().map(|(sequence, _)| sequence.ids.len()).sum();
-    let (ids, segments) = (Vec::with_capacity(tokens), Vec::new());
-    let mut batch = Batch { ids, offsets: vec![0], prompts: Vec::new(), segments };
+    let mut batch =
+        Batch { ids: Vec::with_capacity(tokens), offsets: vec![0], prompts: Vec::new(), segments: Vec::new() };
     let mut before: Option<&Target> = None;
     for (index, (Sequence { ids, prompt_tokens, target }, laid)) in sequences.enumerate() {
         batch.ids.extend_from_slice(ids);

@@ -77,7 +77,7 @@ pub struct Place {
     pub adapter_bytes_max: usize,
 }
 
-/// The way in to the devices. Dropping it ends the workers once the queue is empty.
+/// The way in to the devices. Dropping it ends the workers once the queue is empty, and [`Engine::end`] before that.
 pub struct Engine {
     queue: Arc<Queue>,
     permits: Arc<Semaphore>,
@@ -92,7 +92,7 @@ struct Gauge {
     tokens_per_second: AtomicU64,
 }
 
-/// The threads of all devices. They end once the engine is dropped and its queue is empty.
+/// The threads of all devices. They end once the engine is dropped and its queue is empty, or after [`Engine::end`].
 pub struct Workers(Vec<JoinHandle<()>>);
 
 impl Workers {
@@ -119,6 +119,9 @@ pub struct Admission {
 pub fn received(reply: std::result::Result<Result<Vec<f32>>, oneshot::error::RecvError>) -> Result<Vec<f32>> {
     reply.unwrap_or_else(|_| Err(worker_is_gone()))
 }
+
+/// What is said to who comes too late.
+const ENDS: Error = Error::Unavailable("shutting down");
 
 fn worker_is_gone() -> Error {
     Error::Internal("the worker is gone".into())
@@ -183,7 +186,8 @@ impl Engine {
         }
         self.ask_for_adapters(&jobs);
         // Every job holds a permit or more, which bounds the queue.
-        if self.queue.push(jobs) { Ok(receivers) } else { Err(worker_is_gone()) }
+        self.queue.push(jobs)?;
+        Ok(receivers)
     }
 
     /// Lets adapters that are not there be brought while a device computes something else. Of several devices it is not
@@ -196,12 +200,14 @@ impl Engine {
         }
     }
 
-    /// Lets the workers end once they have done what they compute; what waits is refused.
+    /// Lets the workers end once they have done what they compute; what waits is refused, and whatever comes.
     pub fn end(&self) {
-        for job in self.queue.end() {
+        for Job { reply, permit, .. } in self.queue.end() {
+            drop(permit);
             // A caller that has gone meanwhile is no error.
-            let _ = job.reply.send(Err(Error::Unavailable("shutting down")));
+            let _ = reply.send(Err(ENDS));
         }
+        self.workers.iter().for_each(|worker| worker.residents.end());
     }
 
     /// Whether every device has its worker.

@@ -1,6 +1,7 @@
 //! What was asked for and nobody has begun: one queue, whatever the number of devices that take from it.
 
-use super::Job;
+use super::{ENDS, Job, worker_is_gone};
+use crate::error::Result;
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
@@ -31,17 +32,23 @@ impl Queue {
         Self { waiting: Mutex::new(waiting), changed: Condvar::new() }
     }
 
-    /// Appends jobs; false where no worker will take them.
-    pub fn push(&self, jobs: Vec<Job>) -> bool {
+    /// Appends jobs.
+    ///
+    /// # Errors
+    /// Where no worker will take them.
+    pub fn push(&self, jobs: Vec<Job>) -> Result<()> {
         let mut waiting = self.lock();
-        if waiting.workers == 0 || waiting.is_closed {
-            return false;
+        if waiting.is_closed {
+            return Err(ENDS);
+        }
+        if waiting.workers == 0 {
+            return Err(worker_is_gone());
         }
         waiting.jobs.extend(jobs);
         drop(waiting);
         // One that is busy looks when it is done; one that waits may be the one that cannot have this yet.
         self.changed.notify_all();
-        true
+        Ok(())
     }
 
     /// Lets workers end once it is empty.

@@ -2,6 +2,7 @@
 //! what waits for it stays in the queue and all else goes on; where there is no room for it, those that were not asked for
 //! the longest make room.
 
+use super::ENDS;
 use super::queue::Queue;
 use super::room::Known;
 use crate::error::{Error, Result};
@@ -54,7 +55,8 @@ pub struct Residents {
 struct Bringing {
     bytes_max: usize,
     known: Arc<Mutex<Known<Arc<Adapter>>>>,
-    errands: SyncSender<Errand>,
+    /// None once no more are to be brought.
+    errands: Mutex<Option<SyncSender<Errand>>>,
 }
 
 struct Errand {
@@ -86,7 +88,15 @@ impl Residents {
             move || bring(&coming, &known, &queue)
         });
         let thread = thread.map_err(|e| Error::Internal(format!("cannot start a thread for adapters: {e}")))?;
+        let errands = Mutex::new(Some(errands));
         Ok((Self { bringing: Some(Bringing { bytes_max, known, errands }) }, Some(thread)))
+    }
+
+    /// Lets the thread that brings them end.
+    pub fn end(&self) {
+        if let Some(bringing) = &self.bringing {
+            *lock(&bringing.errands) = None;
+        }
     }
 
     /// Begins another look through the queue: what is found from now on does not make room for what is found later.
@@ -132,7 +142,7 @@ impl Bringing {
         let bytes = adapter.bytes();
         if known.make_room(bytes) {
             let errand = Errand { model: model.clone(), adapter: adapter.clone() };
-            match self.errands.try_send(errand) {
+            match lock(&self.errands).as_ref().ok_or(ENDS)?.try_send(errand) {
                 Ok(()) => known.expect(key, adapter.clone(), bytes),
                 // The next that comes wakes the queue.
                 Err(TrySendError::Full(_)) => {}

@@ -53,7 +53,7 @@ impl Worker {
         Ok(Self { queue, index, device, gauge, batch_tokens_max, is_lost, threads, callers })
     }
 
-    /// Runs until the engine is gone and the queue is empty, or the device is lost.
+    /// Runs until the queue is closed and empty, or the device is lost.
     pub fn run(self) {
         let mut flying: Option<Flight> = None;
         while !self.is_lost.load(Ordering::Relaxed) {
@@ -153,11 +153,14 @@ impl Worker {
     /// Waits for a batch and answers its jobs. One that does not fit into a device's memory is begun again in halves.
     fn land(&self, flight: Option<Flight>) {
         let Some(Flight { mut jobs, tokens, segments, vectors, began, computing, beside }) = flight else { return };
-        let waiting = Instant::now();
-        let result = vectors.and_then(|vectors| whole(|| vectors.wait()));
-        if !self.device.is_cpu() {
-            telemetry::waited(waiting.elapsed());
-        }
+        let result = vectors.and_then(|vectors| {
+            let waiting = Instant::now();
+            let vectors = whole(|| vectors.wait());
+            if !self.device.is_cpu() {
+                telemetry::waited(self.index, waiting.elapsed());
+            }
+            vectors
+        });
         if let Err(error) = &result {
             self.heed(error);
         }
@@ -193,10 +196,11 @@ impl Worker {
         let callers = self.callers.as_ref().filter(|_| jobs.len() > FEW);
         let (mut jobs, vectors) = (jobs.into_iter().map(|(job, _)| job).enumerate(), Arc::new(vectors));
         while jobs.len() > 0 {
-            let (some, vectors): (Vec<_>, _) = (jobs.by_ref().take(AT_ONCE).collect(), vectors.clone());
+            let some: Vec<_> = jobs.by_ref().take(AT_ONCE).collect();
+            let vectors = vectors.clone();
             let say = move || {
                 let answers = some.into_iter().map(|(place, job)| {
-                    let vector = vectors.of(place).and_then(|vector| finite(vector, &job.sequence));
+                    let vector = finite(vectors.of(place), &job.sequence);
                     (job, vector)
                 });
                 answer(answers.collect(), began);

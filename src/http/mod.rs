@@ -133,7 +133,11 @@ pub fn router(app: Arc<App>) -> Router {
         .with_state(app)
 }
 
-/// Serves until `shutdown` is done and the requests under way are answered, or the drain's deadline has passed.
+/// After the drain's deadline, for what is said to those who are cut off.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// Serves until `shutdown` is done and the requests under way are answered, or the drain's deadline has passed: what waits
+/// then is refused.
 pub async fn serve(
     listener: TcpListener,
     app: Arc<App>,
@@ -145,19 +149,20 @@ pub async fn serve(
         shutdown.await;
         drop(told);
     };
-    let serving = axum::serve(listener, router(app)).with_graceful_shutdown(signal).into_future();
+    let serving = axum::serve(listener, router(app.clone())).with_graceful_shutdown(signal).into_future();
+    let mut serving = std::pin::pin!(serving);
     let cut_off = async {
         // The sender is dropped once shutdown begins.
         while drained.changed().await.is_ok() {}
         tokio::time::sleep(deadline).await;
     };
     tokio::select! {
-        ended = serving => ended,
-        () = cut_off => {
-            tracing::warn!(seconds = deadline.as_secs(), "drain timed out, requests under way are cut off");
-            Ok(())
-        }
+        ended = &mut serving => return ended,
+        () = cut_off => {}
     }
+    tracing::warn!(seconds = deadline.as_secs(), "drain timed out, requests under way are cut off");
+    app.end();
+    tokio::time::timeout(LAST_WORDS, serving).await.unwrap_or(Ok(()))
 }
 
 fn span<B>(request: &axum::http::Request<B>) -> tracing::Span {

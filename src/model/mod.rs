@@ -183,11 +183,10 @@ impl Model {
         Ok(Arc::new(laid?))
     }
 
-    /// One vector a sequence, in the batch's order: one pass of the transformer, the pipelines by segment, one copy
-    /// to the host.
+    /// One vector a sequence, in the batch's order: one pass of the transformer, and the pipelines by segment.
     pub fn embed(&self, batch: &Batch) -> Result<Vec<Vec<f32>>> {
         let vectors = self.begin(batch)?.wait()?;
-        (0..batch.offsets.len() - 1).map(|sequence| vectors.of(sequence)).collect()
+        Ok((0..batch.offsets.len() - 1).map(|sequence| vectors.of(sequence)).collect())
     }
 
     /// The same, which on a GPU is not there yet when this returns.
@@ -223,14 +222,16 @@ impl Model {
             };
             parts.push((sequences, first.pipeline.forward(&states)?.depart()?));
         }
-        Ok(Pending { parts })
+        Ok(Pending { parts, sequences: batch.offsets.len() - 1 })
     }
 }
 
 /// A batch's vectors on their way.
 pub struct Pending {
-    /// Some sequences each, in order.
+    /// Some sequences each.
     parts: Vec<(Range<usize>, Departed)>,
+    /// In all.
+    sequences: usize,
 }
 
 impl Pending {
@@ -239,32 +240,33 @@ impl Pending {
     /// # Errors
     /// What went wrong on a GPU meanwhile.
     pub fn wait(self) -> Result<Vectors> {
-        let arrived = |(sequences, part): (Range<usize>, Departed)| {
-            let rows = part.wait_rows()?;
-            match rows.count() == sequences.len() {
-                true => Ok((sequences, rows)),
-                false => Err(Error::Internal(format!("{} vectors of sequences {sequences:?}", rows.count()))),
+        let mut parts: Vec<(Range<usize>, Arrived)> = Vec::with_capacity(self.parts.len());
+        for (sequences, part) in self.parts {
+            let (rows, before) = (part.wait_rows()?, parts.last().map_or(0, |(before, _)| before.end));
+            if sequences.start != before || rows.count() != sequences.len() {
+                return Err(Error::Internal(format!("{} vectors of sequences {sequences:?}", rows.count())));
             }
-        };
-        Ok(Vectors { parts: self.parts.into_iter().map(arrived).collect::<Result<_>>()? })
+            parts.push((sequences, rows));
+        }
+        match parts.last().map_or(0, |(last, _)| last.end) == self.sequences {
+            true => Ok(Vectors { parts }),
+            false => Err(Error::Internal("segments do not cover the batch".into())),
+        }
     }
 }
 
 /// A batch's vectors on the host.
 pub struct Vectors {
-    /// A row for each of some sequences.
+    /// A row for each of some sequences, of all in order.
     parts: Vec<(Range<usize>, Arrived)>,
 }
 
 impl Vectors {
-    /// A copy of a sequence's.
-    ///
-    /// # Errors
-    /// Where the batch had no such sequence.
-    pub fn of(&self, sequence: usize) -> Result<Vec<f32>> {
-        let part = self.parts.iter().find(|(sequences, _)| sequences.contains(&sequence));
-        let (sequences, rows) = part.ok_or_else(|| Error::Internal("segments do not cover the batch".into()))?;
-        Ok(rows.row(sequence - sequences.start))
+    /// A copy of that of one of the batch's sequences.
+    pub fn of(&self, sequence: usize) -> Vec<f32> {
+        let part = self.parts.partition_point(|(sequences, _)| sequences.end <= sequence);
+        let (sequences, rows) = &self.parts[part];
+        rows.row(sequence - sequences.start)
     }
 }
 

@@ -228,7 +228,12 @@ impl Door {
         let hub = Hub::new(HubConfig { home, token: None, endpoint, offline })?;
         let app = Arc::new(App::new(config));
         // Loading blocks, and must not on an async thread.
-        let load = || Serving::load(&app.config, &hub);
+        let callers = tokio::runtime::Handle::try_current();
+        let load = || {
+            // As in the server, where answers are given from where callers wait.
+            let _within = callers.as_ref().ok().map(|callers| callers.enter());
+            Serving::load(&app.config, &hub)
+        };
         let (serving, workers) = std::thread::scope(|scope| scope.spawn(load).join()).unwrap()?;
         app.ready(serving);
         veneer::telemetry::metrics();
