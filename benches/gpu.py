@@ -76,8 +76,8 @@ def steps(options):
     for name, lengths in [("base", "512,32"), ("mini", "32")]:
         # Of fewer tokens, what is between two products lies in a cache; 11 and 22 texts of 512 occupy all multiprocessors.
         for most in ["auto", "16384", "11264", "5632"]:
-            limit = [] if most == "auto" else ["--max-batch-tokens", most]
-            command, environment = passes(name, f"{name}-adapters", *limit, LENGTHS=lengths)
+            limit, counts = ([], "1,64") if most == "auto" else (["--max-batch-tokens", most], "64")
+            command, environment = passes(name, f"{name}-adapters", *limit, LENGTHS=lengths, ADAPTERS=counts)
             yield f"passes-{name}-{most}", 60, command, environment
         command, environment = passes(name, f"{name}-adapters", log="trace", LENGTHS=lengths, ADAPTERS="64", ROUNDS="1")
         yield f"timeline-{name}", 60, command, environment
