@@ -62,9 +62,22 @@ impl Server {
 
     /// Returns once an embedding request is under way.
     fn wait_for_a_request(&self) {
+        self.wait_for_requests(1);
+    }
+
+    /// Until so many are under way, or answered.
+    fn wait_for_requests(&self, count: usize) {
         let begun = Instant::now();
-        while !self.call("GET /metrics HTTP/1.0\r\n\r\n").contains("veneer_requests_running 1\n") {
-            assert!(begun.elapsed() < Duration::from_secs(10), "no request is under way");
+        loop {
+            let metrics = self.call("GET /metrics HTTP/1.0\r\n\r\n");
+            let number = |name: &str| {
+                let value = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+                value.map_or(0, |value| value.parse::<usize>().unwrap())
+            };
+            if number("veneer_requests_running") + number("te_request_count") == count {
+                return;
+            }
+            assert!(begun.elapsed() < Duration::from_secs(10), "not {count} requests are under way:\n{metrics}");
         }
     }
 
@@ -275,6 +288,7 @@ fn who_still_waits_when_draining_takes_too_long_is_told_so() {
         stream
     };
     let callers: Vec<TcpStream> = (0..40).map(ask).collect();
+    server.wait_for_requests(callers.len());
     server.signal("-TERM");
     let mut refused = 0;
     for mut stream in callers {
