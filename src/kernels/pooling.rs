@@ -23,6 +23,12 @@ pub enum Pooling {
     LastToken,
 }
 
+impl Pooling {
+    /// Every mode.
+    pub const ALL: [Self; 6] =
+        [Self::Cls, Self::Max, Self::Mean, Self::MeanSqrtLen, Self::WeightedMean, Self::LastToken];
+}
+
 /// `hidden [tokens, width]` and the sequences' offsets -> `[sequences, width]`. Of each sequence the first `left_out`
 /// tokens, one number a sequence, do not count; none of them: an empty slice. Sums are in f32. Where no token counts, a
 /// mean and the last token are 0, the maximum is -inf, and `Cls` is the first token after all, of which a sequence must

@@ -194,14 +194,11 @@ pub struct Door {
     workers: Option<Workers>,
 }
 
-/// Waits for the workers, where nobody else holds the app: a GPU's driver does not bear threads that use it while a process
-/// ends.
+/// Waits for the workers: a GPU's driver does not bear threads that use it while a process ends.
 impl Drop for Door {
     fn drop(&mut self) {
-        self.router = Router::new();
-        let loading = Arc::new(App::new(self.app.config.clone()));
-        let is_last = Arc::try_unwrap(std::mem::replace(&mut self.app, loading)).is_ok();
-        if let Some(workers) = self.workers.take().filter(|_| is_last) {
+        self.app.end();
+        if let Some(workers) = self.workers.take() {
             let joined = workers.join();
             // A second panic would hide the first.
             assert!(std::thread::panicking() || joined.is_ok(), "{joined:?}");

@@ -70,14 +70,7 @@ mod tests {
             let hidden = hidden.narrow(0, 10, 30).unwrap();
             assert!(hidden.rest().is_some());
             let whole = hidden.whole().unwrap();
-            for mode in [
-                Pooling::Cls,
-                Pooling::Max,
-                Pooling::Mean,
-                Pooling::MeanSqrtLen,
-                Pooling::WeightedMean,
-                Pooling::LastToken,
-            ] {
+            for mode in Pooling::ALL {
                 let read = |hidden: &Array, left_out: &[usize]| {
                     let y = pool(hidden, &offsets, left_out, mode).unwrap();
                     y.depart().unwrap().wait().unwrap().to_vec2::<f32>().unwrap()

@@ -97,7 +97,6 @@ impl Multiplier {
         if matmul.accumulate {
             return None;
         }
-        stream.synchronize().ok()?;
         let together = |algorithm: &Algorithm, tries: u32| {
             let began = Instant::now();
             (0..tries).try_for_each(|_| self.submit(product, algorithm)).ok()?;

@@ -155,8 +155,6 @@ fn activations(shape: &Shape) -> Vec<Case> {
 
 fn pools(shape: &Shape) -> Vec<Case> {
     let hidden = shape.rows();
-    let modes =
-        [Pooling::Cls, Pooling::Max, Pooling::Mean, Pooling::MeanSqrtLen, Pooling::WeightedMean, Pooling::LastToken];
     let case = |mode| {
         let (hidden, offsets) = (hidden.clone(), shape.offsets.clone());
         let left_out: Vec<usize> = offsets.windows(2).map(|span| (span[1] - span[0]) / 2).collect();
@@ -165,7 +163,7 @@ fn pools(shape: &Shape) -> Vec<Case> {
             Ok(Box::new(move || pool(&hidden, &offsets, &left_out, mode)))
         })
     };
-    let mut cases: Vec<Case> = modes.into_iter().map(case).collect();
+    let mut cases: Vec<Case> = Pooling::ALL.map(case).into();
     cases.extend([odd_pool(shape), pool_of_sum(shape)]);
     cases
 }
