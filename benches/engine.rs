@@ -93,7 +93,7 @@ impl Sizes {
             bias: None,
             is_half: format.rounds(),
         };
-        let seconds = median(|| attention(&q, &k, &v, &op).unwrap());
+        let seconds = median(|| attention(&q, &k, &v, &op, None).unwrap());
         line("attention", seconds, 4.0 * (tokens * length * hidden) as f64);
         let (weight, bias) = (vector(hidden), vector(hidden));
         let (kind, eps) = (NormKind::Layer, 1e-12);

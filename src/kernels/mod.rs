@@ -33,7 +33,7 @@ pub use {cuda::asked, sample::normal};
 
 pub use activation::{Activation, Active, Gate};
 pub use attention::Attention;
-pub use cuda::{Change, HostFactors, Spans, TRIED_ROWS, rounded_rows};
+pub use cuda::{Attended, Change, HostFactors, Late, Spans, TRIED_ROWS, rounded_rows};
 pub use device::Device;
 pub use disentangled::Disentangled;
 pub use finite::all_finite;

@@ -3,7 +3,7 @@
 //! its argument's type, and sums with a residual, in which layers pass hidden states on, are f32, or 24 bits of it.
 
 use super::attention::Attention;
-use super::cuda::{self, Array};
+use super::cuda::{self, Array, Late};
 use super::disentangled::Disentangled;
 use super::sequences::Sequences;
 use super::tensor::Tensor;
@@ -55,17 +55,18 @@ pub fn activate(x: &Tensor, activation: Activation, gate: Gate) -> Result<Tensor
     })
 }
 
-/// See the twins.
-pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, op: &Attention<Tensor>) -> Result<Tensor> {
+/// See the twins. Nothing is left to attention on the CPU.
+pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, op: &Attention<Tensor>, late: Option<&Late>) -> Result<Tensor> {
     let Attention { offsets, scale, causal, window, bias, is_half } = *op;
     Ok(match q {
+        Tensor::Cpu(_) if late.is_some() => return Err(elsewhere()),
         Tensor::Cpu(q) => {
             let op = Attention { offsets, scale, causal, window, bias: on_cpu(bias)?, is_half };
             super::attention::attention(q, k.cpu()?, v.cpu()?, &op)?.into()
         }
         Tensor::Gpu(q) => {
             let op = Attention { offsets, scale, causal, window, bias: on_gpu(bias)?, is_half };
-            Tensor::Gpu(cuda::attention(q, k.array()?, v.array()?, &op)?)
+            Tensor::Gpu(cuda::attention(q, k.array()?, v.array()?, &op, late)?)
         }
     })
 }

@@ -1,7 +1,7 @@
 //! What adapters add to a product, on a GPU also how they scale and shift its columns: row range by row range on the CPU,
 //! for all of a batch at once on a GPU.
 
-use super::cuda::{self, Change, HostFactors, Spans};
+use super::cuda::{self, Attended, Change, HostFactors, Late, Spans};
 use super::device::Device;
 use super::packed::Update;
 use super::tensor::Tensor;
@@ -79,17 +79,16 @@ impl Factors {
 pub struct Touched(Option<cuda::Touched>);
 
 impl Touched {
-    /// Row ranges of adapters.
-    pub fn new<'a>(segments: impl Iterator<Item = (Range<usize>, &'a Factors)>) -> Result<Self> {
-        Ok(Self(cuda::Touched::new(segments.map(|(rows, factors)| (rows, &factors.0)))?))
+    /// Row ranges of adapters, of whole sequences with these offsets.
+    pub fn new<'a>(segments: impl Iterator<Item = (Range<usize>, &'a Factors)>, offsets: &[usize]) -> Result<Self> {
+        Ok(Self(cuda::Touched::new(segments.map(|(rows, factors)| (rows, &factors.0)), offsets)?))
     }
 
-    /// How the product of `x [tokens, in]` is changed at these sites.
-    pub fn updates(&self, spans: &Spans, x: &Tensor) -> Result<Updates> {
-        let grouped = match (&self.0, x) {
-            (Some(touched), Tensor::Gpu(x)) => touched.shrink(spans, x)?,
-            _ => None,
-        };
-        Ok(grouped.map_or_else(Updates::none, |grouped| Updates::Grouped(grouped.into())))
+    /// How the product of `x [tokens, in]` is changed at these sites, but for what is left to the attention that reads it.
+    pub fn updates(&self, spans: &Spans, x: &Tensor, attended: Option<&Attended>) -> Result<(Updates, Option<Late>)> {
+        let (Some(touched), Tensor::Gpu(x)) = (&self.0, x) else { return Ok((Updates::none(), None)) };
+        let Some(mut grouped) = touched.shrink(spans, x)? else { return Ok((Updates::none(), None)) };
+        let late = attended.and_then(|attended| touched.leave(&mut grouped, attended));
+        Ok((Updates::Grouped(grouped.into()), late))
     }
 }

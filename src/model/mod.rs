@@ -199,7 +199,8 @@ impl Model {
 
     fn ask(&self, batch: &Batch) -> Result<Pending> {
         let rows = |segment: &Segment| batch.offsets[segment.sequences.start]..batch.offsets[segment.sequences.end];
-        let plan = Plan::new(batch.segments.iter().map(|segment| (rows(segment), segment.adapter.clone())))?;
+        let plan =
+            Plan::new(batch.segments.iter().map(|segment| (rows(segment), segment.adapter.clone())), &batch.offsets)?;
         let sequences = Sequences::new(batch.offsets.clone(), &self.device)?;
         let mut layers = Vec::new();
         let kept = batch.segments.iter().any(|segment| segment.pipeline.reads_layers()).then_some(&mut layers);

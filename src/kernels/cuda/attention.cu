@@ -2,17 +2,22 @@
 #include "attention_warp.cuh"
 
 /// Where a block's memory has room for two stages, of keys and their values, the next stage arrives while one is
-/// multiplied; else keys arrive while values are multiplied, and values while keys are.
-template <typename T, int D, int TIMES> __device__ inline void attend(const Task<T> &task) {
+/// multiplied; else keys arrive while values are multiplied, and values while keys are. Late changes need two stages.
+template <typename T, int D, int TIMES, bool IS_LATE>
+__device__ inline void attend(const Task<T> &task, const Changes<T> &changes = {}) {
     constexpr int KEYS = D <= 128 ? 64 : 32, STAGES = D <= 64 ? 2 : 1, SIZE = KEYS * PADDED<T, D>;
-    constexpr int ROWS = QUERIES * TIMES;
-    SHARED(T, memory, 2 * SIZE * STAGES);
+    constexpr int ROWS = QUERIES * TIMES, FACTORS = IS_LATE ? KEYS * PADDED<T, LATE_RANKS> : 0;
+    static_assert(!IS_LATE || STAGES == 2, "factors arrive with values");
+    SHARED(T, memory, (2 * SIZE + FACTORS) * STAGES);
     static_assert(2 * KEYS >= ROWS, "queries pass through the memory of a stage");
+    auto factors_of = [&](int stage) { return memory + 2 * SIZE * STAGES + stage * FACTORS; };
     Warp<T, D, TIMES, KEYS> warp;
     int start = task.sight.first(task.first), end = task.sight.past(task.past - 1);
     auto load = [&](int stage, bool is_value, int key) {
         T *target = memory + (2 * stage + is_value) * SIZE;
         load_head<T, D, TIMES, KEYS>(target, task, is_value ? task.v : task.k, key, end);
+        if (!IS_LATE || !is_value || changes.v.rank == 0) return;
+        load_factors<T, KEYS>(factors_of(stage), changes.v, key, end);
     };
     load_head<T, D, TIMES, ROWS>(memory, task, task.q, task.first, task.past);
     if (STAGES == 2) {
@@ -22,6 +27,7 @@ template <typename T, int D, int TIMES> __device__ inline void attend(const Task
     wait_for_copies();
     barrier();
     warp.load(memory);
+    if (IS_LATE && changes.q.rank > 0) warp.change(task, changes.q);
     if (STAGES == 1) {
         barrier();
         load(0, false, start);
@@ -47,19 +53,20 @@ template <typename T, int D, int TIMES> __device__ inline void attend(const Task
         if (is_seen) {
             auto biases = [&](int query, int key) { return task.biases(query, key); };
             warp.weigh(task, key, task.is_plain(key, KEYS), biases);
-            warp.multiply_values(values);
+            warp.multiply_values(values, IS_LATE && changes.v.rank > 0 ? factors_of(stage) : nullptr);
         }
         stage = STAGES - 1 - stage;
     }
-    warp.write(task);
+    warp.write(task, changes.v);
 }
 
 /// Of a sequence of no more than FEW tokens a block has two heads, each half of it one.
 constexpr int FEW = QUERIES / 2;
 
-template <typename T, int D> __device__ inline void attend_two(const Call<T> &call, int heads) {
+template <typename T, int D, bool IS_LATE>
+__device__ inline void attend_two(const Call<T> &call, int heads, const AllChanges<T> &all) {
     constexpr int HALF = THREADS / 2, SIZE = FEW * PADDED<T, D>;
-    SHARED(T, memory, 2 * 3 * SIZE);
+    SHARED(T, memory, 2 * 3 * SIZE + (IS_LATE ? FEW * PADDED<T, LATE_RANKS> : 0));
     int half = threadIdx.x / HALF, head = 2 * blockIdx.y + half;
     Task<T> task = call.task(call.tiles[gridDim.x - 1 - blockIdx.x], FEW, min(head, heads - 1), heads);
     T *queries = memory + half * 3 * SIZE, *keys = queries + SIZE, *values = keys + SIZE;
@@ -67,42 +74,65 @@ template <typename T, int D> __device__ inline void attend_two(const Call<T> &ca
     load_wide<T, D, FEW, HALF>(queries, task, task.q, start, end);
     load_wide<T, D, FEW, HALF>(keys, task, task.k, start, end);
     load_wide<T, D, FEW, HALF>(values, task, task.v, start, end);
+    Changes<T> changes = {};
+    if (IS_LATE) changes = changes_of(task, all);
+    // Of both heads the same.
+    T *factors = changes.v.rank > 0 ? memory + 2 * 3 * SIZE : nullptr;
+    if (factors) load_factors<T, FEW>(factors, changes.v, start, end);
     wait_for_copies();
     barrier();
     Warp<T, D, 1, FEW, HALF / WARP> warp;
     if (head >= heads || warp.first() >= end - start) return;
     warp.load(queries);
+    if (changes.q.rank > 0) warp.change(task, changes.q);
     warp.multiply_keys(keys);
     auto biases = [&](int query, int key) { return task.biases(query, key); };
     warp.weigh(task, start, task.is_plain(start, FEW), biases);
-    warp.multiply_values(values);
-    warp.write(task);
+    warp.multiply_values(values, factors);
+    warp.write(task, changes.v);
 }
 
-// Two heads a block.
-#define ATTENTION_OF_TWO(NAME, T, D)                                                                                   \
-    KERNEL(NAME, CALL_PARAMETERS(T), int heads) { attend_two<T, D>(CALL(T), heads); }
+#define ATTENTION_OF(D, TYPE, T) ATTENTION(attention_##TYPE##_##D, T, QUERIES, (attend<T, D, 1, false>))
 
-#define ATTENTION_OF_TWO_OF_WIDTH(D)                                                                                   \
-    ATTENTION_OF_TWO(attention_two_bf16_##D, bf16, D)                                                                  \
-    ATTENTION_OF_TWO(attention_two_f16_##D, f16, D)
-
-#define ATTENTION_OF_WIDTH(D)                                                                                          \
-    ATTENTION(attention_bf16_##D, bf16, QUERIES, (attend<bf16, D, 1>))                                                 \
-    ATTENTION(attention_f16_##D, f16, QUERIES, (attend<f16, D, 1>))
+// Narrow heads, of which four blocks run at once if nobody takes a register too many.
+#define ATTENTION_OF_NARROW(D, TYPE, T)                                                                                \
+    CROWDED_KERNEL(4, attention_##TYPE##_##D, CALL_PARAMETERS(T)) { attend<T, D, 1, false>(TASK(T, QUERIES)); }
 
 // Of twice as many queries a block; wider heads would not fit into registers.
-#define ATTENTION_OF_MANY(D)                                                                                           \
-    ATTENTION(attention_many_bf16_##D, bf16, 2 * QUERIES, (attend<bf16, D, 2>))                                        \
-    ATTENTION(attention_many_f16_##D, f16, 2 * QUERIES, (attend<f16, D, 2>))
+#define ATTENTION_OF_MANY(D, TYPE, T)                                                                                  \
+    ATTENTION(attention_many_##TYPE##_##D, T, 2 * QUERIES, (attend<T, D, 2, false>))
 
-ATTENTION_OF_WIDTH(32)
-ATTENTION_OF_WIDTH(64)
-ATTENTION_OF_WIDTH(96)
-ATTENTION_OF_WIDTH(128)
-ATTENTION_OF_WIDTH(192)
-ATTENTION_OF_WIDTH(256)
-ATTENTION_OF_MANY(32)
-ATTENTION_OF_MANY(64)
-ATTENTION_OF_TWO_OF_WIDTH(32)
-ATTENTION_OF_TWO_OF_WIDTH(64)
+// Two heads a block.
+#define ATTENTION_OF_TWO(D, TYPE, T)                                                                                   \
+    KERNEL(attention_two_##TYPE##_##D, CALL_PARAMETERS(T), int heads) { attend_two<T, D, false>(CALL(T), heads, {}); }
+
+// The same three of what changes late.
+#define LATE_ATTENTION(NAME, T, COUNT, ATTEND)                                                                         \
+    KERNEL(NAME, CALL_PARAMETERS(T), LATE_PARAMETERS(T)) {                                                             \
+        Task<T> task = TASK(T, COUNT);                                                                                 \
+        ATTEND(task, changes_of(task, LATE(T)));                                                                       \
+    }
+
+#define LATE_ATTENTION_OF(D, TYPE, T)                                                                                  \
+    LATE_ATTENTION(attention_late_##TYPE##_##D, T, QUERIES, (attend<T, D, 1, true>))                                   \
+    LATE_ATTENTION(attention_many_late_##TYPE##_##D, T, 2 * QUERIES, (attend<T, D, 2, true>))                          \
+    KERNEL(attention_two_late_##TYPE##_##D, CALL_PARAMETERS(T), int heads, LATE_PARAMETERS(T)) {                       \
+        attend_two<T, D, true>(CALL(T), heads, LATE(T));                                                               \
+    }
+
+#define OF_BOTH_TYPES(KERNELS, D)                                                                                      \
+    KERNELS(D, bf16, bf16)                                                                                             \
+    KERNELS(D, f16, f16)
+
+OF_BOTH_TYPES(ATTENTION_OF_NARROW, 32)
+OF_BOTH_TYPES(ATTENTION_OF_NARROW, 64)
+OF_BOTH_TYPES(ATTENTION_OF, 96)
+OF_BOTH_TYPES(ATTENTION_OF, 128)
+OF_BOTH_TYPES(ATTENTION_OF, 192)
+OF_BOTH_TYPES(ATTENTION_OF, 256)
+OF_BOTH_TYPES(ATTENTION_OF_MANY, 32)
+OF_BOTH_TYPES(ATTENTION_OF_MANY, 64)
+OF_BOTH_TYPES(ATTENTION_OF_TWO, 32)
+OF_BOTH_TYPES(ATTENTION_OF_TWO, 64)
+OF_BOTH_TYPES(LATE_ATTENTION_OF, 32)
+OF_BOTH_TYPES(LATE_ATTENTION_OF, 64)

@@ -5,9 +5,9 @@
 
 #include "tensor_cores.cuh"
 
-/// A block's queries, from the first on, of the sequence of rows start .. end.
+/// A block's queries, from the first on, of the sequence of rows start .. end, and its number.
 struct Queries {
-    int first, start, end, unused;
+    int first, start, end, sequence;
 };
 
 /// Of a block, or half of them.
@@ -59,6 +59,9 @@ template <typename T> struct Task {
     Sight sight;
     /// Queries.
     int first, past;
+    int sequence;
+    /// Their head, and that of keys and values.
+    int head, shared;
     int width;
     /// Whether every row begins at 16 bytes, and its width fills them.
     bool is_wide;
@@ -115,6 +118,8 @@ __device__ inline Task<T> task_of(const Queries &tile, int queries, Head<T> q, H
     task.sight = {tile.start, tile.end, -1, false};
     task.first = tile.first;
     task.past = min(tile.first + queries, tile.end);
+    task.sequence = tile.sequence;
+    task.head = task.shared = head;
     task.width = width;
     task.is_wide = q.is_wide() && k.is_wide() && v.is_wide() && width * sizeof(T) % 16 == 0;
     task.scale = scale * LOG2_E;
@@ -142,6 +147,7 @@ template <typename T> struct Call {
         Head<T> own = {q + head * q_inner, q_outer};
         Head<T> keys = {k + shared * k_inner, k_outer}, values = {v + shared * v_inner, v_outer};
         Task<T> task = task_of(tile, queries, own, keys, values, y, head, heads, width, scale);
+        task.shared = static_cast<int>(shared);
         task.sight.window = window;
         task.sight.is_causal = causal != 0;
         task.bias = bias ? bias + head * (2 * span - 1) + span - 1 : nullptr;
@@ -160,8 +166,8 @@ template <typename T> struct Call {
             window, span                                                                                               \
     }
 
-/// Every block has some queries of a tile.
+/// What a block does that has some queries of a tile.
+#define TASK(T, COUNT) CALL(T).task(tiles[gridDim.x - 1 - blockIdx.x], COUNT, blockIdx.y, gridDim.y)
+
 #define ATTENTION(NAME, T, COUNT, ATTEND)                                                                              \
-    KERNEL(NAME, CALL_PARAMETERS(T)) {                                                                                 \
-        ATTEND(CALL(T).task(tiles[gridDim.x - 1 - blockIdx.x], COUNT, blockIdx.y, gridDim.y));                         \
-    }
+    KERNEL(NAME, CALL_PARAMETERS(T)) { ATTEND(TASK(T, COUNT)); }

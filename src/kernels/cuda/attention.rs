@@ -2,6 +2,7 @@
 
 use super::array::{Array, Rows};
 use super::gpu::Gpu;
+use super::late::Late;
 use super::launch::{Blocks, Launch, suffix};
 use crate::error::{Error, Result};
 use crate::kernels::{Attention, Disentangled};
@@ -30,6 +31,8 @@ const NARROW: [usize; 2] = [32, 64];
 const GROUP_WIDTH: usize = 64;
 const GROUP_THREADS: u32 = 384;
 const GROUP_BYTES: usize = 196_688;
+/// The same where something changes late.
+const LATE_GROUP_BYTES: usize = 215_040;
 
 /// Head widths that disentangled.cu has kernels for.
 const WIDTHS_OF_DISENTANGLED: [usize; 2] = [32, 64];
@@ -37,8 +40,9 @@ const WIDTHS_OF_DISENTANGLED: [usize; 2] = [32, 64];
 /// What kernels read of sequences, made once a batch.
 #[derive(Clone)]
 pub struct Spread {
-    /// Rows of four numbers: first query, first and last-plus-one row of its sequence, and nothing.
+    /// Rows of four numbers: first query, first and last-plus-one row of its sequence, and this one's number.
     tiles: Array,
+    sequences: usize,
     /// Of all sequences, [`TILE`] queries each.
     all: Range<usize>,
     /// Of those among them that have no more than [`FEW`], and no more than that.
@@ -57,9 +61,9 @@ impl Spread {
         let mut positions: Vec<u32> = Vec::with_capacity(offsets.last().copied().unwrap_or(0));
         offsets.windows(2).for_each(|span| positions.extend(0..(span[1] - span[0]) as u32));
         // How a sequence is computed must not depend on those beside it.
-        let sequences = offsets.windows(2).map(|span| span[0]..span[1]);
-        let (few, more): (Vec<_>, Vec<_>) = sequences.partition(|rows| rows.len() <= FEW);
-        let (short, long): (Vec<_>, Vec<_>) = more.into_iter().partition(|rows| rows.len() <= TILE);
+        let sequences = offsets.windows(2).map(|span| span[0]..span[1]).enumerate();
+        let (few, more): (Vec<_>, Vec<_>) = sequences.partition(|(_, rows)| rows.len() <= FEW);
+        let (short, long): (Vec<_>, Vec<_>) = more.into_iter().partition(|(_, rows)| rows.len() <= TILE);
         let each = [(&few, TILE), (&short, TILE), (&long, TILE), (&long, MANY), (&long, MOST)];
         let parts = each.map(|(sequences, queries)| tiles(sequences, queries));
         let mut end = 0;
@@ -70,7 +74,8 @@ impl Spread {
         });
         let tiles = Array::of_numbers(gpu, &parts.concat())?.reshape(&[end, 4])?;
         let positions = Array::of_numbers(gpu, &positions)?;
-        Ok(Self { tiles, all: 0..plain.end, few, short, long, longest, positions })
+        let sequences = offsets.len().saturating_sub(1);
+        Ok(Self { tiles, sequences, all: 0..plain.end, few, short, long, longest, positions })
     }
 
     /// Whether nearly all of the tiles of [`MOST`] queries have so many.
@@ -84,54 +89,63 @@ impl Spread {
     }
 }
 
-fn tiles(sequences: &[Range<usize>], queries: usize) -> Vec<u32> {
-    let tile = |rows: &Range<usize>, first: usize| [first, rows.start, rows.end, 0].map(|number| number as u32);
-    sequences.iter().flat_map(|rows| rows.clone().step_by(queries).flat_map(move |first| tile(rows, first))).collect()
+fn tiles(sequences: &[(usize, Range<usize>)], queries: usize) -> Vec<u32> {
+    let tiles = |(number, rows): &(usize, Range<usize>)| {
+        let (number, start, end) = (*number, rows.start, rows.end);
+        rows.clone().step_by(queries).flat_map(move |first| [first, start, end, number].map(|number| number as u32))
+    };
+    sequences.iter().flat_map(tiles).collect()
 }
 
-/// See the CPU twin; `q`, `k`, `v` are of one type, which is the result's, and the bias is f32.
-pub fn attention(q: &Array, k: &Array, v: &Array, attention: &Attention<Array>) -> Result<Array> {
-    let spread = attention.offsets.spread()?;
-    let heads = q.rows()?;
+/// See the CPU twin; `q`, `k`, `v` are of one type, which is the result's, and the bias is f32. What changes late changes here.
+pub fn attention(q: &Array, k: &Array, v: &Array, attention: &Attention<Array>, late: Option<&Late>) -> Result<Array> {
+    let (spread, heads) = (attention.offsets.spread()?, q.rows()?);
     let span = attention.bias.map_or(0, |bias| bias.dims()[1].div_ceil(2));
     let window = attention.window.map_or(-1, |window| window.min(i32::MAX as usize) as i32);
-    let attended = |parts: &[(Kernel, &Range<usize>)]| {
-        let y = Array::new(q.gpu(), q.dtype(), &[heads.outer, heads.inner * heads.width])?;
-        for (kernel, part) in parts {
-            let (tiles, count) = spread.part(part)?;
-            let launch = Launch::on(q.gpu()).array(&y).array(q).array(k).array(v).array(&tiles);
-            let launch = launch.optional(attention.bias).sizes([heads.inner / k.dims()[1], heads.width]);
-            let launch = strides(launch, [q, k, v])?.float(attention.scale).int(i32::from(attention.causal));
-            let launch = launch.int(window).sizes([span]);
-            match kernel {
-                Kernel::Warps(name) => launch.run(name, [count, heads.inner])?,
-                Kernel::Two(name) => launch.sizes([heads.inner]).run(name, [count, heads.inner.div_ceil(2)])?,
-                Kernel::Warpgroups { name, multiprocessors, queries } => {
-                    let grid = [(count * heads.inner).min(*multiprocessors), 1];
-                    let blocks = Blocks { grid, threads: GROUP_THREADS, shared: GROUP_BYTES };
-                    launch.sizes([heads.inner, count, *queries]).run_in(name, &blocks)?;
-                }
+    let are_wide = !([q, k, v].into_iter().map(is_wide).collect::<Result<Vec<_>>>()?.contains(&false));
+    if let Some(late) = late {
+        late.check(spread.sequences, [heads.outer, heads.width], q.dtype(), are_wide)?;
+    }
+    let y = Array::new(q.gpu(), q.dtype(), &[heads.outer, heads.inner * heads.width])?;
+    for (kernel, part) in kernels(q, are_wide, attention)? {
+        let (tiles, count) = spread.part(part)?;
+        let launch = Launch::on(q.gpu()).array(&y).array(q).array(k).array(v).array(&tiles);
+        let launch = launch.optional(attention.bias).sizes([heads.inner / k.dims()[1], heads.width]);
+        let launch = strides(launch, [q, k, v])?.float(attention.scale).int(i32::from(attention.causal));
+        let launch = launch.int(window).sizes([span]);
+        let (launch, blocks) = match kernel {
+            Kernel::Plain | Kernel::Warps { .. } => (launch, Blocks::usual([count, heads.inner])),
+            Kernel::Two(_) => (launch.sizes([heads.inner]), Blocks::usual([count, heads.inner.div_ceil(2)])),
+            Kernel::Warpgroups { multiprocessors, queries } => {
+                let grid = [(count * heads.inner).min(multiprocessors), 1];
+                let shared = if late.is_some() { LATE_GROUP_BYTES } else { GROUP_BYTES };
+                (launch.sizes([heads.inner, count, queries]), Blocks { grid, threads: GROUP_THREADS, shared })
             }
-        }
-        Ok(y)
-    };
-    let of_type = suffix(q.dtype());
+        };
+        let launch = match late {
+            Some(late) => late.told(launch),
+            None => launch,
+        };
+        launch.run_in(&kernel.name(q.dtype(), late.is_some()), &blocks)?;
+    }
+    Ok(y)
+}
+
+/// Kernels with their tiles, which together are all queries of a batch. How a sequence is computed depends on its own length.
+fn kernels<'a>(q: &Array, are_wide: bool, attention: &Attention<'a, Array>) -> Result<Vec<(Kernel, &'a Range<usize>)>> {
+    let (spread, heads) = (attention.offsets.spread()?, q.rows()?);
     if q.dtype() == DType::F32 {
-        return attended(&[(Kernel::Warps("attention_f32".into()), &spread.all)]);
+        return Ok(vec![(Kernel::Plain, &spread.all)]);
     }
     let width = WIDTHS.into_iter().find(|width| heads.width <= *width);
     let width = width.ok_or_else(|| Error::Internal(format!("heads of width {} on a GPU", heads.width)))?;
-    let short = || Kernel::Warps(format!("attention_{of_type}_{width}"));
-    let are_wide = [q, k, v].into_iter().map(is_wide).collect::<Result<Vec<_>>>()?;
-    if !NARROW.contains(&width) || are_wide.contains(&false) {
-        return attended(&[(short(), &spread.all)]);
+    let one = Kernel::Warps { are_many: false, width };
+    if !NARROW.contains(&width) || !are_wide {
+        return Ok(vec![(one, &spread.all)]);
     }
-    let with_long = |long: Kernel, tiles: &Range<usize>| {
-        let two = Kernel::Two(format!("attention_two_{of_type}_{width}"));
-        attended(&[(two, &spread.few), (short(), &spread.short), (long, tiles)])
-    };
+    let with_long = |long: Kernel, tiles| vec![(Kernel::Two(width), &spread.few), (one, &spread.short), (long, tiles)];
     let Some(multiprocessors) = q.gpu().warpgroups().filter(|_| heads.width == GROUP_WIDTH) else {
-        return with_long(Kernel::Warps(format!("attention_many_{of_type}_{width}")), &spread.long);
+        return Ok(with_long(Kernel::Warps { are_many: true, width }, &spread.long));
     };
     // Fewer queries together see fewer keys in vain, and occupy more multiprocessors.
     let is_most = attention.window.is_none() && !attention.causal && spread.are_full();
@@ -140,18 +154,33 @@ pub fn attention(q: &Array, k: &Array, v: &Array, attention: &Attention<Array>) 
     } else {
         (MANY, &spread.long)
     };
-    let name = format!("attention_group_{of_type}");
-    with_long(Kernel::Warpgroups { name, multiprocessors, queries }, tiles)
+    Ok(with_long(Kernel::Warpgroups { multiprocessors, queries }, tiles))
 }
 
-/// A kernel's name, and what its blocks are.
+/// A kernel, and what its blocks are; heads are of a width that it was compiled for.
+#[derive(Clone, Copy)]
 enum Kernel {
-    /// A block has a head of a tile.
-    Warps(String),
-    /// A block has two.
-    Two(String),
+    /// A block has a head of a tile, in f32.
+    Plain,
+    /// The same on tensor cores, tiles of [`TILE`] or of [`MANY`] queries.
+    Warps { are_many: bool, width: usize },
+    /// A block has two heads.
+    Two(usize),
     /// A block goes through tiles of so many queries and their heads, and is alone on its multiprocessor.
-    Warpgroups { name: String, multiprocessors: usize, queries: usize },
+    Warpgroups { multiprocessors: usize, queries: usize },
+}
+
+impl Kernel {
+    fn name(self, dtype: DType, is_late: bool) -> String {
+        let (of_type, late) = (suffix(dtype), if is_late { "_late" } else { "" });
+        match self {
+            Self::Plain => format!("attention_{of_type}"),
+            Self::Warps { are_many: false, width } => format!("attention{late}_{of_type}_{width}"),
+            Self::Warps { are_many: true, width } => format!("attention_many{late}_{of_type}_{width}"),
+            Self::Two(width) => format!("attention_two{late}_{of_type}_{width}"),
+            Self::Warpgroups { .. } => format!("attention_group{late}_{of_type}"),
+        }
+    }
 }
 
 /// Whether every row of every head begins and ends at 16 bytes.
@@ -201,9 +230,9 @@ mod tests {
         let sequences = [0..3, 3..3, 3..131, 131..195, 195..260];
         for queries in [super::TILE, super::MANY, super::MOST] {
             let mut seen = vec![0; 260];
-            for tile in tiles(&sequences, queries).chunks(4) {
-                let [first, start, end, _] = [0, 1, 2, 3].map(|i| tile[i] as usize);
-                assert!(sequences.contains(&(start..end)) && (first - start) % queries == 0);
+            for tile in tiles(&sequences.clone().into_iter().enumerate().collect::<Vec<_>>(), queries).chunks(4) {
+                let [first, start, end, number] = [0, 1, 2, 3].map(|i| tile[i] as usize);
+                assert!(sequences[number] == (start..end) && (first - start) % queries == 0);
                 (first..end.min(first + queries)).for_each(|query| seen[query] += 1);
             }
             assert!(seen.iter().all(|count| *count == 1));
@@ -258,7 +287,7 @@ mod emulated {
             };
             asked::names();
             let (k, v) = (part(self.heads, self.keys), part(self.heads + self.keys, self.keys));
-            let y = attention(&part(0, self.heads), &k, &v, &op).unwrap();
+            let y = attention(&part(0, self.heads), &k, &v, &op, None).unwrap();
             let names = asked::names();
             let y = y.depart().unwrap().wait().unwrap().to_dtype(DType::F32).unwrap();
             (names, y.flatten_all().unwrap().to_vec1().unwrap())

@@ -2,6 +2,9 @@
 // a head of a tile each: four of its warps bring queries, keys and values, those of the next item while this one is being
 // computed, and the others, which go by fours, have up to twice 64 queries of the tile. While one weighs its scores the
 // other's are multiplied, and so are its own weights of the keys before.
+//
+// Queries that change late are changed where they lie, once for all keys. Values stay as they are: the left factors of their
+// change are gathered by the same weights, and what comes of these changes what comes of the values.
 #include "attention_warp.cuh"
 #include "warpgroup.cuh"
 
@@ -26,13 +29,27 @@ template <typename T> struct Memory {
     Counter there[STAGES], read[STAGES], are_queries_read[ITEMS];
 };
 
-/// What of a block's memory its launch must ask for.
-static_assert(sizeof(Memory<bf16>) == 196688, "attention.rs asks for something else");
+/// Beside it, where something changes late: left factors of values, that come with these, and of each item its changes.
+template <typename T> struct LateMemory {
+    Memory<T> all;
+    alignas(1024) T factors[STAGES][KEYS * NARROW];
+    Changes<T> changes[ITEMS];
+    /// The last one is a warpgroup's: of its queries.
+    Counter are_changes_there[ITEMS], are_queries_changed[GROUPS];
+};
 
-/// The items of a block: tiles, of no more than so many queries, of every head.
+/// What of a block's memory its launch must ask for.
+static_assert(sizeof(Memory<bf16>) == 196688 && sizeof(LateMemory<bf16>) == 215040,
+              "attention.rs asks for something else");
+static_assert(NARROW == LATE_RANKS, "factors are narrow");
+
+/// The items of a block: tiles, of no more than so many queries, of every head. Where nothing changes late there is no
+/// memory for it.
 template <typename T> struct Items {
     const Call<T> &call;
     int heads, tiles, queries;
+    AllChanges<T> all;
+    LateMemory<T> *late;
 
     /// Calls f for the task of each. Blocks side by side have tiles of the same head, whose keys are then near, and every
     /// other time in the opposite order, so that none always has those that see the most.
@@ -64,12 +81,38 @@ template <int ROWS, typename T> __device__ inline void copy_rows(T *matrix, cons
     }
 }
 
+/// The same of left factors, a row a thread.
+template <typename T>
+__device__ inline void copy_factors(T *matrix, const Late<T> &late, int first, int past) {
+    static_assert(KEYS == WARPGROUP, "a row a thread");
+    int row = threadIdx.x % WARPGROUP;
+    const T *source = late.left + static_cast<long long>(first + row) * late.stride;
+    UNROLL for (int piece = 0; piece < 2; piece++) {
+        int place = piece * 16 / sizeof(T);
+        bool is_there = first + row < past && place < late.rank;
+        char *target = reinterpret_cast<char *>(matrix) + narrow_place_of(row, piece);
+        copy_later_or_zeros(target, is_there ? source + place : late.left, is_there);
+    }
+}
+
+/// Says what changes of an item, whose place in the block's memory nobody reads any more.
+template <typename T>
+__device__ inline Changes<T> tell_changes(LateMemory<T> &late, int place, const Changes<T> &changes) {
+    if (threadIdx.x == 0) {
+        late.changes[place] = changes;
+        late.are_changes_there[place].arrive();
+    }
+    return changes;
+}
+
 /// Brings what all items need.
 template <typename T> __device__ inline void bring(Memory<T> &memory, const Items<T> &items) {
     Turn turn, next;
     items.each([&](const Task<T> &task) {
         int start = first_key(task), end = past_key(task);
         memory.are_queries_read[turn.stage].wait(turn.parity ^ 1);
+        Changes<T> changes = {};
+        if (items.late) changes = tell_changes(*items.late, turn.stage, changes_of(task, items.all));
         ROLLED for (int part = 0; task.first + part * QUERIES < task.past; part++) {
             copy_rows<QUERIES>(memory.queries[turn.stage][part], task.q, task.first + part * QUERIES, task.past);
         }
@@ -78,6 +121,7 @@ template <typename T> __device__ inline void bring(Memory<T> &memory, const Item
             memory.read[next.stage].wait(next.parity ^ 1);
             copy_rows<KEYS>(memory.stages[next.stage].keys, task.k, key, end);
             copy_rows<KEYS>(memory.stages[next.stage].values, task.v, key, end);
+            if (changes.is_any()) copy_factors(items.late->factors[next.stage], changes.v, key, end);
             memory.there[next.stage].arrive_with_copies();
             next.advance(STAGES);
         }
@@ -100,18 +144,21 @@ template <int N> __device__ inline void gather(unsigned (&words)[N]) {
 }
 
 /// What one warpgroup knows of TIMES parts of a tile, a stage's keys and values at a time.
-template <typename T, int TIMES> struct Parts {
+template <typename T, int TIMES, bool IS_LATE> struct Parts {
     const Task<T> &task;
     /// Its first part's, of the block's memory.
-    const T *queries;
+    T *queries;
     float scores[KEYS / 8][4], y[TIMES][DEPTH / 8][4] = {};
+    /// What is gathered of the left factors of values.
+    float ranks[TIMES][NARROW / 8][4] = {};
     unsigned left[KEYS / 16][4];
     Row rows[TIMES][2];
 
-    __device__ Parts(const Task<T> &task, const T *queries) : task(task), queries(queries) {}
+    __device__ Parts(const Task<T> &task, T *queries) : task(task), queries(queries) {}
 
-    /// Of a lane's two queries of each part the first, among the part's; the other is 8 behind it.
-    __device__ static int own() { return threadIdx.x % WARPGROUP / WARP * 16 + threadIdx.x % WARP / 4; }
+    /// A warp's first query of each part, among the part's, and of a lane's two the first; the other is 8 behind it.
+    __device__ static int first() { return threadIdx.x % WARPGROUP / WARP * 16; }
+    __device__ static int own() { return first() + threadIdx.x % WARP / 4; }
 
     /// The task of one part.
     __device__ Task<T> part(int time) const {
@@ -121,15 +168,50 @@ template <typename T, int TIMES> struct Parts {
         return part;
     }
 
+    /// Changes the queries, which are there, and waits until all four warps have.
+    __device__ void change_queries(const Late<T> &late, Counter &are_changed, int parity) {
+        unsigned right[DEPTH / 8][2];
+        late.load_right(right);
+        UNROLL for (int time = 0; time < TIMES; time++) {
+            Task<T> part = this->part(time);
+            unsigned left[4];
+            late.load_left(left, part.first + first(), part.past);
+            warp_barrier();
+            char *matrix = reinterpret_cast<char *>(queries + time * GROUPS * QUERIES * DEPTH);
+            UNROLL for (int n = 0; n < DEPTH / 8; n++) {
+                float sums[4];
+                UNROLL for (int half = 0; half < 2; half++) {
+                    unsigned word = *pair_of(matrix, n, half);
+                    UNROLL for (int i = 0; i < 2; i++) sums[2 * half + i] = number_of<T>(word, i);
+                }
+                multiply_add<T>(sums, left, right[n][0], right[n][1]);
+                UNROLL for (int half = 0; half < 2; half++) {
+                    write_for_products(pair_of(matrix, n, half), packed<T>(sums[2 * half], sums[2 * half + 1]));
+                }
+            }
+        }
+        arrive(are_changed);
+        wait_for_stage(are_changed, parity);
+    }
+
+    /// A lane's two numbers of eight columns, of its first query or the other.
+    __device__ static unsigned *pair_of(char *matrix, int n, int half) {
+        return reinterpret_cast<unsigned *>(matrix + place_of(own() + half * 8, n) + threadIdx.x % 4 * 4);
+    }
+
     /// Asks for a part's scores.
     __device__ void multiply_keys(int time, const T *keys) {
         const T *own = queries + hidden(time * GROUPS * QUERIES * DEPTH);
         multiply_depth<T>(reinterpret_cast<float(&)[SUMS]>(scores), own, keys);
     }
 
-    /// Asks for a part's y += the values by its weights, which are there.
-    __device__ void multiply_values(int time, const T *values) {
+    /// Asks for a part's y += the values by its weights, which are there, and for the same of left factors.
+    __device__ void multiply_values(int time, const T *values, const T *factors) {
         begin_products();
+        UNROLL for (int n = 0; n < KEYS / 16 && IS_LATE; n++) {
+            // 16 rows of 32 bytes further.
+            multiply_narrow<T>(narrow_sums(time), left[n], narrow_matrix_at(factors) + n * (16 * 32 >> 4));
+        }
         UNROLL for (int n = 0; n < KEYS / 16; n++) {
             // 16 rows of 128 bytes further.
             multiply_rows<T>(sums(time), left[n], matrix_at(values) + n * (16 * 128 >> 4));
@@ -141,9 +223,13 @@ template <typename T, int TIMES> struct Parts {
     __device__ void wait_for(int time) {
         wait_for_older_products<0>();
         hold(sums(time));
+        if (IS_LATE) hold(narrow_sums(time));
     }
 
     __device__ float (&sums(int time))[ROW_SUMS] { return reinterpret_cast<float(&)[ROW_SUMS]>(y[time]); }
+    __device__ float (&narrow_sums(int time))[NARROW_SUMS] {
+        return reinterpret_cast<float(&)[NARROW_SUMS]>(ranks[time]);
+    }
 
     /// A part's scores of the keys from one on, but for those of the last so many groups, become weights.
     template <int FEW> __device__ void weigh(int time, int key, float (&shrink)[2]) {
@@ -162,16 +248,35 @@ template <typename T, int TIMES> struct Parts {
     /// Weights are ready to be multiplied, once those before have been.
     __device__ void pack_all(int time, const float (&shrink)[2]) {
         shrink_all(y[time], shrink);
+        if (IS_LATE) shrink_all(ranks[time], shrink);
         UNROLL for (int n = 0; n < KEYS / 16; n++) pack<T>(left[n], scores, n);
+    }
+
+    /// Divides what was gathered among its weights.
+    __device__ void divide() {
+        UNROLL for (int time = 0; time < TIMES; time++) {
+            UNROLL for (int half = 0; half < 2; half++) {
+                float share = share_of(rows[time][half]);
+                scale_half(y[time], half, share);
+                scale_half(ranks[time], half, share);
+            }
+        }
+    }
+
+    /// After that: changes it as the values change.
+    __device__ void change_values(const Late<T> &late) {
+        unsigned right[DEPTH / 8][2];
+        late.load_right(right);
+        warp_barrier();
+        UNROLL for (int time = 0; time < TIMES; time++) change_gathered<T>(y[time], ranks[time], right);
     }
 
     __device__ void write() const {
         UNROLL for (int time = 0; time < TIMES; time++) {
             UNROLL for (int half = 0; half < 2; half++) {
-                float share = 1.0f / total_of_row(rows[time][half].total);
                 unsigned words[DEPTH / 8];
                 UNROLL for (int n = 0; n < DEPTH / 8; n++) {
-                    words[n] = packed<T>(y[time][n][2 * half] * share, y[time][n][2 * half + 1] * share);
+                    words[n] = packed<T>(y[time][n][2 * half], y[time][n][2 * half + 1]);
                 }
                 gather(words);
                 Task<T> part = this->part(time);
@@ -186,22 +291,40 @@ template <typename T, int TIMES> struct Parts {
     }
 };
 
+/// What one warpgroup is told of an item.
+template <typename T> struct Item {
+    Memory<T> &memory;
+    const Task<T> &task;
+    /// Of its first part.
+    T *queries;
+    Counter &are_queries_read;
+    /// What changes late, and how often its queries have, as a parity.
+    LateMemory<T> *late;
+    Changes<T> changes;
+    int &parity;
+};
+
 /// One warpgroup's parts of a tile, so many. While scores are weighed the weights before are multiplied.
-template <int TIMES, typename T>
-__device__ inline void attend(Memory<T> &memory, const T *queries, Counter &are_queries_read, const Task<T> &task,
-                              Turn &turn) {
-    Parts<T, TIMES> parts(task, queries);
+template <int TIMES, bool IS_LATE, typename T> __device__ inline void attend(const Item<T> &item, Turn &turn) {
+    Parts<T, TIMES, IS_LATE> parts(item.task, item.queries);
     constexpr int LAST = TIMES - 1;
+    Memory<T> &memory = item.memory;
+    const Changes<T> &changes = item.changes;
+    auto factors = [&](int stage) { return IS_LATE ? item.late->factors[stage] : nullptr; };
     float shrink[2];
-    int key = first_key(task), end = past_key(task), stage = turn.stage;
+    int key = first_key(item.task), end = past_key(item.task), stage = turn.stage;
     wait_for_stage(memory.there[stage], turn.parity);
+    if (IS_LATE && changes.q.rank > 0) {
+        parts.change_queries(changes.q, item.late->are_queries_changed[threadIdx.x / WARPGROUP - 1], item.parity);
+        item.parity ^= 1;
+    }
     parts.multiply_keys(0, memory.stages[stage].keys);
     parts.template weigh<0>(0, key, shrink);
     parts.pack_all(0, shrink);
     while (true) {
         UNROLL for (int time = 1; time < TIMES; time++) {
             parts.multiply_keys(time, memory.stages[stage].keys);
-            parts.multiply_values(time - 1, memory.stages[stage].values);
+            parts.multiply_values(time - 1, memory.stages[stage].values, factors(stage));
             parts.template weigh<1>(time, key, shrink);
             parts.wait_for(time - 1);
             parts.pack_all(time, shrink);
@@ -211,67 +334,92 @@ __device__ inline void attend(Memory<T> &memory, const T *queries, Counter &are_
         if (key >= end) break;
         wait_for_stage(memory.there[turn.stage], turn.parity);
         parts.multiply_keys(0, memory.stages[turn.stage].keys);
-        parts.multiply_values(LAST, memory.stages[stage].values);
+        parts.multiply_values(LAST, memory.stages[stage].values, factors(stage));
         parts.template weigh<1>(0, key, shrink);
         parts.wait_for(LAST);
         arrive(memory.read[stage]);
         parts.pack_all(0, shrink);
         stage = turn.stage;
     }
-    arrive(are_queries_read);
-    parts.multiply_values(LAST, memory.stages[stage].values);
+    arrive(item.are_queries_read);
+    parts.multiply_values(LAST, memory.stages[stage].values, factors(stage));
     parts.wait_for(LAST);
     arrive(memory.read[stage]);
+    parts.divide();
+    if (IS_LATE && changes.v.rank > 0) parts.change_values(changes.v);
     parts.write();
 }
 
 /// One that has no queries of a tile lets its keys and values go by.
-template <typename T>
-__device__ inline void pass(Memory<T> &memory, Counter &are_queries_read, const Task<T> &task, Turn &turn) {
-    ROLLED for (int key = first_key(task); key < past_key(task); key += KEYS) {
-        memory.there[turn.stage].wait(turn.parity);
-        arrive(memory.read[turn.stage]);
+template <typename T> __device__ inline void pass(const Item<T> &item, Turn &turn) {
+    ROLLED for (int key = first_key(item.task); key < past_key(item.task); key += KEYS) {
+        item.memory.there[turn.stage].wait(turn.parity);
+        arrive(item.memory.read[turn.stage]);
         turn.advance(STAGES);
     }
-    arrive(are_queries_read);
+    arrive(item.are_queries_read);
 }
 
-template <typename T> __device__ inline void attend(const Items<T> &items) {
-    ALL_SHARED(launch);
-    Memory<T> &memory = *reinterpret_cast<Memory<T> *>(launch);
-    if (threadIdx.x < STAGES) {
-        memory.there[threadIdx.x].begin(WARPGROUP);
-        memory.read[threadIdx.x].begin(READERS);
+template <bool IS_LATE, typename T> __device__ inline void attend(const Item<T> &item, Turn &turn) {
+    int group = threadIdx.x / WARPGROUP - 1, own = item.task.past - item.task.first - group * QUERIES;
+    if (own > GROUPS * QUERIES) attend<2, IS_LATE>(item, turn);
+    else if (own > 0) attend<1, IS_LATE>(item, turn);
+    else pass(item, turn);
+}
+
+/// Before anything else, by all threads.
+template <typename T> __device__ inline void begin(Memory<T> &memory, LateMemory<T> *late) {
+    int i = threadIdx.x;
+    if (i < STAGES) {
+        memory.there[i].begin(WARPGROUP);
+        memory.read[i].begin(READERS);
     }
-    if (threadIdx.x < ITEMS) memory.are_queries_read[threadIdx.x].begin(READERS);
+    if (i < ITEMS) memory.are_queries_read[i].begin(READERS);
+    if (late && i < ITEMS) late->are_changes_there[i].begin(1);
+    if (late && i < GROUPS) late->are_queries_changed[i].begin(WARPGROUP / WARP);
     barrier();
+}
+
+template <typename T> __device__ inline void attend(Memory<T> &memory, const Items<T> &items) {
+    begin(memory, items.late);
     if (threadIdx.x < WARPGROUP) {
         keep_registers<24>();
         bring(memory, items);
         return;
     }
     take_registers<240>();
-    int group = threadIdx.x / WARPGROUP - 1;
-    Turn turn, item;
+    int group = threadIdx.x / WARPGROUP - 1, parity = 0;
+    Turn turn, place;
     items.each([&](const Task<T> &task) {
-        const T *queries = memory.queries[item.stage][group];
-        Counter &are_queries_read = memory.are_queries_read[item.stage];
-        int own = task.past - task.first - group * QUERIES;
-        if (own > GROUPS * QUERIES) attend<2>(memory, queries, are_queries_read, task, turn);
-        else if (own > 0) attend<1>(memory, queries, are_queries_read, task, turn);
-        else pass(memory, are_queries_read, task, turn);
-        item.advance(ITEMS);
+        T *queries = memory.queries[place.stage][group];
+        Item<T> item = {memory, task, queries, memory.are_queries_read[place.stage], items.late, {}, parity};
+        if (items.late) {
+            items.late->are_changes_there[place.stage].wait(place.parity);
+            item.changes = items.late->changes[place.stage];
+        }
+        if (items.late && item.changes.is_any()) attend<true>(item, turn);
+        else attend<false>(item, turn);
+        place.advance(ITEMS);
     });
 }
 
 } // namespace
 
-#define GROUP_ATTENTION(NAME, T)                                                                                       \
-    LONE_KERNEL(BLOCK, NAME, CALL_PARAMETERS(T), int heads, int count, int queries) {                                  \
+#define GROUP_ATTENTION(TYPE, T)                                                                                       \
+    LONE_KERNEL(BLOCK, attention_group_##TYPE, CALL_PARAMETERS(T), int heads, int count, int queries) {                \
         Call<T> call = CALL(T);                                                                                        \
         call.width = DEPTH;                                                                                            \
-        attend(Items<T>{call, heads, count, queries});                                                                 \
+        ALL_SHARED(launch);                                                                                            \
+        attend(*reinterpret_cast<Memory<T> *>(launch), Items<T>{call, heads, count, queries, {}, nullptr});            \
+    }                                                                                                                  \
+    LONE_KERNEL(BLOCK, attention_group_late_##TYPE, CALL_PARAMETERS(T), int heads, int count, int queries,             \
+                LATE_PARAMETERS(T)) {                                                                                  \
+        Call<T> call = CALL(T);                                                                                        \
+        call.width = DEPTH;                                                                                            \
+        ALL_SHARED(launch);                                                                                            \
+        LateMemory<T> &late = *reinterpret_cast<LateMemory<T> *>(launch);                                              \
+        attend(late.all, Items<T>{call, heads, count, queries, LATE(T), &late});                                       \
     }
 
-GROUP_ATTENTION(attention_group_bf16, bf16)
-GROUP_ATTENTION(attention_group_f16, f16)
+GROUP_ATTENTION(bf16, bf16)
+GROUP_ATTENTION(f16, f16)

@@ -3,6 +3,11 @@
 #pragma once
 
 #include "attention.cuh"
+#include "late.cuh"
+
+template <typename T> __device__ inline Changes<T> changes_of(const Task<T> &task, const AllChanges<T> &all) {
+    return all.of(task.sequence, task.head * task.width, task.shared * task.width);
+}
 
 /// The scores that a lane has of two queries, times `scale`, become weights; what was gathered before is to shrink with
 /// them. Both queries in turns, and of each every other number, so that none waits for the one just before it.
@@ -65,23 +70,37 @@ template <typename T, int N> __device__ inline void pack(unsigned (&left)[4], co
     }
 }
 
-/// What the four lanes that hold a row have counted of it.
-__device__ inline float total_of_row(float total) {
-    total += exchanged(total, 1);
-    return total + exchanged(total, 2);
+/// The share of a weight among all of its row, which four lanes have counted.
+__device__ inline float share_of(const Row &row) {
+    float total = row.total + exchanged(row.total, 1);
+    return reciprocal(total + exchanged(total, 2));
+}
+
+/// What one of two queries has gathered times a factor.
+template <int N> __device__ inline void scale_half(float (&y)[N][4], int half, float factor) {
+    UNROLL for (int n = 0; n < N; n++) {
+        UNROLL for (int i = 0; i < 2; i++) y[n][2 * half + i] *= factor;
+    }
+}
+
+/// What 16 queries have gathered of the left factors of values changes what they have gathered of these.
+template <typename T, int N>
+__device__ inline void change_gathered(float (&y)[N][4], const float (&ranks)[LATE_RANKS / 8][4],
+                                       const unsigned (&right)[N][2]) {
+    unsigned left[4];
+    pack<T>(left, ranks, 0);
+    UNROLL for (int n = 0; n < N; n++) multiply_add<T>(y[n], left, right[n][0], right[n][1]);
 }
 
 /// One query's result, of which each of its four lanes has two of every eight columns.
 template <typename T, int D>
-__device__ inline void write_row(const Task<T> &task, const float (&y)[D / 8][4], float total, int row, int half) {
-    total = total_of_row(total);
+__device__ inline void write_row(const Task<T> &task, const float (&y)[D / 8][4], int row, int half) {
     if (row >= task.past) return;
-    float share = 1.0f / total;
     T *target = task.y + static_cast<long long>(row) * task.y_stride;
     bool is_even = task.width % 2 == 0;
     UNROLL for (int n = 0; n < D / 8; n++) {
         int column = n * 8 + threadIdx.x % 4 * 2;
-        float one = y[n][2 * half] * share, other = y[n][2 * half + 1] * share;
+        float one = y[n][2 * half], other = y[n][2 * half + 1];
         if (is_even && column < task.width) write_pair(target + column, one, other);
         if (!is_even && column < task.width) target[column] = from_float<T>(one);
         if (!is_even && column + 1 < task.width) target[column + 1] = from_float<T>(other);
@@ -122,6 +141,8 @@ template <typename T, int D, int TIMES, int KEYS, int WARPS = THREADS / WARP> st
     unsigned q[TIMES][D / 16][4];
     float y[TIMES][D / 8][4] = {};
     float scores[TIMES][KEYS / 8][4];
+    /// What is gathered of the left factors of values that change late.
+    float ranks[TIMES][LATE_RANKS / 8][4] = {};
     Row rows[TIMES][2];
 
     /// The first of its queries, of the block's.
@@ -135,6 +156,24 @@ template <typename T, int D, int TIMES, int KEYS, int WARPS = THREADS / WARP> st
         warp_barrier();
         UNROLL for (int time = 0; time < TIMES; time++) {
             load_left<T, D>(q[time], memory + (first() + time * 16) * PADDED<T, D>);
+        }
+    }
+
+    /// Changes them.
+    __device__ void change(const Task<T> &task, const Late<T> &late) {
+        unsigned right[D / 8][2];
+        late.load_right(right);
+        UNROLL for (int time = 0; time < TIMES; time++) {
+            unsigned left[4];
+            late.load_left(left, task.first + first() + time * 16, task.past);
+            warp_barrier();
+            UNROLL for (int n = 0; n < D / 8; n++) {
+                unsigned(&pairs)[4] = q[time][n / 2];
+                float sums[4];
+                UNROLL for (int i = 0; i < 4; i++) sums[i] = number_of<T>(pairs[n % 2 * 2 + i / 2], i % 2);
+                multiply_add<T>(sums, left, right[n][0], right[n][1]);
+                UNROLL for (int i = 0; i < 2; i++) pairs[n % 2 * 2 + i] = packed<T>(sums[2 * i], sums[2 * i + 1]);
+            }
         }
     }
 
@@ -156,14 +195,16 @@ template <typename T, int D, int TIMES, int KEYS, int WARPS = THREADS / WARP> st
             float shrink[2];
             soften(scores[time], rows[time], shrink, scale);
             shrink_all(y[time], shrink);
+            shrink_all(ranks[time], shrink);
         }
     }
 
-    /// y += the values by weights.
-    __device__ void multiply_values(const T *values) {
+    /// y += the values by weights, and likewise the left factors of what changes them, if there are any.
+    __device__ void multiply_values(const T *values, const T *factors = nullptr) {
         warp_barrier();
         int lane = threadIdx.x % WARP;
         const T *row = values + lane % 16 * PADDED<T, D> + lane / 16 * 8;
+        const T *factor = factors + lane % 16 * PADDED<T, LATE_RANKS> + lane / 16 * 8;
         UNROLL for (int n = 0; n < KEYS / 16; n++) {
             unsigned left[TIMES][4];
             UNROLL for (int time = 0; time < TIMES; time++) pack<T>(left[time], scores[time], n);
@@ -175,13 +216,35 @@ template <typename T, int D, int TIMES, int KEYS, int WARPS = THREADS / WARP> st
                     multiply_add<T>(y[time][2 * d + 1], left[time], v[2], v[3]);
                 }
             }
+            if (factors) {
+                unsigned right[4];
+                load_transposed(right, factor + n * 16 * PADDED<T, LATE_RANKS>);
+                UNROLL for (int time = 0; time < TIMES; time++) {
+                    multiply_add<T>(ranks[time][0], left[time], right[0], right[1]);
+                    multiply_add<T>(ranks[time][1], left[time], right[2], right[3]);
+                }
+            }
         }
     }
 
-    __device__ void write(const Task<T> &task) const {
+    /// Divides what was gathered among its weights, and writes it, changed if the values change.
+    __device__ void write(const Task<T> &task, const Late<T> &late = {}) {
         UNROLL for (int time = 0; time < TIMES; time++) {
             UNROLL for (int half = 0; half < 2; half++) {
-                write_row<T, D>(task, y[time], rows[time][half].total, task.first + own(time) + half * 8, half);
+                float share = share_of(rows[time][half]);
+                scale_half(y[time], half, share);
+                scale_half(ranks[time], half, share);
+            }
+        }
+        if (late.rank > 0) {
+            unsigned right[D / 8][2];
+            late.load_right(right);
+            warp_barrier();
+            UNROLL for (int time = 0; time < TIMES; time++) change_gathered<T>(y[time], ranks[time], right);
+        }
+        UNROLL for (int time = 0; time < TIMES; time++) {
+            UNROLL for (int half = 0; half < 2; half++) {
+                write_row<T, D>(task, y[time], task.first + own(time) + half * 8, half);
             }
         }
     }
@@ -199,6 +262,18 @@ __device__ inline void load_wide(T *memory, const Task<T> &task, const Head<T> &
         // Of what is not there nothing is read; its address is one of the head's all the same.
         const T *source = x + (is_there ? row * head.stride + column : 0);
         copy_later_or_zeros(memory + row * PADDED<T, D> + column, source, is_there);
+    }
+}
+
+/// Copies the left factors of values that change late, likewise; zeros where there are no ranks, or no more.
+template <typename T, int ROWS>
+__device__ inline void load_factors(T *memory, const Late<T> &late, int first, int past) {
+    constexpr int PIECE = 16 / sizeof(T), PIECES = LATE_RANKS / PIECE;
+    UNROLL for (int i = threadIdx.x; i < ROWS * PIECES; i += THREADS) {
+        int row = i / PIECES, column = i % PIECES * PIECE;
+        bool is_there = row < past - first && column < late.rank;
+        const T *source = late.left + (is_there ? static_cast<long long>(first + row) * late.stride + column : 0);
+        copy_later_or_zeros(memory + row * PADDED<T, LATE_RANKS> + column, source, is_there);
     }
 }
 

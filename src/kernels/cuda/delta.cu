@@ -1,15 +1,8 @@
 // How adapters change a projection, y = (y + (x * a^T) * b^T) * factor + shift, for rows of several adapters at once.
 // There is little to multiply: what takes time is to wait for memory, so a warp asks for much of it at once, and goes
 // through no block's memory where it need not.
-#include "tensor_cores.cuh"
+#include "delta.cuh"
 #include "wide.cuh"
-
-/// Device addresses of what an adapter has at one site: a [rank, in] and b [out, rank], but of rank 0; factor [out] and
-/// shift [out], f32 in every type, or 0.
-struct Entry {
-    unsigned long long a, b, factor, shift;
-    int rank, unused;
-};
 
 /// Rows that belong to one adapter, at most 32 of them, and the address of its entries, one a site.
 struct Tile {
@@ -17,10 +10,10 @@ struct Tile {
     int first, rows;
 };
 
-/// A site's columns of the projection's output, and where its ranks stand among those of all: as many as any adapter of the
-/// batch has there.
+/// A site's columns of the projection's output, where its ranks stand among those of all, as many as any adapter of the batch
+/// has there, and whether what can be changed late is.
 struct Span {
-    int site, first, columns, rank;
+    int site, first, columns, rank, is_late;
 };
 
 /// Sites that a launch is told of. They come with it: to read them from memory would be to wait for them before anything
@@ -30,33 +23,7 @@ struct Spans {
 };
 
 /// What a launch tells.
-static_assert(sizeof(Spans) == 4 * 8 * 4, "delta.rs tells something else");
-
-/// Neighbouring numbers of a row. They are not parted before they are needed: that would be to wait for them.
-template <int N, typename T> struct alignas(N * sizeof(T)) Piece {
-    unsigned words[N * sizeof(T) / 4];
-
-    __device__ float operator[](int n) const {
-        constexpr int EACH = 4 / sizeof(T);
-        unsigned bits = words[n / EACH] >> n % EACH * 16;
-        T number;
-        memcpy(&number, &bits, sizeof number);
-        return to_float(number);
-    }
-};
-
-/// Those of a row from a place on, and zeros behind its end. Wide, they are aligned, and the end is not among them.
-template <int N, bool IS_WIDE, typename T> __device__ inline Piece<N, T> piece_of(const T *row, int place, int width) {
-    Piece<N, T> piece = {};
-    if (IS_WIDE) {
-        if (place < width) piece = *reinterpret_cast<const Piece<N, T> *>(row + place);
-    } else {
-        T numbers[N];
-        UNROLL for (int n = 0; n < N; n++) numbers[n] = place + n < width ? row[place + n] : from_float<T>(0.0f);
-        memcpy(&piece, numbers, sizeof piece);
-    }
-    return piece;
-}
+static_assert(sizeof(Spans) == 4 * 8 * 5, "delta.rs tells something else");
 
 __device__ inline unsigned long long address_of(const void *x) { return reinterpret_cast<unsigned long long>(x); }
 
@@ -267,7 +234,7 @@ __device__ inline void expand(T *y, const T *left, const Tile *tiles, const Span
         pieces[i] = piece_of<N, true>(row, column, is_wide ? span.columns : 0);
     }
     Entry entry = entries[span.site];
-    if (entry.rank == 0 && !entry.factor) return;
+    if ((entry.rank == 0 && !entry.factor) || (span.is_late && entry.is_late())) return;
     P product;
     if (entry.rank > 0) {
         multiply<4, 16>(product, sides_of(left + span.rank, left_width, tile, entry, first, span.columns), 0, 16);

@@ -3,10 +3,11 @@
 //! changes it. The CPU's twins are `packed::Update` and `scale_columns`.
 //!
 //! A batch has a table of tiles, rows of one adapter each with the address of that adapter's table, see [`Factors`], which
-//! is made once and read by every layer.
+//! is made once and read by every layer. What attention changes itself of queries and values is left to it, see [`Late`].
 
 use super::array::Array;
-use super::factors::{Factors, words};
+use super::factors::{Factors, Kind, words};
+use super::late::{Attended, Late};
 use super::launch::{Launch, suffix};
 use crate::error::{Error, Result};
 use candle_core::DType;
@@ -39,26 +40,38 @@ impl Spans {
 pub struct Touched {
     /// Four numbers a tile: the address of a table, the first row, and how many.
     tiles: Array,
+    /// Of every sequence the address of its adapter's table, or 0.
+    owners: Array,
     /// Of all factors.
     dtype: DType,
-    /// Of every adapter that is there, see [`Factors::ranks`].
-    ranks: Vec<Arc<[Option<usize>]>>,
+    /// Of every adapter that is there, see [`Factors::kinds`].
+    kinds: Vec<Arc<[Option<Kind>]>>,
 }
 
 impl Touched {
-    /// Row ranges of adapters, in their order; none where there are none.
-    pub fn new<'a>(segments: impl Iterator<Item = (Range<usize>, &'a Factors)>) -> Result<Option<Self>> {
+    /// Row ranges of adapters, in their order, of sequences with these offsets; none where there are none.
+    pub fn new<'a>(
+        segments: impl Iterator<Item = (Range<usize>, &'a Factors)>,
+        offsets: &[usize],
+    ) -> Result<Option<Self>> {
         let segments: Vec<_> = segments.collect();
         let Some((_, first)) = segments.first() else { return Ok(None) };
-        let tiles = tiles(segments.iter().map(|(rows, factors)| (rows.clone(), factors.table().address())));
-        let ranks = segments.iter().map(|(_, factors)| factors.ranks().clone()).collect();
-        let place = |numbers: &[u32]| Array::of_numbers(first.table().gpu(), numbers);
-        Ok(Some(Self { tiles: place(&tiles)?, dtype: first.dtype(), ranks }))
+        let addresses: Vec<_> =
+            segments.iter().map(|(rows, factors)| (rows.clone(), factors.table().address())).collect();
+        let (tiles, owners) = (tiles(addresses.iter().cloned()), owners(&addresses, offsets)?);
+        let numbers = Array::of_numbers(first.table().gpu(), &[tiles.as_slice(), owners.as_flattened()].concat())?;
+        let kinds = segments.iter().map(|(_, factors)| factors.kinds().clone()).collect();
+        Ok(Some(Self {
+            tiles: numbers.narrow(0, 0, tiles.len())?,
+            owners: numbers.narrow(0, tiles.len(), 2 * owners.len())?,
+            dtype: first.dtype(),
+            kinds,
+        }))
     }
 
-    /// The highest rank that an adapter has at a site; none where no adapter changes it.
-    fn rank(&self, site: usize) -> Option<usize> {
-        self.ranks.iter().filter_map(|ranks| ranks[site]).max()
+    /// What adapters change at a site.
+    fn at(&self, site: usize) -> impl Iterator<Item = Kind> {
+        self.kinds.iter().filter_map(move |kinds| kinds[site])
     }
 
     /// What `x [tokens, in]` makes of the matrices `a` at a projection's sites; nothing where none of these adapters
@@ -66,9 +79,10 @@ impl Touched {
     pub fn shrink(&self, spans: &Spans, x: &Array) -> Result<Option<Grouped>> {
         let mut width = 0;
         let changed = |(site, columns): &(usize, Range<usize>)| {
-            let span = Span { site: *site, columns: columns.clone(), rank: width };
+            let highest = self.at(*site).map(|kind| kind.rank).max()?;
+            let span = Span { site: *site, columns: columns.clone(), rank: width, is_late: false, remains: true };
             // Every site's ranks begin at 16 bytes.
-            width += self.rank(*site)?.next_multiple_of(8);
+            width += highest.next_multiple_of(8);
             Some(span)
         };
         let spans: Vec<Span> = spans.0.iter().filter_map(changed).collect();
@@ -86,6 +100,23 @@ impl Touched {
         launch.run(&format!("shrink_{}", suffix(x.dtype())), [self.tiles.elements() / 4, width.div_ceil(RANKS)])?;
         Ok(Some(Grouped { left, tiles: self.tiles.clone(), spans }))
     }
+
+    /// Leaves to attention what it changes itself of what it reads, where its kernels can and any adapter changes it so.
+    pub fn leave(&self, grouped: &mut Grouped, attended: &Attended) -> Option<Late> {
+        if !attended.can_change(self.dtype) {
+            return None;
+        }
+        let mut leave = |columns: Option<&Range<usize>>| {
+            let is_so = |span: &&mut Span| columns == Some(&span.columns) && self.at(span.site).any(Kind::is_late);
+            let span = grouped.spans.iter_mut().find(is_so)?;
+            span.is_late = true;
+            span.remains = !self.at(span.site).all(Kind::is_late);
+            Some([span.site, span.rank])
+        };
+        let (q, v) = (leave(attended.queries.as_ref()), leave(attended.values.as_ref()));
+        let (left, owners) = (grouped.left.clone(), self.owners.clone());
+        (q.is_some() || v.is_some()).then(|| Late::new(left, owners, [q, v], attended.head_width))
+    }
 }
 
 /// A site that adapters change.
@@ -95,14 +126,37 @@ struct Span {
     columns: Range<usize>,
     /// Where its ranks begin among those of all.
     rank: usize,
+    /// Whether attention makes those changes that it can.
+    is_late: bool,
+    /// Whether there are others.
+    remains: bool,
 }
 
 /// Spans as kernels are told of them.
-fn told(spans: &[Span]) -> Vec<i32> {
-    let numbers = |span: &Span| [span.site, span.columns.start, span.columns.len(), span.rank].map(|n| n as i32);
-    let mut told: Vec<i32> = spans.iter().flat_map(numbers).collect();
-    told.resize(4 * SITES, 0);
+fn told<'a>(spans: impl IntoIterator<Item = &'a Span>) -> Vec<i32> {
+    let numbers = |span: &Span| {
+        let Span { site, columns, rank, is_late, .. } = span;
+        [*site, columns.start, columns.len(), *rank, usize::from(*is_late)].map(|number| number as i32)
+    };
+    let mut told: Vec<i32> = spans.into_iter().flat_map(numbers).collect();
+    told.resize(5 * SITES, 0);
     told
+}
+
+/// Of every sequence the address of the table of the adapter whose rows it is among, or 0.
+fn owners(segments: &[(Range<usize>, u64)], offsets: &[usize]) -> Result<Vec<[u32; 2]>> {
+    let mut segments = segments.iter().peekable();
+    let owner = |rows: &[usize]| {
+        while segments.next_if(|(owned, _)| owned.end <= rows[0]).is_some() {}
+        match segments.peek() {
+            Some((owned, address)) if owned.start <= rows[0] && rows[1] <= owned.end => Ok(words(*address)),
+            Some((owned, _)) if owned.start < rows[1] => {
+                Err(Error::Internal(format!("an adapter's rows {owned:?} are a part of a sequence, {rows:?}")))
+            }
+            _ => Ok([0, 0]),
+        }
+    };
+    offsets.windows(2).map(owner).collect()
 }
 
 /// Row ranges with the addresses of their adapters' tables, as tiles: the address, the first row, and how many, no more
@@ -124,12 +178,13 @@ pub struct Grouped {
 }
 
 impl Grouped {
-    /// Changes what the base made, `y [tokens, out]`, in place.
+    /// Changes what the base made, `y [tokens, out]`, in place, but for what is left to attention.
     pub fn expand(&self, y: &Array) -> Result<()> {
         let [rows, columns, stride] = y.matrix()?;
         self.check(rows, columns, y.dtype())?;
-        let blocks = self.spans.iter().map(|span| span.columns.len().div_ceil(COLUMNS)).sum();
-        let launch = Launch::on(y.gpu()).array(y).array(&self.left).array(&self.tiles).structure(told(&self.spans));
+        let spans = || self.spans.iter().filter(|span| span.remains);
+        let blocks = spans().map(|span| span.columns.len().div_ceil(COLUMNS)).sum();
+        let launch = Launch::on(y.gpu()).array(y).array(&self.left).array(&self.tiles).structure(told(spans()));
         let launch = launch.sizes([stride, self.left.dims()[1]]);
         launch.run(&format!("expand_{}", suffix(y.dtype())), [self.tiles.elements() / 4, blocks])
     }
@@ -171,6 +226,17 @@ mod tests {
                 let segment = segments.iter().find(|(rows, _)| rows.contains(&row));
                 assert_eq!(owner, segment.map(|(_, address)| *address), "row {row}");
             }
+        }
+    }
+
+    #[test]
+    fn a_sequence_has_the_adapter_of_its_rows_and_none_has_a_part_of_one() {
+        let segments = [(3..9, 1 << 33), (9..10, 2), (14..20, 3)];
+        let owners_of = |offsets: &[usize]| owners(&segments, offsets);
+        let expected = [[0, 0], [0, 2], [0, 2], [2, 0], [0, 0], [3, 0], [0, 0]];
+        assert_eq!(owners_of(&[0, 3, 5, 9, 10, 14, 20, 25]).unwrap(), expected);
+        for offsets in [&[0, 4, 9][..], &[3, 10], &[0, 25], &[14, 21]] {
+            assert!(matches!(owners_of(offsets), Err(Error::Internal(_))), "{offsets:?}");
         }
     }
 }

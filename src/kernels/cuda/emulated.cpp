@@ -110,6 +110,12 @@ struct Told {
     void *target;
 };
 
+/// Bytes of a block's memory that a thread has written.
+struct Written {
+    void *place;
+    int bytes;
+};
+
 struct Fiber {
     Context context;
     Place place;
@@ -117,8 +123,8 @@ struct Fiber {
     /// How often its warp has done something together.
     unsigned together;
     std::vector<Copy> copies;
-    /// Where it has copied to since it showed that to products, and what addresses it has waited for since.
-    std::vector<void *> unshown;
+    /// What it has written since it showed that to products, and what addresses it has waited for since.
+    std::vector<Written> unshown;
     std::vector<const void *> waited_for;
     std::vector<Product> products;
     /// Groups that have ended.
@@ -270,6 +276,8 @@ void Block::run_next() {
     if (ready.numbers.empty()) end(STUCK);
     Fiber *left = running;
     running = &fibers[ready.pop()];
+    // What it waited for may have come while it looked for somebody else.
+    if (running == left) return;
     threadIdx = running->place;
     change(left->context, running->context);
 }
@@ -381,17 +389,25 @@ bool is_of_launch(const void *place) {
 
 void show() {
     Fiber &fiber = *block->running;
-    auto show_place = [](void *place) { std::memcpy(const_cast<char *>(shown(place)), place, 16); };
-    std::for_each(fiber.unshown.begin(), fiber.unshown.end(), show_place);
+    auto show_written = [](const Written &written) {
+        std::memcpy(const_cast<char *>(shown(written.place)), written.place, static_cast<std::size_t>(written.bytes));
+    };
+    std::for_each(fiber.unshown.begin(), fiber.unshown.end(), show_written);
     for (const void *address : fiber.waited_for) {
         std::vector<Told> &told = block->told;
         auto is_other = [=](const Told &copy) { return copy.address != address; };
         auto known = std::stable_partition(told.begin(), told.end(), is_other);
-        std::for_each(known, told.end(), [&](const Told &copy) { show_place(copy.target); });
+        std::for_each(known, told.end(), [&](const Told &copy) { show_written({copy.target, 16}); });
         told.erase(known, told.end());
     }
     fiber.unshown.clear();
     fiber.waited_for.clear();
+}
+
+/// Products find NaN there until it is shown to them.
+void write_unshown(void *place, int bytes) {
+    std::memset(const_cast<char *>(shown(place)), 0xff, static_cast<std::size_t>(bytes));
+    block->running->unshown.push_back({place, bytes});
 }
 
 /// The target is spoilt until the copy is waited for, or somebody is told of it.
@@ -416,7 +432,7 @@ void wait_for_copies() {
     while (block->awaits_copies()) block->arrive();
     for (const Copy &copy : fiber.copies) {
         std::memcpy(copy.target, copy.source, 16);
-        if (is_of_launch(copy.target)) fiber.unshown.push_back(copy.target);
+        if (is_of_launch(copy.target)) fiber.unshown.push_back({copy.target, 16});
     }
     fiber.copies.clear();
 }

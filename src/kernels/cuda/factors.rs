@@ -10,6 +10,9 @@ use std::sync::Arc;
 /// Numbers of 32 bits that a line of an adapter's table takes: four addresses, a rank, and nothing.
 const LINE: usize = 10;
 
+/// Ranks of a change that is made late, at most, see [`Late`](super::late::Late).
+const LATE_RANKS: usize = 16;
+
 /// How a site's outputs change, `(y + (x a) b) * factor + shift`; either pair may be missing.
 #[derive(Clone, Copy, Debug)]
 pub struct Change<T> {
@@ -56,8 +59,23 @@ pub struct HostFactors {
 struct Layout {
     /// Sites in the order in which they came.
     places: Vec<(usize, Change<Place>)>,
-    /// By site: 0 where columns change alone, none where nothing does.
-    ranks: Arc<[Option<usize>]>,
+    /// By site; none where nothing changes.
+    kinds: Arc<[Option<Kind>]>,
+}
+
+/// What changes at a site.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Kind {
+    /// 0 where columns change alone.
+    pub rank: usize,
+    has_columns: bool,
+}
+
+impl Kind {
+    /// Whether attention makes such a change itself, where it may; delta.cuh knows it too.
+    pub fn is_late(self) -> bool {
+        (1..=LATE_RANKS).contains(&self.rank) && !self.has_columns
+    }
 }
 
 /// Numbers among others: the first one, and how many; a vector is one row.
@@ -101,13 +119,14 @@ impl HostFactors {
     /// Changes of sites by number, for a model of so many; those of low rank in `dtype`.
     pub fn new(sites: usize, dtype: DType, changes: &[(usize, Change<&Tensor>)]) -> Result<Self> {
         let (mut numbers, mut columns) = (Row::new(dtype), Row::new(DType::F32));
-        let (mut ranks, mut places) = (vec![None; sites], Vec::new());
+        let (mut kinds, mut places) = (vec![None; sites], Vec::new());
         for (site, change) in changes {
-            ranks[*site] = Some(change.low_rank.map_or(0, |[a, _]| a.dims()[1]));
+            let rank = change.low_rank.map_or(0, |[a, _]| a.dims()[1]);
+            kinds[*site] = Some(Kind { rank, has_columns: change.columns.is_some() });
             places
                 .push((*site, change.map(|matrix| numbers.put(&matrix.t()?), |all| columns.put(&all.unsqueeze(0)?))?));
         }
-        let layout = Arc::new(Layout { places, ranks: ranks.into() });
+        let layout = Arc::new(Layout { places, kinds: kinds.into() });
         Ok(Self { numbers: numbers.joined()?, columns: columns.joined()?, layout })
     }
 
@@ -138,12 +157,12 @@ impl Factors {
     pub fn new(gpu: &Gpu, host: &HostFactors) -> Result<Self> {
         let (numbers, columns) = (Array::of(gpu, &host.numbers)?, Array::of(gpu, &host.columns)?);
         let layout = host.layout.clone();
-        let mut table = vec![0; layout.ranks.len() * LINE];
+        let mut table = vec![0; layout.kinds.len() * LINE];
         for (site, change) in &layout.places {
             let there = change.map(|place| Ok(address(&numbers, place)), |place| Ok(address(&columns, place)))?;
             let [a, b] = there.low_rank.unwrap_or_default().map(words);
             let [factor, shift] = there.columns.unwrap_or_default().map(words);
-            let rank = layout.ranks[*site].unwrap_or_default() as u32;
+            let rank = layout.kinds[*site].map_or(0, |kind| kind.rank) as u32;
             table[site * LINE..][..LINE].copy_from_slice([a, b, factor, shift, [rank, 0]].as_flattened());
         }
         Ok(Self { table: Array::of_numbers(gpu, &table)?, numbers, columns, layout })
@@ -151,7 +170,7 @@ impl Factors {
 
     /// Whether a site changes.
     pub fn changes(&self, site: usize) -> bool {
-        self.layout.ranks[site].is_some()
+        self.layout.kinds[site].is_some()
     }
 
     /// The change of one of the sites, in the order in which they came.
@@ -173,9 +192,9 @@ impl Factors {
         &self.table
     }
 
-    /// By site: 0 where columns change alone, none where nothing does.
-    pub(super) fn ranks(&self) -> &Arc<[Option<usize>]> {
-        &self.layout.ranks
+    /// By site; none where nothing changes.
+    pub(super) fn kinds(&self) -> &Arc<[Option<Kind>]> {
+        &self.layout.kinds
     }
 }
 

@@ -19,6 +19,13 @@ pub struct Blocks {
     pub shared: usize,
 }
 
+impl Blocks {
+    /// As most kernels have them.
+    pub fn usual(grid: [usize; 2]) -> Self {
+        Self { grid, threads: BLOCK, shared: 0 }
+    }
+}
+
 /// Arguments in order, after which a kernel runs.
 pub struct Launch<'a> {
     gpu: &'a Gpu,
@@ -86,7 +93,7 @@ impl<'a> Launch<'a> {
 
     /// Runs it in so many blocks; in none of them there is nothing to do.
     pub fn run(self, kernel: &str, grid: [usize; 2]) -> Result<()> {
-        self.run_in(kernel, &Blocks { grid, threads: BLOCK, shared: 0 })
+        self.run_in(kernel, &Blocks::usual(grid))
     }
 
     /// The same in blocks that are not as in other kernels.

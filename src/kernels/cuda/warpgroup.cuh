@@ -20,9 +20,15 @@ constexpr int SUMS = LEFT_ROWS * RIGHT_ROWS / WARPGROUP;
 /// Sums of a thread of a product of 64 columns, likewise.
 constexpr int ROW_SUMS = LEFT_ROWS * DEPTH / WARPGROUP;
 
+/// Columns of a narrow right matrix, 32 bytes, and a thread's sums of a product of so many, likewise.
+constexpr int NARROW = 16, NARROW_SUMS = LEFT_ROWS * NARROW / WARPGROUP;
+
 /// Where 16 bytes of a row lie among the DEPTH columns of a matrix that begin at a multiple of 1024 bytes: the pieces of
 /// eight rows are exchanged so that neither a row nor a column of them falls on a bank twice.
 __device__ inline int place_of(int row, int piece) { return row * 128 + (piece ^ row % 8) * 16; }
+
+/// The same of a narrow matrix, which begins at a multiple of 256 bytes.
+__device__ inline int narrow_place_of(int row, int piece) { return row * 32 + (piece ^ row / 4 % 2) * 16; }
 
 #ifdef EMULATED
 #include "emulated_warpgroup.hpp"
@@ -87,12 +93,20 @@ template <int COUNT> __device__ inline void take_registers() {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(COUNT));
 }
 
-/// DEPTH columns of a matrix in the block's memory, as products are told of them: rows of 128 bytes, eight of them 1024,
-/// exchanged as place_of says.
-__device__ inline unsigned long long matrix_at(const void *x) {
-    constexpr unsigned long long EIGHT_ROWS = 1024 >> 4, EXCHANGED_IN_128_BYTES = 1;
-    return (shared_address(x) & 0x3ffffu) >> 4 | 1ull << 16 | EIGHT_ROWS << 32 | EXCHANGED_IN_128_BYTES << 62;
+/// A matrix in the block's memory as products are told of it: of so many bytes eight rows, and how these are exchanged.
+__device__ inline unsigned long long matrix_at(const void *x, unsigned long long eight_rows,
+                                               unsigned long long exchanged) {
+    return (shared_address(x) & 0x3ffffu) >> 4 | 1ull << 16 | eight_rows >> 4 << 32 | exchanged << 62;
 }
+
+/// DEPTH columns, rows of 128 bytes as place_of says.
+__device__ inline unsigned long long matrix_at(const void *x) { return matrix_at(x, 1024, 1); }
+
+/// NARROW columns, rows of 32 bytes as narrow_place_of says.
+__device__ inline unsigned long long narrow_matrix_at(const void *x) { return matrix_at(x, 256, 3); }
+
+/// What a product reads later of the block's memory, once it was shown to it.
+__device__ inline void write_for_products(unsigned *target, unsigned word) { *target = word; }
 
 /// Before products: registers that these threads wrote are read by products from now on.
 __device__ inline void begin_products() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
@@ -164,6 +178,23 @@ __device__ inline void multiply_rows(float (&y)[ROW_SUMS], const unsigned (&a)[4
 MULTIPLY_ROWS(bf16, "bf16")
 MULTIPLY_ROWS(f16, "f16")
 #undef MULTIPLY_ROWS
+
+#define MULTIPLY_NARROW(T, NAME)                                                                                       \
+    template <>                                                                                                        \
+    __device__ inline void multiply_narrow<T>(float (&y)[NARROW_SUMS], const unsigned (&a)[4], unsigned long long b) { \
+        asm volatile("wgmma.mma_async.sync.aligned.m64n16k16.f32." NAME "." NAME " "                                   \
+                     "{%0, %1, %2, %3, %4, %5, %6, %7}, {%8, %9, %10, %11}, %12, 1, 1, 1, 1;"                          \
+                     : EIGHT_SUMS(0)                                                                                   \
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                                            \
+    }
+
+/// The same of a narrow matrix: y [64, 16] += a [64, 16] * b [16, 16].
+template <typename T>
+__device__ inline void multiply_narrow(float (&y)[NARROW_SUMS], const unsigned (&a)[4], unsigned long long b);
+
+MULTIPLY_NARROW(bf16, "bf16")
+MULTIPLY_NARROW(f16, "f16")
+#undef MULTIPLY_NARROW
 #undef EIGHT_SUMS
 #endif
 

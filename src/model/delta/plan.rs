@@ -2,7 +2,7 @@
 
 use super::{Adapter, Delta, LowRank};
 use crate::error::Result;
-use crate::kernels::{Spans, Tensor, Touched, Update, Updates, product};
+use crate::kernels::{Attended, Late, Spans, Tensor, Touched, Update, Updates, product};
 use crate::model::sites::Site;
 use std::ops::Range;
 use std::sync::Arc;
@@ -16,8 +16,11 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// From segments of packed rows; neighbours of one adapter become one.
-    pub fn new(segments: impl IntoIterator<Item = (Range<usize>, Option<Arc<Adapter>>)>) -> Result<Self> {
+    /// From segments of packed rows, of whole sequences with these offsets; neighbours of one adapter become one.
+    pub fn new(
+        segments: impl IntoIterator<Item = (Range<usize>, Option<Arc<Adapter>>)>,
+        offsets: &[usize],
+    ) -> Result<Self> {
         let mut touched: Vec<(Range<usize>, Arc<Adapter>)> = Vec::new();
         for (rows, adapter) in segments {
             let Some(adapter) = adapter else { continue };
@@ -27,21 +30,22 @@ impl Plan {
             }
         }
         let factors = touched.iter().filter_map(|(rows, adapter)| Some((rows.clone(), adapter.factors()?)));
-        let grouped = Touched::new(factors)?;
+        let grouped = Touched::new(factors, offsets)?;
         Ok(Self { touched, grouped })
     }
 
     /// What is added to the base's product of `x [tokens, in]` at linear sites, each with its columns there, first and count,
-    /// and on a GPU how these are scaled and shifted after it; nothing of adapters that change a site otherwise. `spans` are
-    /// the same sites.
+    /// and on a GPU how these are scaled and shifted after it, but for what is left to the attention that reads it; nothing of
+    /// adapters that change a site otherwise. `spans` are the same sites.
     pub(in crate::model) fn updates(
         &self,
         sites: &[(Site, usize, usize)],
         spans: &Spans,
         x: &Tensor,
-    ) -> Result<Updates> {
+        attended: Option<&Attended>,
+    ) -> Result<(Updates, Option<Late>)> {
         if !x.device().is_cpu() {
-            return self.grouped.updates(spans, x);
+            return self.grouped.updates(spans, x, attended);
         }
         let mut updates = Vec::new();
         for (rows, adapter) in &self.touched {
@@ -62,7 +66,7 @@ impl Plan {
                 updates.push(Update { rows: rows.clone(), outputs, left, right });
             }
         }
-        Ok(Updates::Each(updates))
+        Ok((Updates::Each(updates), None))
     }
 
     /// Changes what the base made at the linear `site` of `x [tokens, in]`, `y [tokens, out]`, the site's columns, as those

@@ -3,7 +3,7 @@
 use super::disentangled::Disentangled;
 use super::{Linear, Loader, Norm, positions};
 use crate::error::Result;
-use crate::kernels::{self, Sequences, Tensor, add_to_each, rotate};
+use crate::kernels::{self, Attended, Sequences, Tensor, add_to_each, rotate};
 use crate::model::delta::Plan;
 use crate::model::spec::{self, Positions};
 
@@ -13,6 +13,8 @@ pub struct Attention {
     kv_heads: usize,
     head_width: usize,
     qkv: Linear,
+    /// Of its columns.
+    attended: Attended,
     by_head: bool,
     /// `[heads, head_width]` each.
     qv_biases: Option<(Tensor, Tensor)>,
@@ -24,6 +26,19 @@ pub struct Attention {
     positions: Known,
     /// See [`kernels::Attention`].
     is_half: bool,
+}
+
+/// Where queries and values are read as their projection makes them.
+fn attended(spec: &spec::Attention) -> Attended {
+    let spec::Attention { heads, kv_heads, head_width, positions, .. } = spec;
+    let is_as_made = !spec.by_head && spec.qv_biases.is_none() && !matches!(positions, Positions::Disentangled(_));
+    let is_turned = spec.qk_norms.is_some() || matches!(positions, Positions::Rotary(_));
+    let (end, keys) = (heads * head_width, kv_heads * head_width);
+    Attended {
+        queries: (is_as_made && !is_turned).then_some(0..end),
+        values: is_as_made.then_some(end + keys..end + 2 * keys),
+        head_width: *head_width,
+    }
 }
 
 struct QkNorms {
@@ -78,6 +93,7 @@ impl Attention {
             kv_heads: spec.kv_heads,
             head_width: spec.head_width,
             qkv,
+            attended: attended(spec),
             by_head: spec.by_head,
             qv_biases,
             output: Linear::load(&spec.output, loader)?,
@@ -92,7 +108,8 @@ impl Attention {
 
     /// `[tokens, hidden]` -> `[tokens, hidden]`.
     pub fn forward(&self, x: &Tensor, offsets: &Sequences, plan: &Plan) -> Result<Tensor> {
-        let (mut q, mut k, v) = self.heads(&self.qkv.forward(x, plan)?, plan)?;
+        let (stacked, late) = self.qkv.forward_attended(x, plan, &self.attended)?;
+        let (mut q, mut k, v) = self.heads(&stacked, plan)?;
         if let Some(QkNorms { q: q_norm, k: k_norm, all_heads: false }) = &self.qk_norms {
             (q, k) = (q_norm.forward(&q, plan)?, k_norm.forward(&k, plan)?);
         }
@@ -108,7 +125,7 @@ impl Attention {
         }
         let Self { scale, causal, window, is_half, .. } = *self;
         let attention = kernels::Attention { offsets, scale, causal, window, bias, is_half };
-        self.output.forward(&kernels::attention(&q, &k, &v, &attention)?, plan)
+        self.output.forward(&kernels::attention(&q, &k, &v, &attention, late.as_ref())?, plan)
     }
 
     /// Queries, keys and values, `[tokens, heads, head_width]` each, windows of the stacked projection.

@@ -147,7 +147,7 @@ impl Vectors {
         let Some((norm, _)) = &self.norm else { return Ok(Some(table)) };
         let own = self.sites().filter_map(|site| Some((site, adapter.delta(site)?.clone())));
         let own = Arc::new(Adapter::new(own, false));
-        Ok(Some(norm.forward(&table, &Plan::new([(0..rows, Some(own))])?)?))
+        Ok(Some(norm.forward(&table, &Plan::new([(0..rows, Some(own))], &[0, rows])?)?))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::Loader;
 use crate::error::Result;
-use crate::kernels::{Active, Packed, Spans, Tensor, activated};
+use crate::kernels::{Active, Attended, Late, Packed, Spans, Tensor, activated};
 use crate::model::delta::{Adapter, Plan};
 use crate::model::sites::Site;
 use crate::model::spec::Projection;
@@ -51,16 +51,31 @@ impl Linear {
 
     /// `x [tokens, in]` -> `f([tokens, out])`, `f` the activation, where there is one; half as many columns if it gates.
     pub fn forward_active(&self, x: &Tensor, plan: &Plan, active: Option<Active>) -> Result<Tensor> {
+        Ok(self.changed(x, plan, active, None)?.0)
+    }
+
+    /// `x [tokens, in]` -> `[tokens, out]`, and what is left to the attention that reads it.
+    pub fn forward_attended(&self, x: &Tensor, plan: &Plan, attended: &Attended) -> Result<(Tensor, Option<Late>)> {
+        self.changed(x, plan, None, Some(attended))
+    }
+
+    fn changed(
+        &self,
+        x: &Tensor,
+        plan: &Plan,
+        active: Option<Active>,
+        attended: Option<&Attended>,
+    ) -> Result<(Tensor, Option<Late>)> {
         let x = &self.weight.operand(x)?;
-        let updates = plan.updates(&self.sites, &self.spans, x)?;
+        let (updates, late) = plan.updates(&self.sites, &self.spans, x, attended)?;
         if !self.sites.iter().any(|(site, ..)| plan.changes_otherwise(*site)) {
-            return self.weight.updated_product(x, self.bias.as_ref(), &updates, active);
+            return Ok((self.weight.updated_product(x, self.bias.as_ref(), &updates, active)?, late));
         }
         let y = self.weight.updated_product(x, self.bias.as_ref(), &updates, None)?;
         for (site, start, columns) in &self.sites {
             plan.change_otherwise(*site, x, &y.narrow(1, *start, *columns)?)?;
         }
-        activated(y, active)
+        Ok((activated(y, active)?, late))
     }
 
     /// Some columns of what the base alone makes of `x`: `[tokens, in]` -> `[tokens, columns]`.
@@ -151,7 +166,9 @@ mod tests {
                 std::sync::Arc::new(if self.device.is_cpu() { adapter.clone() } else { placed() })
             };
             let rows = |place: usize| (place + 1) * TOKENS..(place + 2) * TOKENS;
-            Plan::new(adapters.iter().enumerate().map(|(place, deltas)| (rows(place), Some(prepared(deltas))))).unwrap()
+            let offsets: Vec<usize> = (0..=adapters.len() + 1).map(|place| place * TOKENS).collect();
+            let segments = adapters.iter().enumerate().map(|(place, deltas)| (rows(place), Some(prepared(deltas))));
+            Plan::new(segments, &offsets).unwrap()
         }
 
         fn run(&self, x: &Host, plan: &Plan, activation: Option<Activation>) -> Vec<[f32; 2 * OUTPUTS]> {

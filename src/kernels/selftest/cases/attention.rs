@@ -10,7 +10,7 @@ use candle_core::Tensor as Host;
 pub fn all(shape: &Shape) -> Vec<Case> {
     let (tokens, heads, width) = (shape.tokens(), shape.heads, shape.width / shape.heads);
     let span = shape.offsets.windows(2).map(|span| span[1] - span[0]).max().unwrap_or_default();
-    let work = attention_work(&shape.offsets, shape.width, 4 * shape.width);
+    let work = work(&shape.offsets, shape.width, 4 * shape.width);
     let stacked = normal(1.0, (tokens, 3 * heads, width));
     let bias = normal(1.0, (heads, 2 * span - 1));
     let mut cases = Vec::new();
@@ -34,7 +34,7 @@ pub fn all(shape: &Shape) -> Vec<Case> {
                 let [q, k, v] = [0, 1, 2].map(|i| stacked.narrow(1, i * heads, heads));
                 let (scale, bias) = (0.2, bias.as_ref());
                 let op = Attention { offsets: &offsets, scale, causal, window, bias, is_half: false };
-                attention(&q?, &k?, &v?, &op)
+                attention(&q?, &k?, &v?, &op, None)
             }))
         }));
     }
@@ -45,7 +45,7 @@ pub fn all(shape: &Shape) -> Vec<Case> {
 }
 
 /// Of queries so wide together that see every key of their sequence, with so many numbers a token.
-fn attention_work(offsets: &[usize], width: usize, numbers: usize) -> Work {
+pub fn work(offsets: &[usize], width: usize, numbers: usize) -> Work {
     let pairs: usize = offsets.windows(2).map(|span| (span[1] - span[0]).pow(2)).sum();
     let tokens = offsets[offsets.len() - 1];
     Work { operations: 4.0 * (pairs * width) as f64, numbers: (tokens * numbers) as f64 }
@@ -58,7 +58,7 @@ const HEAD_WIDTHS: [usize; 8] = [16, 33, 64, 80, 128, 160, 192, 256];
 fn heads_of(shape: &Shape, width: usize) -> Case {
     let (offsets, tokens) = (shape.offsets.clone(), shape.tokens());
     let stacked = normal(1.0, (tokens, 8, width));
-    let work = attention_work(&offsets, 4 * width, 12 * width);
+    let work = work(&offsets, 4 * width, 12 * width);
     case(format!("attention, heads of {width}"), BOUND, work, move |side| {
         let stacked = side.rounded(&stacked)?;
         let offsets = Sequences::new(offsets.clone(), &side.device)?;
@@ -66,7 +66,7 @@ fn heads_of(shape: &Shape, width: usize) -> Case {
             let [q, k, v] = [(0, 4), (4, 2), (6, 2)].map(|(first, count)| stacked.narrow(1, first, count));
             let (scale, window) = (0.1, Some(40));
             let op = Attention { offsets: &offsets, scale, causal: true, window, bias: None, is_half: false };
-            attention(&q?, &k?, &v?, &op)
+            attention(&q?, &k?, &v?, &op, None)
         }))
     })
 }
@@ -115,7 +115,7 @@ impl Relative {
         let span = shape.offsets.windows(2).map(|span| span[1] - span[0]).max().unwrap_or_default() as i64;
         let places = ((1 - span)..span).map(|d| (d.clamp(-reach, reach - 1) + reach) as u32).collect::<Vec<_>>();
         let tables = [(); 2].map(|()| normal(1.0, (2 * reach as usize, heads * width)));
-        let work = attention_work(&offsets, heads * width, 4 * heads * width);
+        let work = work(&offsets, heads * width, 4 * heads * width);
         case(name, BOUND, work, move |side| {
             let (stacked, offsets) = (side.rounded(&stacked)?, Sequences::new(offsets.clone(), &side.device)?);
             let [keys, queries] = [&tables[0], &tables[1]].map(|table| side.rounded(table));

@@ -3,6 +3,7 @@
 mod attention;
 mod products;
 mod rowwise;
+mod updates;
 
 use super::{Side, Size};
 use crate::error::Result;
@@ -75,6 +76,7 @@ pub fn all(size: Size) -> Vec<Case> {
     let shape = Shape::of(size);
     // Products first: the others' shares are of their rate.
     let mut cases = products::all(&shape);
+    cases.extend(updates::all(&shape));
     cases.extend(attention::all(&shape));
     cases.extend(rowwise::all(&shape));
     cases

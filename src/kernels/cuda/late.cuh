@@ -1,0 +1,89 @@
+// Changes that are made late: of low rank, of queries and values, by the attention that reads these. Nobody goes through them
+// only to change them then.
+#pragma once
+
+#include "delta.cuh"
+
+/// A change of the rows of one sequence in a head's columns: += left * right^T, both as products on tensor cores take them.
+template <typename T> struct Late {
+    /// [tokens, stride], of which every row begins at 16 bytes; what is beyond the ranks, up to a multiple of eight of them,
+    /// are numbers that are not wanted.
+    const T *left;
+    /// [columns, rank].
+    const T *right;
+    int stride;
+    /// 0 where there is none.
+    int rank;
+
+    /// A lane's numbers of 16 rows from `first` on, and zeros from `past` on.
+    __device__ void load_left(unsigned (&words)[4], int first, int past) const {
+        UNROLL for (int i = 0; i < 4; i++) {
+            int row = first + threadIdx.x % WARP / 4 + i % 2 * 8, place = threadIdx.x % 4 * 2 + i / 2 * 8;
+            const T *numbers = left + static_cast<long long>(row) * stride;
+            words[i] = piece_of<2, true>(numbers, place, row < past ? rank : 0).words[0];
+        }
+    }
+
+    /// Those of all columns, eight by eight; beyond the ranks they are zeros.
+    template <int N> __device__ void load_right(unsigned (&words)[N][2]) const {
+        bool is_wide = reinterpret_cast<unsigned long long>(right) % 4 == 0 && rank % 2 == 0;
+        if (is_wide) load_right<true>(words);
+        else load_right<false>(words);
+    }
+
+  private:
+    template <bool IS_WIDE, int N> __device__ void load_right(unsigned (&words)[N][2]) const {
+        const T *row = right + threadIdx.x % WARP / 4 * rank;
+        UNROLL for (int n = 0; n < N; n++) {
+            UNROLL for (int i = 0; i < 2; i++) {
+                words[n][i] = piece_of<2, IS_WIDE>(row, threadIdx.x % 4 * 2 + i * 8, rank).words[0];
+            }
+            row += 8 * rank;
+        }
+    }
+};
+
+/// What a launch is told of sites: how wide the rows of all left factors are, and of queries and of values the site, or -1, and
+/// where its ranks begin in these rows.
+struct LateSites {
+    int width, q_site, q_rank, v_site, v_rank;
+};
+
+/// The changes of one sequence's queries and values, of a head each.
+template <typename T> struct Changes {
+    Late<T> q, v;
+
+    __device__ bool is_any() const { return q.rank > 0 || v.rank > 0; }
+};
+
+/// What a launch is told of changes.
+template <typename T> struct AllChanges {
+    /// [tokens, sites.width].
+    const T *left;
+    /// Of each sequence the address of its adapter's entries, or 0.
+    const unsigned long long *owners;
+    LateSites sites;
+
+    /// Of a sequence; the heads begin at these columns.
+    __device__ Changes<T> of(int sequence, int q_column, int v_column) const {
+        unsigned long long entries = owners[sequence];
+        return {at(entries, sites.q_site, sites.q_rank, q_column), at(entries, sites.v_site, sites.v_rank, v_column)};
+    }
+
+  private:
+    __device__ Late<T> at(unsigned long long entries, int site, int rank, int column) const {
+        Late<T> late = {left, nullptr, sites.width, 0};
+        if (!entries || site < 0) return late;
+        Entry entry = reinterpret_cast<const Entry *>(entries)[site];
+        if (!entry.is_late()) return late;
+        late.left += rank;
+        late.right = reinterpret_cast<const T *>(entry.b) + static_cast<long long>(column) * entry.rank;
+        late.rank = entry.rank;
+        return late;
+    }
+};
+
+#define LATE_PARAMETERS(T) const T *left, const unsigned long long *owners, PARAMETER(LateSites) sites
+
+#define LATE(T)                                                                                                        \
+    AllChanges<T> { left, owners, sites }
