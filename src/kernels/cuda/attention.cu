@@ -7,17 +7,21 @@ template <typename T, int D, int TIMES, bool IS_LATE>
 __device__ inline void attend(const Task<T> &task, const Changes<T> &changes = {}) {
     constexpr int KEYS = D <= 128 ? 64 : 32, STAGES = D <= 64 ? 2 : 1, SIZE = KEYS * PADDED<T, D>;
     constexpr int ROWS = QUERIES * TIMES, FACTORS = IS_LATE ? KEYS * PADDED<T, LATE_RANKS> : 0;
-    static_assert(!IS_LATE || STAGES == 2, "factors arrive with values");
-    SHARED(T, memory, (2 * SIZE + FACTORS) * STAGES);
+    static_assert(!IS_LATE || STAGES == 2, "factors arrive with keys and values");
+    SHARED(T, memory, 2 * (SIZE + FACTORS) * STAGES);
     static_assert(2 * KEYS >= ROWS, "queries pass through the memory of a stage");
-    auto factors_of = [&](int stage) { return memory + 2 * SIZE * STAGES + stage * FACTORS; };
     Warp<T, D, TIMES, KEYS> warp;
     int start = task.sight.first(task.first), end = task.sight.past(task.past - 1);
+    auto factors_of = [&](int stage, bool is_value) -> T * {
+        bool is_any = IS_LATE && (is_value ? changes.v : changes.k).rank > 0;
+        return is_any ? memory + 2 * SIZE * STAGES + (2 * stage + is_value) * FACTORS : nullptr;
+    };
     auto load = [&](int stage, bool is_value, int key) {
         T *target = memory + (2 * stage + is_value) * SIZE;
         load_head<T, D, TIMES, KEYS>(target, task, is_value ? task.v : task.k, key, end);
-        if (!IS_LATE || !is_value || changes.v.rank == 0) return;
-        load_factors<T, KEYS>(factors_of(stage), changes.v, key, end);
+        if (T *factors = factors_of(stage, is_value)) {
+            load_factors<T, KEYS>(factors, is_value ? changes.v : changes.k, key, end);
+        }
     };
     load_head<T, D, TIMES, ROWS>(memory, task, task.q, task.first, task.past);
     if (STAGES == 2) {
@@ -28,6 +32,7 @@ __device__ inline void attend(const Task<T> &task, const Changes<T> &changes = {
     barrier();
     warp.load(memory);
     if (IS_LATE && changes.q.rank > 0) warp.change(task, changes.q);
+    if (IS_LATE && changes.k.rank > 0) warp.rank(changes.k);
     if (STAGES == 1) {
         barrier();
         load(0, false, start);
@@ -44,7 +49,7 @@ __device__ inline void attend(const Task<T> &task, const Changes<T> &changes = {
             load(1 - stage, false, key + KEYS);
             load(1 - stage, true, key + KEYS);
         }
-        if (is_seen) warp.multiply_keys(keys);
+        if (is_seen) warp.multiply_keys(keys, factors_of(stage, false));
         if (STAGES == 1) {
             wait_for_copies();
             barrier();
@@ -53,7 +58,7 @@ __device__ inline void attend(const Task<T> &task, const Changes<T> &changes = {
         if (is_seen) {
             auto biases = [&](int query, int key) { return task.biases(query, key); };
             warp.weigh(task, key, task.is_plain(key, KEYS), biases);
-            warp.multiply_values(values, IS_LATE && changes.v.rank > 0 ? factors_of(stage) : nullptr);
+            warp.multiply_values(values, factors_of(stage, true));
         }
         stage = STAGES - 1 - stage;
     }
@@ -65,8 +70,8 @@ constexpr int FEW = QUERIES / 2;
 
 template <typename T, int D, bool IS_LATE>
 __device__ inline void attend_two(const Call<T> &call, int heads, const AllChanges<T> &all) {
-    constexpr int HALF = THREADS / 2, SIZE = FEW * PADDED<T, D>;
-    SHARED(T, memory, 2 * 3 * SIZE + (IS_LATE ? FEW * PADDED<T, LATE_RANKS> : 0));
+    constexpr int HALF = THREADS / 2, SIZE = FEW * PADDED<T, D>, FACTORS = FEW * PADDED<T, LATE_RANKS>;
+    SHARED(T, memory, 2 * (3 * SIZE + (IS_LATE ? FACTORS : 0)));
     int half = threadIdx.x / HALF, head = 2 * blockIdx.y + half;
     Task<T> task = call.task(call.tiles[gridDim.x - 1 - blockIdx.x], FEW, min(head, heads - 1), heads);
     T *queries = memory + half * 3 * SIZE, *keys = queries + SIZE, *values = keys + SIZE;
@@ -77,18 +82,21 @@ __device__ inline void attend_two(const Call<T> &call, int heads, const AllChang
     Changes<T> changes = {};
     if (IS_LATE) changes = changes_of(task, all);
     // Of both heads the same.
-    T *factors = changes.v.rank > 0 ? memory + 2 * 3 * SIZE : nullptr;
-    if (factors) load_factors<T, FEW>(factors, changes.v, start, end);
+    T *factors_of_keys = changes.k.rank > 0 ? memory + 2 * 3 * SIZE : nullptr;
+    T *factors_of_values = changes.v.rank > 0 ? memory + 2 * 3 * SIZE + FACTORS : nullptr;
+    if (factors_of_keys) load_factors<T, FEW>(factors_of_keys, changes.k, start, end);
+    if (factors_of_values) load_factors<T, FEW>(factors_of_values, changes.v, start, end);
     wait_for_copies();
     barrier();
     Warp<T, D, 1, FEW, HALF / WARP> warp;
     if (head >= heads || warp.first() >= end - start) return;
     warp.load(queries);
     if (changes.q.rank > 0) warp.change(task, changes.q);
-    warp.multiply_keys(keys);
+    if (changes.k.rank > 0) warp.rank(changes.k);
+    warp.multiply_keys(keys, factors_of_keys);
     auto biases = [&](int query, int key) { return task.biases(query, key); };
     warp.weigh(task, start, task.is_plain(start, FEW), biases);
-    warp.multiply_values(values, factors);
+    warp.multiply_values(values, factors_of_values);
     warp.write(task, changes.v);
 }
 
@@ -116,7 +124,8 @@ __device__ inline void attend_two(const Call<T> &call, int heads, const AllChang
 #define LATE_ATTENTION_OF(D, TYPE, T)                                                                                  \
     LATE_ATTENTION(attention_late_##TYPE##_##D, T, QUERIES, (attend<T, D, 1, true>))                                   \
     LATE_ATTENTION(attention_many_late_##TYPE##_##D, T, 2 * QUERIES, (attend<T, D, 2, true>))                          \
-    KERNEL(attention_two_late_##TYPE##_##D, CALL_PARAMETERS(T), int heads, LATE_PARAMETERS(T)) {                       \
+    CROWDED_KERNEL(D == 64 ? 6 : 8, attention_two_late_##TYPE##_##D, CALL_PARAMETERS(T), int heads,                    \
+                   LATE_PARAMETERS(T)) {                                                                               \
         attend_two<T, D, true>(CALL(T), heads, LATE(T));                                                               \
     }
 

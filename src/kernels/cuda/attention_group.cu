@@ -3,8 +3,7 @@
 // computed, and the others, which go by fours, have up to twice 64 queries of the tile. While one weighs its scores the
 // other's are multiplied, and so are its own weights of the keys before.
 //
-// Queries that change late are changed where they lie, once for all keys. Values stay as they are: the left factors of their
-// change are gathered by the same weights, and what comes of these changes what comes of the values.
+// Queries that change late are changed where they lie, once for all keys; keys and values stay as they are, see late.cuh.
 #include "attention_warp.cuh"
 #include "warpgroup.cuh"
 
@@ -29,17 +28,19 @@ template <typename T> struct Memory {
     Counter there[STAGES], read[STAGES], are_queries_read[ITEMS];
 };
 
-/// Beside it, where something changes late: left factors of values, that come with these, and of each item its changes.
+/// Beside it, where something changes late: left factors of keys and values, that come with these, and of each item its changes.
 template <typename T> struct LateMemory {
     Memory<T> all;
-    alignas(1024) T factors[STAGES][KEYS * NARROW];
+    struct {
+        alignas(1024) T keys[KEYS * NARROW], values[KEYS * NARROW];
+    } factors[STAGES];
     Changes<T> changes[ITEMS];
     /// The last one is a warpgroup's: of its queries.
     Counter are_changes_there[ITEMS], are_queries_changed[GROUPS];
 };
 
 /// What of a block's memory its launch must ask for.
-static_assert(sizeof(Memory<bf16>) == 196688 && sizeof(LateMemory<bf16>) == 215040,
+static_assert(sizeof(Memory<bf16>) == 196688 && sizeof(LateMemory<bf16>) == 231424,
               "attention.rs asks for something else");
 static_assert(NARROW == LATE_RANKS, "factors are narrow");
 
@@ -53,7 +54,7 @@ template <typename T> struct Items {
 
     /// Calls f for the task of each. Blocks side by side have tiles of the same head, whose keys are then near, and every
     /// other time in the opposite order, so that none always has those that see the most.
-    template <typename F> __device__ void each(F f) const {
+    template <typename F> __device__ __forceinline__ void each(F f) const {
         int blocks = gridDim.x, block = blockIdx.x, step = 2 * (blocks - block) - 1;
         ROLLED for (int item = block; item < heads * tiles; item += step, step = 2 * blocks - step) {
             // Of a sequence's tiles the last may see the most, and is first.
@@ -121,7 +122,8 @@ template <typename T> __device__ inline void bring(Memory<T> &memory, const Item
             memory.read[next.stage].wait(next.parity ^ 1);
             copy_rows<KEYS>(memory.stages[next.stage].keys, task.k, key, end);
             copy_rows<KEYS>(memory.stages[next.stage].values, task.v, key, end);
-            if (changes.is_any()) copy_factors(items.late->factors[next.stage], changes.v, key, end);
+            if (changes.k.rank > 0) copy_factors(items.late->factors[next.stage].keys, changes.k, key, end);
+            if (changes.is_any()) copy_factors(items.late->factors[next.stage].values, changes.v, key, end);
             memory.there[next.stage].arrive_with_copies();
             next.advance(STAGES);
         }
@@ -143,18 +145,35 @@ template <int N> __device__ inline void gather(unsigned (&words)[N]) {
     }
 }
 
-/// What one warpgroup knows of TIMES parts of a tile, a stage's keys and values at a time.
-template <typename T, int TIMES, bool IS_LATE> struct Parts {
+/// What one warpgroup is told of an item.
+template <typename T> struct Item {
+    Memory<T> &memory;
     const Task<T> &task;
-    /// Its first part's, of the block's memory.
+    /// Of its first part.
     T *queries;
+    Counter &are_queries_read;
+    /// What changes late, and how often its queries have, as a parity.
+    LateMemory<T> *late;
+    Changes<T> changes;
+    int &parity;
+};
+
+/// What changes late: nothing, queries or values, or all of them.
+enum class Changing { NOTHING, WITHOUT_KEYS, ALL };
+
+/// What one warpgroup knows of TIMES parts of a tile, a stage's keys and values at a time.
+template <typename T, int TIMES, Changing CHANGING> struct Parts {
+    static constexpr bool IS_LATE = CHANGING != Changing::NOTHING, ARE_KEYS_LATE = CHANGING == Changing::ALL;
+    const Item<T> &item;
     float scores[KEYS / 8][4], y[TIMES][DEPTH / 8][4] = {};
     /// What is gathered of the left factors of values.
     float ranks[TIMES][NARROW / 8][4] = {};
     unsigned left[KEYS / 16][4];
+    /// Queries times right factors of keys.
+    unsigned ranked[TIMES][1][4];
     Row rows[TIMES][2];
 
-    __device__ Parts(const Task<T> &task, T *queries) : task(task), queries(queries) {}
+    __device__ explicit Parts(const Item<T> &item) : item(item) {}
 
     /// A warp's first query of each part, among the part's, and of a lane's two the first; the other is 8 behind it.
     __device__ static int first() { return threadIdx.x % WARPGROUP / WARP * 16; }
@@ -162,10 +181,15 @@ template <typename T, int TIMES, bool IS_LATE> struct Parts {
 
     /// The task of one part.
     __device__ Task<T> part(int time) const {
-        Task<T> part = task;
-        part.first = hidden(task.first) + (threadIdx.x / WARPGROUP - 1 + time * GROUPS) * QUERIES;
-        part.past = min(part.first + QUERIES, task.past);
+        Task<T> part = item.task;
+        part.first = hidden(item.task.first) + (threadIdx.x / WARPGROUP - 1 + time * GROUPS) * QUERIES;
+        part.past = min(part.first + QUERIES, item.task.past);
         return part;
+    }
+
+    /// Its queries, in the block's memory.
+    __device__ char *queries(int time) const {
+        return reinterpret_cast<char *>(item.queries + time * GROUPS * QUERIES * DEPTH);
     }
 
     /// Changes the queries, which are there, and waits until all four warps have.
@@ -177,16 +201,15 @@ template <typename T, int TIMES, bool IS_LATE> struct Parts {
             unsigned left[4];
             late.load_left(left, part.first + first(), part.past);
             warp_barrier();
-            char *matrix = reinterpret_cast<char *>(queries + time * GROUPS * QUERIES * DEPTH);
             UNROLL for (int n = 0; n < DEPTH / 8; n++) {
                 float sums[4];
                 UNROLL for (int half = 0; half < 2; half++) {
-                    unsigned word = *pair_of(matrix, n, half);
+                    unsigned word = *pair_of(time, n, half);
                     UNROLL for (int i = 0; i < 2; i++) sums[2 * half + i] = number_of<T>(word, i);
                 }
                 multiply_add<T>(sums, left, right[n][0], right[n][1]);
                 UNROLL for (int half = 0; half < 2; half++) {
-                    write_for_products(pair_of(matrix, n, half), packed<T>(sums[2 * half], sums[2 * half + 1]));
+                    write_for_products(pair_of(time, n, half), packed<T>(sums[2 * half], sums[2 * half + 1]));
                 }
             }
         }
@@ -194,23 +217,40 @@ template <typename T, int TIMES, bool IS_LATE> struct Parts {
         wait_for_stage(are_changed, parity);
     }
 
+    /// Multiplies the queries, as they are then, with right factors of keys.
+    __device__ void rank(const Late<T> &late) {
+        rank_queries<T, DEPTH>(ranked, late, [&](unsigned (&own)[4], int time, int d) {
+            UNROLL for (int i = 0; i < 4; i++) own[i] = *pair_of(time, 2 * d + i / 2, i % 2);
+        });
+    }
+
     /// A lane's two numbers of eight columns, of its first query or the other.
-    __device__ static unsigned *pair_of(char *matrix, int n, int half) {
-        return reinterpret_cast<unsigned *>(matrix + place_of(own() + half * 8, n) + threadIdx.x % 4 * 4);
+    __device__ unsigned *pair_of(int time, int n, int half) const {
+        return reinterpret_cast<unsigned *>(queries(time) + place_of(own() + half * 8, n) + threadIdx.x % 4 * 4);
     }
 
-    /// Asks for a part's scores.
-    __device__ void multiply_keys(int time, const T *keys) {
-        const T *own = queries + hidden(time * GROUPS * QUERIES * DEPTH);
-        multiply_depth<T>(reinterpret_cast<float(&)[SUMS]>(scores), own, keys);
-    }
-
-    /// Asks for a part's y += the values by its weights, which are there, and for the same of left factors.
-    __device__ void multiply_values(int time, const T *values, const T *factors) {
+    /// Asks for a part's scores of a stage's keys.
+    __device__ __forceinline__ void multiply_keys(int time, int stage) {
+        const T *own = item.queries + hidden(time * GROUPS * QUERIES * DEPTH);
+        float(&sums)[SUMS] = reinterpret_cast<float(&)[SUMS]>(scores);
         begin_products();
-        UNROLL for (int n = 0; n < KEYS / 16 && IS_LATE; n++) {
-            // 16 rows of 32 bytes further.
-            multiply_narrow<T>(narrow_sums(time), left[n], narrow_matrix_at(factors) + n * (16 * 32 >> 4));
+        multiply_depth<T>(sums, own, item.memory.stages[stage].keys);
+        if (ARE_KEYS_LATE) {
+            multiply_narrow_rows<T>(sums, ranked[time][0], narrow_matrix_at(item.late->factors[stage].keys));
+        }
+        end_group_of_products();
+    }
+
+    /// Asks for a part's y += a stage's values by its weights, which are there, and for the same of left factors.
+    __device__ __forceinline__ void multiply_values(int time, int stage) {
+        const T *values = item.memory.stages[stage].values;
+        begin_products();
+        if (IS_LATE) {
+            const T *factors = item.late->factors[stage].values;
+            UNROLL for (int n = 0; n < KEYS / 16; n++) {
+                // 16 rows of 32 bytes further.
+                multiply_narrow<T>(narrow_sums(time), left[n], narrow_matrix_at(factors) + n * (16 * 32 >> 4));
+            }
         }
         UNROLL for (int n = 0; n < KEYS / 16; n++) {
             // 16 rows of 128 bytes further.
@@ -291,40 +331,29 @@ template <typename T, int TIMES, bool IS_LATE> struct Parts {
     }
 };
 
-/// What one warpgroup is told of an item.
-template <typename T> struct Item {
-    Memory<T> &memory;
-    const Task<T> &task;
-    /// Of its first part.
-    T *queries;
-    Counter &are_queries_read;
-    /// What changes late, and how often its queries have, as a parity.
-    LateMemory<T> *late;
-    Changes<T> changes;
-    int &parity;
-};
-
 /// One warpgroup's parts of a tile, so many. While scores are weighed the weights before are multiplied.
-template <int TIMES, bool IS_LATE, typename T> __device__ inline void attend(const Item<T> &item, Turn &turn) {
-    Parts<T, TIMES, IS_LATE> parts(item.task, item.queries);
+template <int TIMES, Changing CHANGING, typename T>
+__device__ __forceinline__ void attend(const Item<T> &item, Turn &turn) {
+    typedef Parts<T, TIMES, CHANGING> P;
+    P parts(item);
     constexpr int LAST = TIMES - 1;
     Memory<T> &memory = item.memory;
     const Changes<T> &changes = item.changes;
-    auto factors = [&](int stage) { return IS_LATE ? item.late->factors[stage] : nullptr; };
     float shrink[2];
     int key = first_key(item.task), end = past_key(item.task), stage = turn.stage;
     wait_for_stage(memory.there[stage], turn.parity);
-    if (IS_LATE && changes.q.rank > 0) {
+    if (P::IS_LATE && changes.q.rank > 0) {
         parts.change_queries(changes.q, item.late->are_queries_changed[threadIdx.x / WARPGROUP - 1], item.parity);
         item.parity ^= 1;
     }
-    parts.multiply_keys(0, memory.stages[stage].keys);
+    if (P::ARE_KEYS_LATE) parts.rank(changes.k);
+    parts.multiply_keys(0, stage);
     parts.template weigh<0>(0, key, shrink);
     parts.pack_all(0, shrink);
     while (true) {
         UNROLL for (int time = 1; time < TIMES; time++) {
-            parts.multiply_keys(time, memory.stages[stage].keys);
-            parts.multiply_values(time - 1, memory.stages[stage].values, factors(stage));
+            parts.multiply_keys(time, stage);
+            parts.multiply_values(time - 1, stage);
             parts.template weigh<1>(time, key, shrink);
             parts.wait_for(time - 1);
             parts.pack_all(time, shrink);
@@ -333,8 +362,8 @@ template <int TIMES, bool IS_LATE, typename T> __device__ inline void attend(con
         key += KEYS;
         if (key >= end) break;
         wait_for_stage(memory.there[turn.stage], turn.parity);
-        parts.multiply_keys(0, memory.stages[turn.stage].keys);
-        parts.multiply_values(LAST, memory.stages[stage].values, factors(stage));
+        parts.multiply_keys(0, turn.stage);
+        parts.multiply_values(LAST, stage);
         parts.template weigh<1>(0, key, shrink);
         parts.wait_for(LAST);
         arrive(memory.read[stage]);
@@ -342,11 +371,11 @@ template <int TIMES, bool IS_LATE, typename T> __device__ inline void attend(con
         stage = turn.stage;
     }
     arrive(item.are_queries_read);
-    parts.multiply_values(LAST, memory.stages[stage].values, factors(stage));
+    parts.multiply_values(LAST, stage);
     parts.wait_for(LAST);
     arrive(memory.read[stage]);
     parts.divide();
-    if (IS_LATE && changes.v.rank > 0) parts.change_values(changes.v);
+    if (P::IS_LATE && changes.v.rank > 0) parts.change_values(changes.v);
     parts.write();
 }
 
@@ -360,10 +389,10 @@ template <typename T> __device__ inline void pass(const Item<T> &item, Turn &tur
     arrive(item.are_queries_read);
 }
 
-template <bool IS_LATE, typename T> __device__ inline void attend(const Item<T> &item, Turn &turn) {
+template <Changing CHANGING, typename T> __device__ __forceinline__ void attend(const Item<T> &item, Turn &turn) {
     int group = threadIdx.x / WARPGROUP - 1, own = item.task.past - item.task.first - group * QUERIES;
-    if (own > GROUPS * QUERIES) attend<2, IS_LATE>(item, turn);
-    else if (own > 0) attend<1, IS_LATE>(item, turn);
+    if (own > GROUPS * QUERIES) attend<2, CHANGING>(item, turn);
+    else if (own > 0) attend<1, CHANGING>(item, turn);
     else pass(item, turn);
 }
 
@@ -380,7 +409,10 @@ template <typename T> __device__ inline void begin(Memory<T> &memory, LateMemory
     barrier();
 }
 
-template <typename T> __device__ inline void attend(Memory<T> &memory, const Items<T> &items) {
+/// Everything, once for each kernel: a function of which there are two callers would be none of either's, and products do not
+/// run on beyond a call.
+template <bool IS_LATE, typename T>
+__device__ __forceinline__ void attend(Memory<T> &memory, const Items<T> &items) {
     begin(memory, items.late);
     if (threadIdx.x < WARPGROUP) {
         keep_registers<24>();
@@ -390,15 +422,18 @@ template <typename T> __device__ inline void attend(Memory<T> &memory, const Ite
     take_registers<240>();
     int group = threadIdx.x / WARPGROUP - 1, parity = 0;
     Turn turn, place;
-    items.each([&](const Task<T> &task) {
+    items.each([&](const Task<T> &task) __attribute__((always_inline)) {
         T *queries = memory.queries[place.stage][group];
         Item<T> item = {memory, task, queries, memory.are_queries_read[place.stage], items.late, {}, parity};
-        if (items.late) {
+        if constexpr (IS_LATE) {
             items.late->are_changes_there[place.stage].wait(place.parity);
             item.changes = items.late->changes[place.stage];
+            if (item.changes.k.rank > 0) attend<Changing::ALL>(item, turn);
+            else if (item.changes.is_any()) attend<Changing::WITHOUT_KEYS>(item, turn);
+            else attend<Changing::NOTHING>(item, turn);
+        } else {
+            attend<Changing::NOTHING>(item, turn);
         }
-        if (items.late && item.changes.is_any()) attend<true>(item, turn);
-        else attend<false>(item, turn);
         place.advance(ITEMS);
     });
 }
@@ -410,7 +445,7 @@ template <typename T> __device__ inline void attend(Memory<T> &memory, const Ite
         Call<T> call = CALL(T);                                                                                        \
         call.width = DEPTH;                                                                                            \
         ALL_SHARED(launch);                                                                                            \
-        attend(*reinterpret_cast<Memory<T> *>(launch), Items<T>{call, heads, count, queries, {}, nullptr});            \
+        attend<false>(*reinterpret_cast<Memory<T> *>(launch), Items<T>{call, heads, count, queries, {}, nullptr});            \
     }                                                                                                                  \
     LONE_KERNEL(BLOCK, attention_group_late_##TYPE, CALL_PARAMETERS(T), int heads, int count, int queries,             \
                 LATE_PARAMETERS(T)) {                                                                                  \
@@ -418,7 +453,7 @@ template <typename T> __device__ inline void attend(Memory<T> &memory, const Ite
         call.width = DEPTH;                                                                                            \
         ALL_SHARED(launch);                                                                                            \
         LateMemory<T> &late = *reinterpret_cast<LateMemory<T> *>(launch);                                              \
-        attend(late.all, Items<T>{call, heads, count, queries, LATE(T), &late});                                       \
+        attend<true>(late.all, Items<T>{call, heads, count, queries, LATE(T), &late});                                       \
     }
 
 GROUP_ATTENTION(bf16, bf16)

@@ -114,14 +114,14 @@ template <typename T, int D> __device__ inline void load_left(unsigned (&left)[D
     UNROLL for (int d = 0; d < D / 16; d++) load_matrices(left[d], row + d * 16);
 }
 
-/// Products of left sides with each of so many rows of a block's memory.
-template <typename T, int D, int ROWS, int TIMES>
+/// Products of left sides with each of so many rows of a block's memory, or added to what is there.
+template <typename T, int D, int ROWS, bool IS_SUM = false, int TIMES>
 __device__ inline void multiply_rows(float (&y)[TIMES][ROWS / 8][4], const unsigned (&left)[TIMES][D / 16][4],
                                      const T *rows) {
     int lane = threadIdx.x % WARP;
     const T *row = rows + (lane / 16 * 8 + lane % 8) * PADDED<T, D> + lane / 8 % 2 * 8;
     UNROLL for (int n = 0; n < ROWS / 16; n++) {
-        UNROLL for (int time = 0; time < TIMES; time++) {
+        UNROLL for (int time = 0; time < TIMES && !IS_SUM; time++) {
             UNROLL for (int i = 0; i < 4; i++) y[time][2 * n][i] = y[time][2 * n + 1][i] = 0.0f;
         }
         UNROLL for (int d = 0; d < D / 16; d++) {
@@ -135,10 +135,32 @@ __device__ inline void multiply_rows(float (&y)[TIMES][ROWS / 8][4], const unsig
     }
 }
 
+/// Products of queries, 16 a time, with right factors of keys, as left sides of the next product; `load(own, time, d)` loads
+/// the d-th 16 of their columns.
+template <typename T, int D, int TIMES, typename F>
+__device__ inline void rank_queries(unsigned (&ranked)[TIMES][1][4], const Late<T> &late, F load) {
+    float sums[TIMES][LATE_RANKS / 8][4] = {};
+    UNROLL for (int d = 0; d < D / 16; d++) {
+        unsigned right[LATE_RANKS / 8][2];
+        late.load_depth(right, d * 16);
+        warp_barrier();
+        UNROLL for (int time = 0; time < TIMES; time++) {
+            unsigned own[4];
+            load(own, time, d);
+            UNROLL for (int n = 0; n < LATE_RANKS / 8; n++) {
+                multiply_add<T>(sums[time][n], own, right[n][0], right[n][1]);
+            }
+        }
+    }
+    UNROLL for (int time = 0; time < TIMES; time++) pack<T>(ranked[time][0], sums[time], 0);
+}
+
 /// Of a warp, of so many that have queries of one head: so many times 16 queries, heads of up to D columns, and so many keys
 /// at once.
 template <typename T, int D, int TIMES, int KEYS, int WARPS = THREADS / WARP> struct Warp {
     unsigned q[TIMES][D / 16][4];
+    /// Times the right factors of keys that change late.
+    unsigned ranked[TIMES][1][4];
     float y[TIMES][D / 8][4] = {};
     float scores[TIMES][KEYS / 8][4];
     /// What is gathered of the left factors of values that change late.
@@ -177,11 +199,19 @@ template <typename T, int D, int TIMES, int KEYS, int WARPS = THREADS / WARP> st
         }
     }
 
-    /// Plain scores, with keys that lie row by row.
-    __device__ void multiply_keys(const T *keys) {
+    /// Multiplies them with right factors of keys.
+    __device__ void rank(const Late<T> &late) {
+        rank_queries<T, D>(ranked, late, [&](unsigned (&own)[4], int time, int d) {
+            UNROLL for (int i = 0; i < 4; i++) own[i] = q[time][d][i];
+        });
+    }
+
+    /// Plain scores, with keys that lie row by row, and likewise the left factors of what changes them, if there are any.
+    __device__ void multiply_keys(const T *keys, const T *factors = nullptr) {
         // Copies and scores let lanes go their own ways.
         warp_barrier();
         multiply_rows<T, D, KEYS>(scores, q, keys);
+        if (factors) multiply_rows<T, LATE_RANKS, KEYS, true>(scores, ranked, factors);
     }
 
     /// Scores become weights. To those of plain keys nothing is added, see `score_all`.
@@ -265,7 +295,7 @@ __device__ inline void load_wide(T *memory, const Task<T> &task, const Head<T> &
     }
 }
 
-/// Copies the left factors of values that change late, likewise; zeros where there are no ranks, or no more.
+/// Copies the left factors of keys or values that change late, likewise; zeros where there are no ranks, or no more.
 template <typename T, int ROWS>
 __device__ inline void load_factors(T *memory, const Late<T> &late, int first, int past) {
     constexpr int PIECE = 16 / sizeof(T), PIECES = LATE_RANKS / PIECE;

@@ -3,7 +3,7 @@
 //! changes it. The CPU's twins are `packed::Update` and `scale_columns`.
 //!
 //! A batch has a table of tiles, rows of one adapter each with the address of that adapter's table, see [`Factors`], which
-//! is made once and read by every layer. What attention changes itself of queries and values is left to it, see [`Late`].
+//! is made once and read by every layer. What attention changes itself is left to it, see [`Late`].
 
 use super::array::Array;
 use super::factors::{Factors, Kind, words};
@@ -113,9 +113,9 @@ impl Touched {
             span.remains = !self.at(span.site).all(Kind::is_late);
             Some([span.site, span.rank])
         };
-        let (q, v) = (leave(attended.queries.as_ref()), leave(attended.values.as_ref()));
+        let sites = [&attended.queries, &attended.keys, &attended.values].map(|columns| leave(columns.as_ref()));
         let (left, owners) = (grouped.left.clone(), self.owners.clone());
-        (q.is_some() || v.is_some()).then(|| Late::new(left, owners, [q, v], attended.head_width))
+        sites.iter().any(Option::is_some).then(|| Late::new(left, owners, sites, attended.head_width))
     }
 }
 

@@ -166,3 +166,9 @@ inline void multiply_narrow(float (&y)[NARROW_SUMS], const unsigned (&a)[4], uns
     auto right = [=](int column, int k) { return emulated::narrow_number_at<T>(b, k, column); };
     emulated::multiply_registers<T, NARROW_SUMS>(y, a, right);
 }
+
+template <typename T>
+inline void multiply_narrow_rows(float (&y)[SUMS], const unsigned (&a)[4], unsigned long long b) {
+    auto right = [=](int column, int k) { return emulated::narrow_number_at<T>(b, column, k); };
+    emulated::multiply_registers<T, SUMS>(y, a, right);
+}

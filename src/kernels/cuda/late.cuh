@@ -1,5 +1,6 @@
-// Changes that are made late: of low rank, of queries and values, by the attention that reads these. Nobody goes through them
-// only to change them then.
+// Changes that are made late: of low rank, of queries, keys and values, by the attention that reads these. Nobody goes through
+// them only to change them then. Queries q change before anything else. With k + l b^T in place of keys k scores are
+// q k^T + (q b) l^T, and with the like of values v what weights p gather is p v + (p l) b^T.
 #pragma once
 
 #include "delta.cuh"
@@ -31,6 +32,18 @@ template <typename T> struct Late {
         else load_right<false>(words);
     }
 
+    /// Those of 16 columns from `first` on, as of a product whose depth these are, whose columns are the ranks.
+    __device__ void load_depth(unsigned (&words)[LATE_RANKS / 8][2], int first) const {
+        UNROLL for (int n = 0; n < LATE_RANKS / 8; n++) {
+            int place = n * 8 + threadIdx.x % WARP / 4;
+            UNROLL for (int i = 0; i < 2; i++) {
+                const T *row = right + (first + threadIdx.x % 4 * 2 + i * 8) * rank + place;
+                T zero = from_float<T>(0.0f), pair[2] = {place < rank ? row[0] : zero, place < rank ? row[rank] : zero};
+                memcpy(&words[n][i], pair, sizeof pair);
+            }
+        }
+    }
+
   private:
     template <bool IS_WIDE, int N> __device__ void load_right(unsigned (&words)[N][2]) const {
         const T *row = right + threadIdx.x % WARP / 4 * rank;
@@ -43,17 +56,22 @@ template <typename T> struct Late {
     }
 };
 
-/// What a launch is told of sites: how wide the rows of all left factors are, and of queries and of values the site, or -1, and
-/// where its ranks begin in these rows.
-struct LateSites {
-    int width, q_site, q_rank, v_site, v_rank;
+/// A site, or -1, and where its ranks begin in rows of left factors.
+struct LateSite {
+    int site, rank;
 };
 
-/// The changes of one sequence's queries and values, of a head each.
-template <typename T> struct Changes {
-    Late<T> q, v;
+/// What a launch is told of sites, and how wide these rows are.
+struct LateSites {
+    int width;
+    LateSite q, k, v;
+};
 
-    __device__ bool is_any() const { return q.rank > 0 || v.rank > 0; }
+/// The changes of one sequence's queries, keys and values, of a head each.
+template <typename T> struct Changes {
+    Late<T> q, k, v;
+
+    __device__ bool is_any() const { return q.rank > 0 || k.rank > 0 || v.rank > 0; }
 };
 
 /// What a launch is told of changes.
@@ -64,19 +82,19 @@ template <typename T> struct AllChanges {
     const unsigned long long *owners;
     LateSites sites;
 
-    /// Of a sequence; the heads begin at these columns.
-    __device__ Changes<T> of(int sequence, int q_column, int v_column) const {
+    /// Of a sequence; a head of queries begins at the one column, and its keys and values at the other.
+    __device__ Changes<T> of(int sequence, int column, int shared) const {
         unsigned long long entries = owners[sequence];
-        return {at(entries, sites.q_site, sites.q_rank, q_column), at(entries, sites.v_site, sites.v_rank, v_column)};
+        return {at(entries, sites.q, column), at(entries, sites.k, shared), at(entries, sites.v, shared)};
     }
 
   private:
-    __device__ Late<T> at(unsigned long long entries, int site, int rank, int column) const {
+    __device__ Late<T> at(unsigned long long entries, const LateSite &site, int column) const {
         Late<T> late = {left, nullptr, sites.width, 0};
-        if (!entries || site < 0) return late;
-        Entry entry = reinterpret_cast<const Entry *>(entries)[site];
+        if (!entries || site.site < 0) return late;
+        Entry entry = reinterpret_cast<const Entry *>(entries)[site.site];
         if (!entry.is_late()) return late;
-        late.left += rank;
+        late.left += site.rank;
         late.right = reinterpret_cast<const T *>(entry.b) + static_cast<long long>(column) * entry.rank;
         late.rank = entry.rank;
         return late;

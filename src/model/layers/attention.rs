@@ -28,7 +28,7 @@ pub struct Attention {
     is_half: bool,
 }
 
-/// Where queries and values are read as their projection makes them.
+/// Where queries, keys and values are read as their projection makes them.
 fn attended(spec: &spec::Attention) -> Attended {
     let spec::Attention { heads, kv_heads, head_width, positions, .. } = spec;
     let is_as_made = !spec.by_head && spec.qv_biases.is_none() && !matches!(positions, Positions::Disentangled(_));
@@ -36,6 +36,7 @@ fn attended(spec: &spec::Attention) -> Attended {
     let (end, keys) = (heads * head_width, kv_heads * head_width);
     Attended {
         queries: (is_as_made && !is_turned).then_some(0..end),
+        keys: (is_as_made && !is_turned).then_some(end..end + keys),
         values: is_as_made.then_some(end + keys..end + 2 * keys),
         head_width: *head_width,
     }

@@ -111,30 +111,29 @@ pub fn residents(side: &Side, changes: &[Changed], offsets: &[usize]) -> Result<
     let mut residents = Vec::new();
     for adapter in changes.chunk_by(|one, next| one.rows == next.rows) {
         let list: Vec<_> = adapter.iter().map(|Changed { site, change, .. }| (*site, change.each_ref())).collect();
-        let resident = Factors::new(&side.device, &HostFactors::new(2, side.dtype, &list)?)?;
+        let resident = Factors::new(&side.device, &HostFactors::new(3, side.dtype, &list)?)?;
         residents.extend(resident.map(|resident| (adapter[0].rows.clone(), resident)));
     }
     let offsets = offsets.to_vec();
     Ok(move || Touched::new(residents.iter().map(|(rows, resident)| (rows.clone(), resident)), &offsets))
 }
 
-/// Ranks of queries and of values, by sequence in turns: attention makes those changes up to 16 itself, and not the last,
+/// Ranks of queries, keys and values, by sequence in turns: attention makes those changes up to 16 itself, and not the last,
 /// which scale and shift as well.
-const LATE: [[usize; 2]; 7] = [[8, 16], [16, 3], [5, 16], [0, 0], [17, 16], [16, 9], [4, 4]];
+const LATE: [[usize; 3]; 7] = [[8, 0, 16], [16, 16, 3], [5, 7, 16], [0, 0, 0], [17, 0, 16], [16, 0, 9], [4, 4, 4]];
 
-/// Attention of queries and values, of heads of a width, that adapters change.
+/// Attention of what adapters change, heads of a width.
 fn late(shape: &Shape, head_width: usize) -> Case {
     const HEADS: usize = 3;
     let (tokens, inputs, width) = (shape.tokens(), shape.width, HEADS * head_width);
-    let [q, v] = [0..width, 2 * width..3 * width];
     let mut changes = Vec::new();
     for (i, rows) in shape.offsets.windows(2).map(|span| span[0]..span[1]).enumerate() {
-        for (site, first) in [q.start, v.start].into_iter().enumerate() {
-            let (place, rank) = (i % LATE.len(), LATE[i % LATE.len()][site]);
+        for (site, rank) in LATE[i % LATE.len()].into_iter().enumerate() {
             let low_rank = (rank > 0).then(|| [normal(0.05, (inputs, rank)), normal(1.0, (rank, width))]);
-            let columns = (place + 1 == LATE.len()).then(|| [normal(1.0, width), normal(1.0, width)]);
+            let columns = (i % LATE.len() + 1 == LATE.len()).then(|| [normal(1.0, width), normal(1.0, width)]);
             if rank > 0 {
-                changes.push(Changed { rows: rows.clone(), site, first, change: Change { low_rank, columns } });
+                let (rows, first) = (rows.clone(), site * width);
+                changes.push(Changed { rows, site, first, change: Change { low_rank, columns } });
             }
         }
     }
@@ -155,8 +154,9 @@ fn late(shape: &Shape, head_width: usize) -> Case {
             return Ok(Box::new(move || attend(&changed()?, None)));
         }
         let touched = residents(side, &changes, &offsets)?;
-        let attended = Attended { queries: Some(q.clone()), values: Some(v.clone()), head_width };
-        let spans = Spans::new(&[(0, q.start, width), (1, v.start, width)]);
+        let [q, k, v] = [0, 1, 2].map(|site| site * width..(site + 1) * width);
+        let attended = Attended { queries: Some(q), keys: Some(k), values: Some(v), head_width };
+        let spans = Spans::new(&[0, 1, 2].map(|site| (site, site * width, width)));
         Ok(Box::new(move || {
             let y = stacked.copy()?;
             let (updates, late) = touched()?.updates(&spans, &x, Some(&attended))?;
