@@ -79,6 +79,8 @@ def steps(options):
             limit, counts = ([], "1,64") if most == "auto" else (["--max-batch-tokens", most], "64")
             command, environment = passes(name, f"{name}-adapters", *limit, LENGTHS=lengths, ADAPTERS=counts)
             yield f"passes-{name}-{most}", 60, command, environment
+        command, environment = passes(name, f"{name}-adapters-of-20", LENGTHS=lengths, ADAPTERS="64")
+        yield f"passes-{name}-of-20", 60, command, environment
         command, environment = passes(name, f"{name}-adapters", log="trace", LENGTHS=lengths, ADAPTERS="64", ROUNDS="1")
         yield f"timeline-{name}", 60, command, environment
     yield "peers", 90, [*peers, "run", models, "--device", options.device.split(":")[0], "--rounds", "7"], {}

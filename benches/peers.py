@@ -2,7 +2,7 @@
 """What users would pick instead, on the same device and the same shapes as benches/passes.rs: sentence-transformers, and
 PEFT with an adapter a text. Needs torch, sentence-transformers and peft.
 
-    benches/peers.py make DIR --tokenizer FOLDER      models of random weights, base and mini, and 64 adapters on each
+    benches/peers.py make DIR --tokenizer FOLDER      models of random weights, base and mini, and twice 64 adapters on each
     benches/peers.py run DIR                          a line of JSON each: tokens/s, medians; and the device's peak
     cargo bench --bench passes -- --device cuda --dtype bfloat16 --model base=DIR/base --adapters DIR/base-adapters
 
@@ -41,13 +41,16 @@ def make(options):
         (folder / "1_Pooling/config.json").write_text(json.dumps({"word_embedding_dimension": hidden, "pooling_mode_mean_tokens": True}))
         for file in ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"]:
             shutil.copy(options.tokenizer / file, folder)
-        config = LoraConfig(r=16, lora_alpha=32, target_modules=["query", "value"], init_lora_weights=False)
-        model = get_peft_model(base, config, adapter_name="a0")
-        for number in range(1, ADAPTERS):
-            model.add_adapter(f"a{number}", config)
-        model.save_pretrained(options.folder / f"{name}-adapters")
-        for adapter in (options.folder / f"{name}-adapters").glob("a*/adapter_config.json"):
-            adapter.write_text(json.dumps(json.loads(adapter.read_text()) | {"base_model_name_or_path": str(folder)}))
+        # Attention itself changes what it reads by the one rank; the other is added before.
+        for rank, kind in [(16, "adapters"), (20, "adapters-of-20")]:
+            config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=["query", "value"], init_lora_weights=False)
+            model = get_peft_model(BertModel.from_pretrained(folder), config, adapter_name="a0")
+            for number in range(1, ADAPTERS):
+                model.add_adapter(f"a{number}", config)
+            adapters = options.folder / f"{name}-{kind}"
+            model.save_pretrained(adapters)
+            for adapter in adapters.glob("a*/adapter_config.json"):
+                adapter.write_text(json.dumps(json.loads(adapter.read_text()) | {"base_model_name_or_path": str(folder)}))
 
 
 def median(options, run):

@@ -4,20 +4,7 @@
 mod support;
 
 use serde_json::{Value, json};
-use support::{ADAPTERS, Door, cosine, embeddings, gap, mixed, named, read, rows, test_device, texts};
-use veneer::kernels::Device;
-
-/// The device, or none with a word why.
-fn device() -> Option<String> {
-    let name = test_device().unwrap_or_else(|| "emulated".into());
-    match Device::named(&name) {
-        Ok(_) => Some(name),
-        Err(reason) => {
-            println!("skipped: {reason}");
-            None
-        }
-    }
-}
+use support::{ADAPTERS, Door, cosine, embeddings, gap, gpu, mixed, named, read, rows, test_device, texts};
 
 /// Families of which each has something that the others do not.
 const FAMILIES: [&str; 10] = [
@@ -53,7 +40,7 @@ fn asked(golden: &Value) -> (Value, Vec<Vec<f32>>) {
 
 #[tokio::test]
 async fn a_mixed_batch_is_within_1e5_of_the_oracle_and_in_16_bits_points_the_same_way() {
-    let Some(device) = device() else { return };
+    let Some(device) = gpu() else { return };
     for family in FAMILIES {
         let golden = read(&format!("{family}/golden.json"));
         let (body, oracle) = asked(&golden);
@@ -77,7 +64,7 @@ async fn a_mixed_batch_is_within_1e5_of_the_oracle_and_in_16_bits_points_the_sam
 
 #[tokio::test]
 async fn in_16_bits_a_base_is_the_same_with_adapters_beside_it() {
-    let Some(device) = device() else { return };
+    let Some(device) = gpu() else { return };
     let text = "the quick brown fox jumps over the lazy dog";
     for family in FAMILIES {
         for dtype in ["bfloat16", "float16"] {
@@ -96,7 +83,7 @@ async fn in_16_bits_a_base_is_the_same_with_adapters_beside_it() {
 
 #[tokio::test]
 async fn a_batch_that_does_not_fit_into_memory_is_halved_and_nothing_is_lost() {
-    if test_device().is_some() || device().is_none() {
+    if test_device().is_some() || gpu().is_none() {
         return;
     }
     let inputs: Vec<String> = (0..600).map(|i| format!("the quick brown fox jumps over the lazy dog {i}")).collect();
@@ -116,7 +103,7 @@ async fn a_batch_that_does_not_fit_into_memory_is_halved_and_nothing_is_lost() {
 
 #[tokio::test]
 async fn a_batch_is_as_large_as_the_free_memory_allows() {
-    if test_device().is_some() || device().is_none() {
+    if test_device().is_some() || gpu().is_none() {
         return;
     }
     let tokens = ["emulated:16", "emulated:64"].map(|device| {
@@ -131,7 +118,7 @@ async fn a_batch_is_as_large_as_the_free_memory_allows() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn several_devices_share_the_requests_and_answer_alike() {
-    if test_device().is_some() || device().is_none() {
+    if test_device().is_some() || gpu().is_none() {
         return;
     }
     let golden = read("bert/golden.json");
@@ -150,7 +137,7 @@ async fn several_devices_share_the_requests_and_answer_alike() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn adapters_that_do_not_fit_into_memory_together_take_turns_there() {
-    if test_device().is_some() || device().is_none() {
+    if test_device().is_some() || gpu().is_none() {
         return;
     }
     let golden = read("bert/golden.json");

@@ -88,7 +88,7 @@ impl Touched {
     pub fn updates(&self, spans: &Spans, x: &Tensor, attended: Option<&Attended>) -> Result<(Updates, Option<Late>)> {
         let (Some(touched), Tensor::Gpu(x)) = (&self.0, x) else { return Ok((Updates::none(), None)) };
         let Some(mut grouped) = touched.shrink(spans, x)? else { return Ok((Updates::none(), None)) };
-        let late = attended.and_then(|attended| touched.leave(&mut grouped, attended));
+        let late = attended.and_then(|attended| touched.leave(&mut grouped, spans, attended));
         Ok((Updates::Grouped(grouped.into()), late))
     }
 }

@@ -25,6 +25,7 @@ use veneer::engine::{Admission, Workers};
 use veneer::error::Error;
 use veneer::http::{App, Serving};
 use veneer::hub::{Hub, HubConfig};
+use veneer::kernels::Device;
 
 /// A file or folder of tests/fixtures.
 pub fn fixture(name: &str) -> PathBuf {
@@ -167,6 +168,18 @@ pub fn mixed(texts: &[String]) -> (Value, Vec<(&String, Option<&'static str>)>) 
 /// The device that tests are asked to run on.
 pub fn test_device() -> Option<String> {
     std::env::var("TEST_DEVICE").ok()
+}
+
+/// The GPU of a test that is of one, or none with a word why.
+pub fn gpu() -> Option<String> {
+    let name = test_device().unwrap_or_else(|| "emulated".into());
+    match Device::named(&name) {
+        Ok(_) => Some(name),
+        Err(reason) => {
+            println!("skipped: {reason}");
+            None
+        }
+    }
 }
 
 /// How far a vector of f32 may be from what it is beside other texts. A GPU's cuBLASLt takes another algorithm for another

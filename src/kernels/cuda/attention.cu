@@ -4,7 +4,7 @@
 /// Where a block's memory has room for two stages, of keys and their values, the next stage arrives while one is
 /// multiplied; else keys arrive while values are multiplied, and values while keys are. Late changes need two stages.
 template <typename T, int D, int TIMES, bool IS_LATE>
-__device__ inline void attend(const Task<T> &task, const Changes<T> &changes = {}) {
+__device__ inline void attend(const Task<T> &task, const AllChanges<T> &all = {}) {
     constexpr int KEYS = D <= 128 ? 64 : 32, STAGES = D <= 64 ? 2 : 1, SIZE = KEYS * PADDED<T, D>;
     constexpr int ROWS = QUERIES * TIMES, FACTORS = IS_LATE ? KEYS * PADDED<T, LATE_RANKS> : 0;
     static_assert(!IS_LATE || STAGES == 2, "factors arrive with keys and values");
@@ -12,6 +12,7 @@ __device__ inline void attend(const Task<T> &task, const Changes<T> &changes = {
     static_assert(2 * KEYS >= ROWS, "queries pass through the memory of a stage");
     Warp<T, D, TIMES, KEYS> warp;
     int start = task.sight.first(task.first), end = task.sight.past(task.past - 1);
+    Changes<T> changes = {};
     auto factors_of = [&](int stage, bool is_value) -> T * {
         bool is_any = IS_LATE && (is_value ? changes.v : changes.k).rank > 0;
         return is_any ? memory + 2 * SIZE * STAGES + (2 * stage + is_value) * FACTORS : nullptr;
@@ -24,6 +25,8 @@ __device__ inline void attend(const Task<T> &task, const Changes<T> &changes = {
         }
     };
     load_head<T, D, TIMES, ROWS>(memory, task, task.q, task.first, task.past);
+    // While queries are on their way.
+    if (IS_LATE) changes = changes_of(task, all);
     if (STAGES == 2) {
         load(1, false, start);
         load(1, true, start);
@@ -117,8 +120,7 @@ __device__ inline void attend_two(const Call<T> &call, int heads, const AllChang
 // The same three of what changes late.
 #define LATE_ATTENTION(NAME, T, COUNT, ATTEND)                                                                         \
     KERNEL(NAME, CALL_PARAMETERS(T), LATE_PARAMETERS(T)) {                                                             \
-        Task<T> task = TASK(T, COUNT);                                                                                 \
-        ATTEND(task, changes_of(task, LATE(T)));                                                                       \
+        ATTEND(TASK(T, COUNT), LATE(T));                                                                               \
     }
 
 #define LATE_ATTENTION_OF(D, TYPE, T)                                                                                  \

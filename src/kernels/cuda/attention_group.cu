@@ -82,7 +82,7 @@ template <int ROWS, typename T> __device__ inline void copy_rows(T *matrix, cons
     }
 }
 
-/// The same of left factors, a row a thread.
+/// The same of left factors, a row a thread; zeros where there are no ranks, or no more.
 template <typename T>
 __device__ inline void copy_factors(T *matrix, const Late<T> &late, int first, int past) {
     static_assert(KEYS == WARPGROUP, "a row a thread");
@@ -97,23 +97,21 @@ __device__ inline void copy_factors(T *matrix, const Late<T> &late, int first, i
 }
 
 /// Says what changes of an item, whose place in the block's memory nobody reads any more.
-template <typename T>
-__device__ inline Changes<T> tell_changes(LateMemory<T> &late, int place, const Changes<T> &changes) {
-    if (threadIdx.x == 0) {
-        late.changes[place] = changes;
-        late.are_changes_there[place].arrive();
-    }
-    return changes;
+template <typename T> __device__ inline void tell(LateMemory<T> &late, int place, const Changes<T> &changes) {
+    if (threadIdx.x > 0) return;
+    late.changes[place] = changes;
+    late.are_changes_there[place].arrive();
 }
 
 /// Brings what all items need.
-template <typename T> __device__ inline void bring(Memory<T> &memory, const Items<T> &items) {
+template <typename T> __device__ __forceinline__ void bring(Memory<T> &memory, const Items<T> &items) {
     Turn turn, next;
     items.each([&](const Task<T> &task) {
         int start = first_key(task), end = past_key(task);
-        memory.are_queries_read[turn.stage].wait(turn.parity ^ 1);
         Changes<T> changes = {};
-        if (items.late) changes = tell_changes(*items.late, turn.stage, changes_of(task, items.all));
+        if (items.late) changes = changes_of(task, items.all);
+        memory.are_queries_read[turn.stage].wait(turn.parity ^ 1);
+        if (items.late) tell(*items.late, turn.stage, changes);
         ROLLED for (int part = 0; task.first + part * QUERIES < task.past; part++) {
             copy_rows<QUERIES>(memory.queries[turn.stage][part], task.q, task.first + part * QUERIES, task.past);
         }
@@ -158,12 +156,12 @@ template <typename T> struct Item {
     int &parity;
 };
 
-/// What changes late: nothing, queries or values, or all of them.
-enum class Changing { NOTHING, WITHOUT_KEYS, ALL };
+/// What changes late: nothing, queries or values, or keys, perhaps with them.
+enum class Changing { NOTHING, WITHOUT_KEYS, WITH_KEYS };
 
 /// What one warpgroup knows of TIMES parts of a tile, a stage's keys and values at a time.
 template <typename T, int TIMES, Changing CHANGING> struct Parts {
-    static constexpr bool IS_LATE = CHANGING != Changing::NOTHING, ARE_KEYS_LATE = CHANGING == Changing::ALL;
+    static constexpr bool IS_LATE = CHANGING != Changing::NOTHING, ARE_KEYS_LATE = CHANGING == Changing::WITH_KEYS;
     const Item<T> &item;
     float scores[KEYS / 8][4], y[TIMES][DEPTH / 8][4] = {};
     /// What is gathered of the left factors of values.
@@ -194,25 +192,27 @@ template <typename T, int TIMES, Changing CHANGING> struct Parts {
 
     /// Changes the queries, which are there, and waits until all four warps have.
     __device__ void change_queries(const Late<T> &late, Counter &are_changed, int parity) {
-        unsigned right[DEPTH / 8][2];
-        late.load_right(right);
+        unsigned left[TIMES][4], right[DEPTH / 8][2];
         UNROLL for (int time = 0; time < TIMES; time++) {
             Task<T> part = this->part(time);
-            unsigned left[4];
-            late.load_left(left, part.first + first(), part.past);
-            warp_barrier();
+            late.load_left(left[time], part.first + first(), part.past);
+        }
+        late.load_right(right);
+        warp_barrier();
+        UNROLL for (int time = 0; time < TIMES; time++) {
             UNROLL for (int n = 0; n < DEPTH / 8; n++) {
                 float sums[4];
                 UNROLL for (int half = 0; half < 2; half++) {
                     unsigned word = *pair_of(time, n, half);
                     UNROLL for (int i = 0; i < 2; i++) sums[2 * half + i] = number_of<T>(word, i);
                 }
-                multiply_add<T>(sums, left, right[n][0], right[n][1]);
+                multiply_add<T>(sums, left[time], right[n][0], right[n][1]);
                 UNROLL for (int half = 0; half < 2; half++) {
                     write_for_products(pair_of(time, n, half), packed<T>(sums[2 * half], sums[2 * half + 1]));
                 }
             }
         }
+        show_to_products();
         arrive(are_changed);
         wait_for_stage(are_changed, parity);
     }
@@ -380,7 +380,7 @@ __device__ __forceinline__ void attend(const Item<T> &item, Turn &turn) {
 }
 
 /// One that has no queries of a tile lets its keys and values go by.
-template <typename T> __device__ inline void pass(const Item<T> &item, Turn &turn) {
+template <typename T> __device__ __forceinline__ void pass(const Item<T> &item, Turn &turn) {
     ROLLED for (int key = first_key(item.task); key < past_key(item.task); key += KEYS) {
         item.memory.there[turn.stage].wait(turn.parity);
         arrive(item.memory.read[turn.stage]);
@@ -428,7 +428,7 @@ __device__ __forceinline__ void attend(Memory<T> &memory, const Items<T> &items)
         if constexpr (IS_LATE) {
             items.late->are_changes_there[place.stage].wait(place.parity);
             item.changes = items.late->changes[place.stage];
-            if (item.changes.k.rank > 0) attend<Changing::ALL>(item, turn);
+            if (item.changes.k.rank > 0) attend<Changing::WITH_KEYS>(item, turn);
             else if (item.changes.is_any()) attend<Changing::WITHOUT_KEYS>(item, turn);
             else attend<Changing::NOTHING>(item, turn);
         } else {

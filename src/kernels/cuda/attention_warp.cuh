@@ -5,6 +5,7 @@
 #include "attention.cuh"
 #include "late.cuh"
 
+/// What changes of what a task reads.
 template <typename T> __device__ inline Changes<T> changes_of(const Task<T> &task, const AllChanges<T> &all) {
     return all.of(task.sequence, task.head * task.width, task.shared * task.width);
 }
@@ -140,15 +141,15 @@ __device__ inline void multiply_rows(float (&y)[TIMES][ROWS / 8][4], const unsig
 template <typename T, int D, int TIMES, typename F>
 __device__ inline void rank_queries(unsigned (&ranked)[TIMES][1][4], const Late<T> &late, F load) {
     float sums[TIMES][LATE_RANKS / 8][4] = {};
+    unsigned right[D / 16][LATE_RANKS / 8][2];
+    late.load_depth(right);
+    warp_barrier();
     UNROLL for (int d = 0; d < D / 16; d++) {
-        unsigned right[LATE_RANKS / 8][2];
-        late.load_depth(right, d * 16);
-        warp_barrier();
         UNROLL for (int time = 0; time < TIMES; time++) {
             unsigned own[4];
             load(own, time, d);
             UNROLL for (int n = 0; n < LATE_RANKS / 8; n++) {
-                multiply_add<T>(sums[time][n], own, right[n][0], right[n][1]);
+                multiply_add<T>(sums[time][n], own, right[d][n][0], right[d][n][1]);
             }
         }
     }
@@ -183,17 +184,18 @@ template <typename T, int D, int TIMES, int KEYS, int WARPS = THREADS / WARP> st
 
     /// Changes them.
     __device__ void change(const Task<T> &task, const Late<T> &late) {
-        unsigned right[D / 8][2];
-        late.load_right(right);
+        unsigned left[TIMES][4], right[D / 8][2];
         UNROLL for (int time = 0; time < TIMES; time++) {
-            unsigned left[4];
-            late.load_left(left, task.first + first() + time * 16, task.past);
-            warp_barrier();
+            late.load_left(left[time], task.first + first() + time * 16, task.past);
+        }
+        late.load_right(right);
+        warp_barrier();
+        UNROLL for (int time = 0; time < TIMES; time++) {
             UNROLL for (int n = 0; n < D / 8; n++) {
                 unsigned(&pairs)[4] = q[time][n / 2];
                 float sums[4];
                 UNROLL for (int i = 0; i < 4; i++) sums[i] = number_of<T>(pairs[n % 2 * 2 + i / 2], i % 2);
-                multiply_add<T>(sums, left, right[n][0], right[n][1]);
+                multiply_add<T>(sums, left[time], right[n][0], right[n][1]);
                 UNROLL for (int i = 0; i < 2; i++) pairs[n % 2 * 2 + i] = packed<T>(sums[2 * i], sums[2 * i + 1]);
             }
         }
@@ -234,7 +236,6 @@ template <typename T, int D, int TIMES, int KEYS, int WARPS = THREADS / WARP> st
         warp_barrier();
         int lane = threadIdx.x % WARP;
         const T *row = values + lane % 16 * PADDED<T, D> + lane / 16 * 8;
-        const T *factor = factors + lane % 16 * PADDED<T, LATE_RANKS> + lane / 16 * 8;
         UNROLL for (int n = 0; n < KEYS / 16; n++) {
             unsigned left[TIMES][4];
             UNROLL for (int time = 0; time < TIMES; time++) pack<T>(left[time], scores[time], n);
@@ -248,7 +249,7 @@ template <typename T, int D, int TIMES, int KEYS, int WARPS = THREADS / WARP> st
             }
             if (factors) {
                 unsigned right[4];
-                load_transposed(right, factor + n * 16 * PADDED<T, LATE_RANKS>);
+                load_transposed(right, factors + (n * 16 + lane % 16) * PADDED<T, LATE_RANKS> + lane / 16 * 8);
                 UNROLL for (int time = 0; time < TIMES; time++) {
                     multiply_add<T>(ranks[time][0], left[time], right[0], right[1]);
                     multiply_add<T>(ranks[time][1], left[time], right[2], right[3]);

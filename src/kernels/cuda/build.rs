@@ -86,8 +86,10 @@ fn compile(nvcc: &Path, source: &Path, target: &Path) {
     let output = output.unwrap_or_else(|error| panic!("{}: {error}", nvcc.display()));
     let told = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{} does not compile {}:\n{told}", nvcc.display(), source.display());
-    // Products of warpgroups that wait for each other are several times slower, which the compiler only mentions.
-    assert!(!told.contains("are serialized"), "{}:\n{told}", source.display());
+    // Such as that products of warpgroups wait for each other, or do not get the registers that they take: both are several
+    // times slower, and no error.
+    let is_slow = |line: &&str| line.contains("Potential Performance Loss") || line.contains("setmaxnreg");
+    told.lines().filter(is_slow).for_each(|line| println!("cargo:warning={}: {line}", source.display()));
 }
 
 fn is_of_warpgroups(source: &Path) -> bool {

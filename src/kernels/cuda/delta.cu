@@ -172,7 +172,8 @@ __device__ inline void shrink(T *left, const T *x, const Tile *tiles, const Span
         UNROLL for (int j = 0; j < WARPS; j++) {
             UNROLL for (int n = 0; n < WIDE; n++) values[n] += sums[(j * SIDE + row) * STRIDE + column + n];
         }
-        // Every site's ranks are a multiple of eight; what is beyond an adapter's own is read by nobody.
+        // Every site's ranks are a multiple of eight. What is beyond an adapter's own is multiplied by zeros, see late.cuh, or
+        // not at all; it is a rank's number once more, so that nothing comes of it.
         write_columns(left + static_cast<long long>(tile.first + row) * left_width + first + column, values);
     }
 }

@@ -1,6 +1,6 @@
 //! Changes of outputs, of low rank or a factor and a shift a column, for all adapters of a batch at once: two launches a
-//! projection, whatever the number of adapters, one where columns change alone, and none where no adapter of the batch
-//! changes it. The CPU's twins are `packed::Update` and `scale_columns`.
+//! projection, whatever the number of adapters, one where columns change alone or all is left to attention, and none where no
+//! adapter of the batch changes it. The CPU's twins are `packed::Update` and `scale_columns`.
 //!
 //! A batch has a table of tiles, rows of one adapter each with the address of that adapter's table, see [`Factors`], which
 //! is made once and read by every layer. What attention changes itself is left to it, see [`Late`].
@@ -12,7 +12,6 @@ use super::launch::{Launch, suffix};
 use crate::error::{Error, Result};
 use candle_core::DType;
 use std::ops::Range;
-use std::sync::Arc;
 
 /// Rows of a tile, at most.
 const TILE: usize = 32;
@@ -44,8 +43,25 @@ pub struct Touched {
     owners: Array,
     /// Of all factors.
     dtype: DType,
-    /// Of every adapter that is there, see [`Factors::kinds`].
-    kinds: Vec<Arc<[Option<Kind>]>>,
+    /// By site.
+    changed: Vec<Changed>,
+}
+
+/// What all adapters of a batch together change at a site.
+#[derive(Clone, Copy, Default)]
+struct Changed {
+    /// The highest.
+    rank: usize,
+    /// Whether there are changes that attention makes itself, where it may, and whether there are others.
+    has_late: bool,
+    has_other: bool,
+}
+
+impl Changed {
+    fn add(&mut self, kind: Kind) {
+        self.rank = self.rank.max(kind.rank as usize);
+        *(if kind.is_late() { &mut self.has_late } else { &mut self.has_other }) = true;
+    }
 }
 
 impl Touched {
@@ -60,18 +76,17 @@ impl Touched {
             segments.iter().map(|(rows, factors)| (rows.clone(), factors.table().address())).collect();
         let (tiles, owners) = (tiles(addresses.iter().cloned()), owners(&addresses, offsets)?);
         let numbers = Array::of_numbers(first.table().gpu(), &[tiles.as_slice(), owners.as_flattened()].concat())?;
-        let kinds = segments.iter().map(|(_, factors)| factors.kinds().clone()).collect();
+        let mut changed = vec![Changed::default(); first.kinds().len()];
+        for (_, factors) in &segments {
+            let kinds = changed.iter_mut().zip(factors.kinds());
+            kinds.for_each(|(changed, kind)| kind.iter().for_each(|kind| changed.add(*kind)));
+        }
         Ok(Some(Self {
             tiles: numbers.narrow(0, 0, tiles.len())?,
             owners: numbers.narrow(0, tiles.len(), 2 * owners.len())?,
             dtype: first.dtype(),
-            kinds,
+            changed,
         }))
-    }
-
-    /// What adapters change at a site.
-    fn at(&self, site: usize) -> impl Iterator<Item = Kind> {
-        self.kinds.iter().filter_map(move |kinds| kinds[site])
     }
 
     /// What `x [tokens, in]` makes of the matrices `a` at a projection's sites; nothing where none of these adapters
@@ -79,11 +94,11 @@ impl Touched {
     pub fn shrink(&self, spans: &Spans, x: &Array) -> Result<Option<Grouped>> {
         let mut width = 0;
         let changed = |(site, columns): &(usize, Range<usize>)| {
-            let highest = self.at(*site).map(|kind| kind.rank).max()?;
+            let Changed { rank, has_late, has_other } = self.changed[*site];
             let span = Span { site: *site, columns: columns.clone(), rank: width, is_late: false, remains: true };
             // Every site's ranks begin at 16 bytes.
-            width += highest.next_multiple_of(8);
-            Some(span)
+            width += rank.next_multiple_of(8);
+            (has_late || has_other).then_some(span)
         };
         let spans: Vec<Span> = spans.0.iter().filter_map(changed).collect();
         if spans.is_empty() {
@@ -102,15 +117,18 @@ impl Touched {
     }
 
     /// Leaves to attention what it changes itself of what it reads, where its kernels can and any adapter changes it so.
-    pub fn leave(&self, grouped: &mut Grouped, attended: &Attended) -> Option<Late> {
+    /// `spans` are those of the projection.
+    pub fn leave(&self, grouped: &mut Grouped, spans: &Spans, attended: &Attended) -> Option<Late> {
         if !attended.can_change(self.dtype) {
             return None;
         }
         let mut leave = |columns: Option<&Range<usize>>| {
-            let is_so = |span: &&mut Span| columns == Some(&span.columns) && self.at(span.site).any(Kind::is_late);
+            // Where several sites have these columns, which one is to be left must not depend on the batch.
+            let mut sites = spans.0.iter().filter(|(_, own)| Some(own) == columns).map(|(site, _)| *site);
+            let site = sites.next().filter(|_| sites.next().is_none())?;
+            let is_so = |span: &&mut Span| span.site == site && self.changed[site].has_late;
             let span = grouped.spans.iter_mut().find(is_so)?;
-            span.is_late = true;
-            span.remains = !self.at(span.site).all(Kind::is_late);
+            (span.is_late, span.remains) = (true, self.changed[span.site].has_other);
             Some([span.site, span.rank])
         };
         let sites = [&attended.queries, &attended.keys, &attended.values].map(|columns| leave(columns.as_ref()));

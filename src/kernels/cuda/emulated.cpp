@@ -406,6 +406,7 @@ void show() {
 
 /// Products find NaN there until it is shown to them.
 void write_unshown(void *place, int bytes) {
+    if (!is_of_launch(place)) std::abort();
     std::memset(const_cast<char *>(shown(place)), 0xff, static_cast<std::size_t>(bytes));
     block->running->unshown.push_back({place, bytes});
 }

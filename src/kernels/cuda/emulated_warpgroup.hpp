@@ -5,6 +5,8 @@
 
 #include "emulated.hpp"
 
+#include <cstdint>
+#include <cstdlib>
 #include <functional>
 
 namespace emulated {
@@ -50,6 +52,7 @@ template <typename T> float number_at(unsigned long long matrix, int row, int co
 /// The same of a narrow one.
 template <typename T> float narrow_number_at(unsigned long long matrix, int row, int column) {
     const char *begin = reinterpret_cast<const char *>(matrix << 4);
+    if (reinterpret_cast<std::uintptr_t>(begin) % 256) std::abort();
     return shown_number<T>(begin + narrow_place_of(row, column / 8) + column % 8 * sizeof(T));
 }
 

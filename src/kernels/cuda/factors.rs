@@ -11,7 +11,7 @@ use std::sync::Arc;
 const LINE: usize = 10;
 
 /// Ranks of a change that is made late, at most, see [`Late`](super::late::Late).
-const LATE_RANKS: usize = 16;
+const LATE_RANKS: u32 = 16;
 
 /// How a site's outputs change, `(y + (x a) b) * factor + shift`; either pair may be missing.
 #[derive(Clone, Copy, Debug)]
@@ -60,14 +60,14 @@ struct Layout {
     /// Sites in the order in which they came.
     places: Vec<(usize, Change<Place>)>,
     /// By site; none where nothing changes.
-    kinds: Arc<[Option<Kind>]>,
+    kinds: Vec<Option<Kind>>,
 }
 
 /// What changes at a site.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Kind {
     /// 0 where columns change alone.
-    pub rank: usize,
+    pub rank: u32,
     has_columns: bool,
 }
 
@@ -121,12 +121,12 @@ impl HostFactors {
         let (mut numbers, mut columns) = (Row::new(dtype), Row::new(DType::F32));
         let (mut kinds, mut places) = (vec![None; sites], Vec::new());
         for (site, change) in changes {
-            let rank = change.low_rank.map_or(0, |[a, _]| a.dims()[1]);
+            let rank = change.low_rank.map_or(0, |[a, _]| a.dims()[1] as u32);
             kinds[*site] = Some(Kind { rank, has_columns: change.columns.is_some() });
             places
                 .push((*site, change.map(|matrix| numbers.put(&matrix.t()?), |all| columns.put(&all.unsqueeze(0)?))?));
         }
-        let layout = Arc::new(Layout { places, kinds: kinds.into() });
+        let layout = Arc::new(Layout { places, kinds });
         Ok(Self { numbers: numbers.joined()?, columns: columns.joined()?, layout })
     }
 
@@ -162,7 +162,7 @@ impl Factors {
             let there = change.map(|place| Ok(address(&numbers, place)), |place| Ok(address(&columns, place)))?;
             let [a, b] = there.low_rank.unwrap_or_default().map(words);
             let [factor, shift] = there.columns.unwrap_or_default().map(words);
-            let rank = layout.kinds[*site].map_or(0, |kind| kind.rank) as u32;
+            let rank = layout.kinds[*site].map_or(0, |kind| kind.rank);
             table[site * LINE..][..LINE].copy_from_slice([a, b, factor, shift, [rank, 0]].as_flattened());
         }
         Ok(Self { table: Array::of_numbers(gpu, &table)?, numbers, columns, layout })
@@ -193,7 +193,7 @@ impl Factors {
     }
 
     /// By site; none where nothing changes.
-    pub(super) fn kinds(&self) -> &Arc<[Option<Kind>]> {
+    pub(super) fn kinds(&self) -> &[Option<Kind>] {
         &self.layout.kinds
     }
 }

@@ -7,8 +7,8 @@
 
 /// A change of the rows of one sequence in a head's columns: += left * right^T, both as products on tensor cores take them.
 template <typename T> struct Late {
-    /// [tokens, stride], of which every row begins at 16 bytes; what is beyond the ranks, up to a multiple of eight of them,
-    /// are numbers that are not wanted.
+    /// [tokens, stride], of which every row begins at 16 bytes. Beyond the ranks, up to a multiple of eight of them, there are
+    /// numbers of which products want zero times: see shrink, which writes something finite there.
     const T *left;
     /// [columns, rank].
     const T *right;
@@ -32,14 +32,17 @@ template <typename T> struct Late {
         else load_right<false>(words);
     }
 
-    /// Those of 16 columns from `first` on, as of a product whose depth these are, whose columns are the ranks.
-    __device__ void load_depth(unsigned (&words)[LATE_RANKS / 8][2], int first) const {
-        UNROLL for (int n = 0; n < LATE_RANKS / 8; n++) {
-            int place = n * 8 + threadIdx.x % WARP / 4;
-            UNROLL for (int i = 0; i < 2; i++) {
-                const T *row = right + (first + threadIdx.x % 4 * 2 + i * 8) * rank + place;
-                T zero = from_float<T>(0.0f), pair[2] = {place < rank ? row[0] : zero, place < rank ? row[rank] : zero};
-                memcpy(&words[n][i], pair, sizeof pair);
+    /// Those of a product whose depth are all columns, 16 by 16, and whose columns are the ranks.
+    template <int N> __device__ void load_depth(unsigned (&words)[N][LATE_RANKS / 8][2]) const {
+        UNROLL for (int d = 0; d < N; d++) {
+            UNROLL for (int n = 0; n < LATE_RANKS / 8; n++) {
+                int place = n * 8 + threadIdx.x % WARP / 4;
+                UNROLL for (int i = 0; i < 2; i++) {
+                    const T *row = right + (d * 16 + i * 8 + threadIdx.x % 4 * 2) * rank + place;
+                    T zero = from_float<T>(0.0f);
+                    T pair[2] = {place < rank ? row[0] : zero, place < rank ? row[rank] : zero};
+                    memcpy(&words[d][n][i], pair, sizeof pair);
+                }
             }
         }
     }
@@ -66,6 +69,8 @@ struct LateSites {
     int width;
     LateSite q, k, v;
 };
+
+static_assert(sizeof(LateSites) == 4 * 7, "late.rs tells something else");
 
 /// The changes of one sequence's queries, keys and values, of a head each.
 template <typename T> struct Changes {

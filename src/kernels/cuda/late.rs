@@ -154,7 +154,7 @@ mod tests {
             let touched = Touched::new(segments, &offsets).unwrap();
             if let Some((touched, mut grouped)) = touched.and_then(|t| t.shrink(&spans, &x).unwrap().map(|g| (t, g))) {
                 let attended = Attended { queries: Some(q), keys: Some(k), values: Some(v), head_width: width };
-                late = is_late.then(|| touched.leave(&mut grouped, &attended)).flatten();
+                late = is_late.then(|| touched.leave(&mut grouped, &spans, &attended)).flatten();
                 grouped.expand(&stacked).unwrap();
             }
             let heads = stacked.reshape(&[tokens, count + 2 * keys, width]).unwrap();
@@ -177,19 +177,20 @@ mod tests {
 
     #[test]
     fn what_attention_changes_itself_is_what_was_changed_before_and_the_same_bits_alone() {
-        let gpus = [Gpu::emulated(256).unwrap(), Gpu::emulated(256).unwrap().of_warps()];
+        let gpu = Gpu::emulated(256).unwrap();
         for round in 0..24 {
-            // Several items a block, tiles of all sizes, and stages that come round; once with the most queries a block.
-            let (lengths, keys, group): (Vec<usize>, _, _) = match round % 12 {
-                0 => (vec![1280 - below(100), 512 - below(100)], 2, 2),
-                3 | 6 | 9 => (vec![600 + below(80), 1 + below(20), 300 - below(50), 40], 1 + below(2), 1 + below(2)),
+            let (keys, group) = (1 + below(2), 1 + below(2));
+            // Several items a block, tiles of all sizes, and stages that come round; twice with the most queries a block.
+            let (lengths, [keys, group, width]): (Vec<usize>, _) = match round % 13 {
+                0 => (vec![1280 - below(100), 512 - below(100)], [2, 2, 64]),
+                3 | 6 | 9 => (vec![600 + below(80), 1 + below(20), 300 - below(50), 40], [keys, group, 64]),
                 _ => {
-                    let lengths = (0..1 + below(8)).map(|_| 1 + below([32, 90][round % 2])).collect();
-                    (lengths, 1 + below(2), 1 + below(2))
+                    let lengths = (0..1 + below(8)).map(|_| 1 + below([32, 90][round / 2 % 2])).collect();
+                    (lengths, [keys, group, [32, 64][round / 4 % 2]])
                 }
             };
-            let case = Case::new(round, [keys * group, keys, [64, 32, 64][round % 3]], &lengths);
-            let gpu = &gpus[round / 12];
+            let case = Case::new(round, [keys * group, keys, width], &lengths);
+            let gpu = if round % 5 == 4 { &gpu.clone().of_warps() } else { &gpu };
             let all = 0..lengths.len();
             let ((names, late), (_, before)) =
                 (case.attend(gpu, all.clone(), true), case.attend(gpu, all.clone(), false));

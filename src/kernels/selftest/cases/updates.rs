@@ -5,18 +5,21 @@ use crate::error::Result;
 use crate::kernels::sample::normal;
 use crate::kernels::selftest::Side;
 use crate::kernels::twins::{self, add_product, product, scale_columns};
-use crate::kernels::{Attended, Attention, Change, Factors, HostFactors, Sequences, Spans, Tensor, Touched};
+use crate::kernels::{Attended, Attention, Change, Factors, HostFactors, Late, Sequences, Spans, Tensor, Touched};
 use candle_core::Tensor as Host;
 use std::ops::Range;
 
 /// Every case.
 pub fn all(shape: &Shape) -> Vec<Case> {
+    let late = |head_width, group, causal, window| late(shape, Heads { head_width, group, causal, window });
     vec![
         updates("updates of all adapters", shape, true, false),
         updates("updates with magnitudes", shape, true, true),
         updates("magnitudes of all adapters", shape, false, true),
-        late(shape, 32),
-        late(shape, 64),
+        late(32, 1, false, None),
+        late(64, 1, false, None),
+        late(32, 2, true, None),
+        late(64, 2, false, Some(40)),
     ]
 }
 
@@ -122,46 +125,75 @@ pub fn residents(side: &Side, changes: &[Changed], offsets: &[usize]) -> Result<
 /// which scale and shift as well.
 const LATE: [[usize; 3]; 7] = [[8, 0, 16], [16, 16, 3], [5, 7, 16], [0, 0, 0], [17, 0, 16], [16, 0, 9], [4, 4, 4]];
 
-/// Attention of what adapters change, heads of a width.
-fn late(shape: &Shape, head_width: usize) -> Case {
-    const HEADS: usize = 3;
-    let (tokens, inputs, width) = (shape.tokens(), shape.width, HEADS * head_width);
+/// Heads of queries, of which so many have the same keys, and what they see.
+#[derive(Clone, Copy)]
+struct Heads {
+    head_width: usize,
+    group: usize,
+    causal: bool,
+    window: Option<usize>,
+}
+
+impl Heads {
+    /// Columns of queries, keys and values, of so many heads of these.
+    fn columns(&self, keys: usize) -> [Range<usize>; 3] {
+        let (keys, queries) = (keys * self.head_width, keys * self.group * self.head_width);
+        [0..queries, queries..queries + keys, queries + keys..queries + 2 * keys]
+    }
+
+    /// Attention of these columns of `stacked`.
+    fn attend(&self, stacked: &Tensor, keys: usize, offsets: &Sequences, late: Option<&Late>) -> Result<Tensor> {
+        let Self { head_width, causal, window, .. } = *self;
+        let heads = stacked.reshape([stacked.dims()[0], (self.group + 2) * keys, head_width])?;
+        let part = |columns: Range<usize>| heads.narrow(1, columns.start / head_width, columns.len() / head_width);
+        let [q, k, v] = self.columns(keys).map(part);
+        let op = Attention { offsets, scale: 0.1, causal, window, bias: None, is_half: false };
+        twins::attention(&q?, &k?, &v?, &op, late)
+    }
+}
+
+/// What adapters change of queries, keys and values in these columns.
+fn late_changes(shape: &Shape, columns: &[Range<usize>; 3]) -> Vec<Changed> {
     let mut changes = Vec::new();
     for (i, rows) in shape.offsets.windows(2).map(|span| span[0]..span[1]).enumerate() {
-        for (site, rank) in LATE[i % LATE.len()].into_iter().enumerate() {
-            let low_rank = (rank > 0).then(|| [normal(0.05, (inputs, rank)), normal(1.0, (rank, width))]);
-            let columns = (i % LATE.len() + 1 == LATE.len()).then(|| [normal(1.0, width), normal(1.0, width)]);
-            if rank > 0 {
-                let (rows, first) = (rows.clone(), site * width);
-                changes.push(Changed { rows, site, first, change: Change { low_rank, columns } });
-            }
+        let place = i % LATE.len();
+        for ((site, columns), rank) in columns.iter().enumerate().zip(LATE[place]).filter(|(_, rank)| *rank > 0) {
+            let outputs = columns.len();
+            let low_rank = Some([normal(0.05, (shape.width, rank)), normal(1.0, (rank, outputs))]);
+            let columns_too = (place + 1 == LATE.len()).then(|| [normal(1.0, outputs), normal(1.0, outputs)]);
+            let change = Change { low_rank, columns: columns_too };
+            changes.push(Changed { rows: rows.clone(), site, first: columns.start, change });
         }
     }
-    let (x, stacked, offsets) = (shape.rows(), normal(1.0, (tokens, 3 * width)), shape.offsets.clone());
-    let work = attention::work(&offsets, width, 4 * width);
-    case(format!("attention of what adapters change, heads of {head_width}"), 4.0 * BOUND, work, move |side| {
+    changes
+}
+
+/// Attention of what adapters change.
+fn late(shape: &Shape, heads: Heads) -> Case {
+    let (keys, head_width) = (shape.heads, heads.head_width);
+    let columns = heads.columns(keys);
+    let (tokens, queries, width) = (shape.tokens(), columns[0].len(), columns[2].end);
+    let changes = late_changes(shape, &columns);
+    let (x, stacked, offsets) = (shape.rows(), normal(1.0, (tokens, width)), shape.offsets.clone());
+    let work = attention::work(&offsets, queries, width + queries);
+    let seen = if heads.causal { ", causal" } else { heads.window.map_or("", |_| ", window") };
+    let name = format!("attention of what adapters change, heads of {head_width}{seen}");
+    case(name, 4.0 * BOUND, work, move |side| {
         let (x, stacked) = (side.rounded(&x)?, side.rounded(&stacked)?);
         let sequences = Sequences::new(offsets.clone(), &side.device)?;
-        let attend = move |stacked: &Tensor, late: Option<&_>| {
-            let stacked = stacked.reshape([tokens, 3 * HEADS, head_width])?;
-            let [q, k, v] = [0, 1, 2].map(|i| stacked.narrow(1, i * HEADS, HEADS));
-            let (offsets, scale) = (&sequences, 0.1);
-            let op = Attention { offsets, scale, causal: false, window: None, bias: None, is_half: false };
-            twins::attention(&q?, &k?, &v?, &op, late)
-        };
         if side.device.is_cpu() {
             let changed = one_by_one(side, &changes, x, stacked)?;
-            return Ok(Box::new(move || attend(&changed()?, None)));
+            return Ok(Box::new(move || heads.attend(&changed()?, keys, &sequences, None)));
         }
         let touched = residents(side, &changes, &offsets)?;
-        let [q, k, v] = [0, 1, 2].map(|site| site * width..(site + 1) * width);
-        let attended = Attended { queries: Some(q), keys: Some(k), values: Some(v), head_width };
-        let spans = Spans::new(&[0, 1, 2].map(|site| (site, site * width, width)));
+        let spans = [0, 1, 2].map(|site| (site, columns[site].start, columns[site].len()));
+        let (spans, [queries, own_keys, values]) = (Spans::new(&spans), columns.clone().map(Some));
+        let attended = Attended { queries, keys: own_keys, values, head_width };
         Ok(Box::new(move || {
             let y = stacked.copy()?;
             let (updates, late) = touched()?.updates(&spans, &x, Some(&attended))?;
             updates.add_to(&y)?;
-            attend(&y, late.as_ref())
+            heads.attend(&y, keys, &sequences, late.as_ref())
         }))
     })
 }
