@@ -166,7 +166,7 @@ template <typename T> struct Call {
             window, span                                                                                               \
     }
 
-/// What a block does that has some queries of a tile.
+/// The task of a block that has some queries of a tile.
 #define TASK(T, COUNT) CALL(T).task(tiles[gridDim.x - 1 - blockIdx.x], COUNT, blockIdx.y, gridDim.y)
 
 #define ATTENTION(NAME, T, COUNT, ATTEND)                                                                              \
