@@ -102,7 +102,7 @@ pub fn attention(q: &Array, k: &Array, v: &Array, attention: &Attention<Array>, 
     let (spread, heads) = (attention.offsets.spread()?, q.rows()?);
     let span = attention.bias.map_or(0, |bias| bias.dims()[1].div_ceil(2));
     let window = attention.window.map_or(-1, |window| window.min(i32::MAX as usize) as i32);
-    let are_wide = !([q, k, v].into_iter().map(is_wide).collect::<Result<Vec<_>>>()?.contains(&false));
+    let are_wide = is_wide(q)? && is_wide(k)? && is_wide(v)?;
     if let Some(late) = late {
         late.check(spread.sequences, [heads.outer, heads.width], q.dtype(), are_wide)?;
     }

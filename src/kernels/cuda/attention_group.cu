@@ -192,26 +192,16 @@ template <typename T, int TIMES, Changing CHANGING> struct Parts {
 
     /// Changes the queries, which are there, and waits until all four warps have.
     __device__ void change_queries(const Late<T> &late, Counter &are_changed, int parity) {
-        unsigned left[TIMES][4], right[DEPTH / 8][2];
+        unsigned left[TIMES][4];
         UNROLL for (int time = 0; time < TIMES; time++) {
             Task<T> part = this->part(time);
             late.load_left(left[time], part.first + first(), part.past);
         }
-        late.load_right(right);
-        warp_barrier();
-        UNROLL for (int time = 0; time < TIMES; time++) {
-            UNROLL for (int n = 0; n < DEPTH / 8; n++) {
-                float sums[4];
-                UNROLL for (int half = 0; half < 2; half++) {
-                    unsigned word = *pair_of(time, n, half);
-                    UNROLL for (int i = 0; i < 2; i++) sums[2 * half + i] = number_of<T>(word, i);
-                }
-                multiply_add<T>(sums, left[time], right[n][0], right[n][1]);
-                UNROLL for (int half = 0; half < 2; half++) {
-                    write_for_products(pair_of(time, n, half), packed<T>(sums[2 * half], sums[2 * half + 1]));
-                }
-            }
-        }
+        auto get = [&](int time, int n, int half) { return *pair_of(time, n, half); };
+        auto set = [&](int time, int n, int half, unsigned pair) {
+            write_for_products(pair_of(time, n, half), pair);
+        };
+        change_pairs<DEPTH / 8>(left, late, get, set);
         show_to_products();
         arrive(are_changed);
         wait_for_stage(are_changed, parity);
@@ -292,25 +282,6 @@ template <typename T, int TIMES, Changing CHANGING> struct Parts {
         UNROLL for (int n = 0; n < KEYS / 16; n++) pack<T>(left[n], scores, n);
     }
 
-    /// Divides what was gathered among its weights.
-    __device__ void divide() {
-        UNROLL for (int time = 0; time < TIMES; time++) {
-            UNROLL for (int half = 0; half < 2; half++) {
-                float share = share_of(rows[time][half]);
-                scale_half(y[time], half, share);
-                scale_half(ranks[time], half, share);
-            }
-        }
-    }
-
-    /// After that: changes it as the values change.
-    __device__ void change_values(const Late<T> &late) {
-        unsigned right[DEPTH / 8][2];
-        late.load_right(right);
-        warp_barrier();
-        UNROLL for (int time = 0; time < TIMES; time++) change_gathered<T>(y[time], ranks[time], right);
-    }
-
     __device__ void write() const {
         UNROLL for (int time = 0; time < TIMES; time++) {
             UNROLL for (int half = 0; half < 2; half++) {
@@ -374,8 +345,8 @@ __device__ __forceinline__ void attend(const Item<T> &item, Turn &turn) {
     parts.multiply_values(LAST, stage);
     parts.wait_for(LAST);
     arrive(memory.read[stage]);
-    parts.divide();
-    if (P::IS_LATE && changes.v.rank > 0) parts.change_values(changes.v);
+    divide_gathered(parts.y, parts.ranks, parts.rows);
+    if (P::IS_LATE && changes.v.rank > 0) change_gathered(parts.y, parts.ranks, changes.v);
     parts.write();
 }
 
@@ -445,7 +416,7 @@ __device__ __forceinline__ void attend(Memory<T> &memory, const Items<T> &items)
         Call<T> call = CALL(T);                                                                                        \
         call.width = DEPTH;                                                                                            \
         ALL_SHARED(launch);                                                                                            \
-        attend<false>(*reinterpret_cast<Memory<T> *>(launch), Items<T>{call, heads, count, queries, {}, nullptr});            \
+        attend<false>(*reinterpret_cast<Memory<T> *>(launch), Items<T>{call, heads, count, queries, {}, nullptr});     \
     }                                                                                                                  \
     LONE_KERNEL(BLOCK, attention_group_late_##TYPE, CALL_PARAMETERS(T), int heads, int count, int queries,             \
                 LATE_PARAMETERS(T)) {                                                                                  \
@@ -453,7 +424,7 @@ __device__ __forceinline__ void attend(Memory<T> &memory, const Items<T> &items)
         call.width = DEPTH;                                                                                            \
         ALL_SHARED(launch);                                                                                            \
         LateMemory<T> &late = *reinterpret_cast<LateMemory<T> *>(launch);                                              \
-        attend<true>(late.all, Items<T>{call, heads, count, queries, LATE(T), &late});                                       \
+        attend<true>(late.all, Items<T>{call, heads, count, queries, LATE(T), &late});                                 \
     }
 
 GROUP_ATTENTION(bf16, bf16)

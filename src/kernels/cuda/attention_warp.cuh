@@ -84,13 +84,31 @@ template <int N> __device__ inline void scale_half(float (&y)[N][4], int half, f
     }
 }
 
-/// What 16 queries have gathered of the left factors of values changes what they have gathered of these.
-template <typename T, int N>
-__device__ inline void change_gathered(float (&y)[N][4], const float (&ranks)[LATE_RANKS / 8][4],
-                                       const unsigned (&right)[N][2]) {
-    unsigned left[4];
-    pack<T>(left, ranks, 0);
-    UNROLL for (int n = 0; n < N; n++) multiply_add<T>(y[n], left, right[n][0], right[n][1]);
+/// Divides what so many times 16 queries have gathered, of values and of what changes these, among its weights.
+template <int TIMES, int N>
+__device__ inline void divide_gathered(float (&y)[TIMES][N][4], float (&ranks)[TIMES][LATE_RANKS / 8][4],
+                                       const Row (&rows)[TIMES][2]) {
+    UNROLL for (int time = 0; time < TIMES; time++) {
+        UNROLL for (int half = 0; half < 2; half++) {
+            float share = share_of(rows[time][half]);
+            scale_half(y[time], half, share);
+            scale_half(ranks[time], half, share);
+        }
+    }
+}
+
+/// After that: what was gathered of the left factors of values changes what was gathered of these.
+template <typename T, int TIMES, int N>
+__device__ inline void change_gathered(float (&y)[TIMES][N][4], const float (&ranks)[TIMES][LATE_RANKS / 8][4],
+                                       const Late<T> &late) {
+    unsigned right[N][2];
+    late.load_right(right);
+    warp_barrier();
+    UNROLL for (int time = 0; time < TIMES; time++) {
+        unsigned left[4];
+        pack<T>(left, ranks[time], 0);
+        UNROLL for (int n = 0; n < N; n++) multiply_add<T>(y[time][n], left, right[n][0], right[n][1]);
+    }
 }
 
 /// One query's result, of which each of its four lanes has two of every eight columns.
@@ -131,6 +149,28 @@ __device__ inline void multiply_rows(float (&y)[TIMES][ROWS / 8][4], const unsig
             UNROLL for (int time = 0; time < TIMES; time++) {
                 multiply_add<T>(y[time][2 * n], left[time][d], right[0], right[1]);
                 multiply_add<T>(y[time][2 * n + 1], left[time][d], right[2], right[3]);
+            }
+        }
+    }
+}
+
+/// Changes queries, 16 a time, whose left factors are given: N times eight columns, of which a lane has two numbers of its first
+/// query and two of the other, that `get(time, n, half)` gets and `set(time, n, half, pair)` sets.
+template <int N, typename T, int TIMES, typename G, typename S>
+__device__ inline void change_pairs(const unsigned (&left)[TIMES][4], const Late<T> &late, G get, S set) {
+    unsigned right[N][2];
+    late.load_right(right);
+    warp_barrier();
+    UNROLL for (int time = 0; time < TIMES; time++) {
+        UNROLL for (int n = 0; n < N; n++) {
+            float sums[4];
+            UNROLL for (int half = 0; half < 2; half++) {
+                unsigned pair = get(time, n, half);
+                UNROLL for (int i = 0; i < 2; i++) sums[2 * half + i] = number_of<T>(pair, i);
+            }
+            multiply_add<T>(sums, left[time], right[n][0], right[n][1]);
+            UNROLL for (int half = 0; half < 2; half++) {
+                set(time, n, half, packed<T>(sums[2 * half], sums[2 * half + 1]));
             }
         }
     }
@@ -184,21 +224,14 @@ template <typename T, int D, int TIMES, int KEYS, int WARPS = THREADS / WARP> st
 
     /// Changes them.
     __device__ void change(const Task<T> &task, const Late<T> &late) {
-        unsigned left[TIMES][4], right[D / 8][2];
+        unsigned left[TIMES][4];
         UNROLL for (int time = 0; time < TIMES; time++) {
             late.load_left(left[time], task.first + first() + time * 16, task.past);
         }
-        late.load_right(right);
-        warp_barrier();
-        UNROLL for (int time = 0; time < TIMES; time++) {
-            UNROLL for (int n = 0; n < D / 8; n++) {
-                unsigned(&pairs)[4] = q[time][n / 2];
-                float sums[4];
-                UNROLL for (int i = 0; i < 4; i++) sums[i] = number_of<T>(pairs[n % 2 * 2 + i / 2], i % 2);
-                multiply_add<T>(sums, left[time], right[n][0], right[n][1]);
-                UNROLL for (int i = 0; i < 2; i++) pairs[n % 2 * 2 + i] = packed<T>(sums[2 * i], sums[2 * i + 1]);
-            }
-        }
+        auto word = [&](int time, int n, int half) -> unsigned & { return q[time][n / 2][n % 2 * 2 + half]; };
+        auto get = [&](int time, int n, int half) { return word(time, n, half); };
+        auto set = [&](int time, int n, int half, unsigned pair) { word(time, n, half) = pair; };
+        change_pairs<D / 8>(left, late, get, set);
     }
 
     /// Multiplies them with right factors of keys.
@@ -260,19 +293,8 @@ template <typename T, int D, int TIMES, int KEYS, int WARPS = THREADS / WARP> st
 
     /// Divides what was gathered among its weights, and writes it, changed if the values change.
     __device__ void write(const Task<T> &task, const Late<T> &late = {}) {
-        UNROLL for (int time = 0; time < TIMES; time++) {
-            UNROLL for (int half = 0; half < 2; half++) {
-                float share = share_of(rows[time][half]);
-                scale_half(y[time], half, share);
-                scale_half(ranks[time], half, share);
-            }
-        }
-        if (late.rank > 0) {
-            unsigned right[D / 8][2];
-            late.load_right(right);
-            warp_barrier();
-            UNROLL for (int time = 0; time < TIMES; time++) change_gathered<T>(y[time], ranks[time], right);
-        }
+        divide_gathered(y, ranks, rows);
+        if (late.rank > 0) change_gathered(y, ranks, late);
         UNROLL for (int time = 0; time < TIMES; time++) {
             UNROLL for (int half = 0; half < 2; half++) {
                 write_row<T, D>(task, y[time], task.first + own(time) + half * 8, half);
