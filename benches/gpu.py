@@ -83,13 +83,13 @@ def steps(options):
         yield f"passes-{name}-of-20", 60, command, environment
         command, environment = passes(name, f"{name}-adapters", log="trace", LENGTHS=lengths, ADAPTERS="64", ROUNDS="1")
         yield f"timeline-{name}", 60, command, environment
-    yield "peers", 90, [*peers, "run", models, "--device", options.device.split(":")[0], "--rounds", "7"], {}
+    yield "peers", 120, [*peers, "run", models, "--device", options.device.split(":")[0], "--rounds", "7"], {}
     for tool in ["racecheck", "memcheck", "synccheck", "initcheck"]:
         sanitizer = ["compute-sanitizer", "--report-api-errors", "no", "--tool", tool, *selftest, "--only", "attention"]
         yield tool, 60, [*sanitizer, "--small"], {}
         yield f"{tool}-large", 120, sanitizer, {}
     if pathlib.Path("workload.json").exists():
-        yield "http", 90, [sys.executable, "gpu.py", "http", "--device", options.device, "--dtype", options.dtype], {}
+        yield "http", 120, [sys.executable, "gpu.py", "http", "--device", options.device, "--dtype", options.dtype], {}
     command, environment = passes("base", "many", LENGTHS="512", ADAPTERS="1", ZIPF=str(MANY), ROUNDS="9", TURNS="turns")
     yield "many", 150, [sys.executable, "gpu.py", "many", *command], environment
 
@@ -160,18 +160,23 @@ def parity(options):
 
 
 def http(options):
-    """Tokens a second over HTTP with many clients: of short and mixed texts one by one, and of more texts a request."""
+    """Tokens a second over HTTP with many clients: of short and mixed texts one by one, and of more texts a request; and of those
+    that peers.py has sentence-transformers encode."""
     from server import Bench
 
     models = HERE / "models"
-    options.binary, options.loadgen, options.workload, options.seconds = "./veneer", "./loadgen", "workload.json", 3
-    options.model = models / "mini"
-    bench = Bench(options)
-    with bench.server(options.dtype, "--adapters", str(models / "mini-adapters")) as server:
-        for row in ["base", "a1,a2,a3,a4,a5,a6,a7,a8"]:
-            for which, clients, texts in [("short", 480, 1), ("mixed", 480, 1), ("mixed", 64, 32), ("passage", 64, 32), ("short", 1, 1)]:
-                figures = bench.load(server, which, clients=clients, models=row.split(","), texts=texts)
-                print(json.dumps({"models": row, "clients": clients, **figures}), flush=True)
+    options.binary, options.loadgen, options.seconds = "./veneer", "./loadgen", 3
+    usual = [("short", 480, 1), ("mixed", 480, 1), ("mixed", 64, 32), ("passage", 64, 32), ("short", 1, 1)]
+    peers = {"mini": [("32", 64, 64)], "base": [("32", 64, 64), ("512", 64, 8)]}
+    for name in peers:
+        options.model = models / name
+        bench = Bench(options)
+        loads = [("workload.json", load) for load in usual if name == "mini"] + [(models / "texts.json", load) for load in peers[name]]
+        with bench.server(options.dtype, "--adapters", str(models / f"{name}-adapters")) as server:
+            for row in ["base", "a1,a2,a3,a4,a5,a6,a7,a8"]:
+                for workload, (which, clients, texts) in loads:
+                    figures = bench.load(server, which, clients=clients, models=row.split(","), texts=texts, workload=workload)
+                    print(json.dumps({"model": name, "models": row, "clients": clients, **figures}), flush=True)
 
 
 def many(options):

@@ -6,12 +6,14 @@ PEFT with an adapter a text. Needs torch, sentence-transformers and peft.
     benches/peers.py run DIR                          a line of JSON each: tokens/s, medians; and the device's peak
     cargo bench --bench passes -- --device cuda --dtype bfloat16 --model base=DIR/base --adapters DIR/base-adapters
 
-Peers get token ids that lie on the device, all of one length, so that they neither tokenize nor pad: their best case.
+Peers get token ids that lie on the device, all of one length, so that they neither tokenize nor pad: their best case. And as they
+are used: sentence-transformers' `encode` of the texts in DIR/texts.json, which a load generator sends to the server too.
 """
 
 import argparse
 import json
 import pathlib
+import random
 import shutil
 import statistics
 import time
@@ -21,12 +23,16 @@ import torch
 SHAPES = {"base": (768, 3072, 12, 12), "mini": (384, 1536, 12, 6)}
 LENGTHS = {"base": [512, 32], "mini": [32]}
 ADAPTERS = 64
+# Tokens of each set of texts.
+TOKENS = 1 << 18
 
 
 def make(options):
     from peft import LoraConfig, get_peft_model
     from transformers import BertConfig, BertModel
 
+    options.folder.mkdir(parents=True, exist_ok=True)
+    (options.folder / "texts.json").write_text(json.dumps(texts(options.tokenizer)))
     for name, (hidden, inner, heads, layers) in SHAPES.items():
         folder = options.folder / name
         config = BertConfig(hidden_size=hidden, intermediate_size=inner, num_attention_heads=heads, num_hidden_layers=layers)
@@ -53,6 +59,15 @@ def make(options):
                 adapter.write_text(json.dumps(json.loads(adapter.read_text()) | {"base_model_name_or_path": str(folder)}))
 
 
+def texts(tokenizer):
+    """A set of texts for each length, of words that are a token each, between a first and a last one."""
+    vocabulary = json.loads((tokenizer / "tokenizer.json").read_text())["model"]["vocab"]
+    words = sorted(word for word in vocabulary if word.isascii() and word.isalpha() and len(word) > 1)
+    chance = random.Random(0)
+    text = lambda tokens: {"text": " ".join(chance.choices(words, k=tokens - 2)), "tokens": tokens}
+    return {str(length): [text(length) for _ in range(TOKENS // length)] for length in sorted(set(sum(LENGTHS.values(), [])))}
+
+
 def median(options, run):
     """Seconds of one run, which ends on the host."""
     run()
@@ -68,19 +83,36 @@ def say(**figures):
     print(json.dumps(figures), flush=True)
 
 
-def ids_of(options, length, tokens):
-    return torch.randint(1000, 30000, (max(1, tokens // length), length), device=options.device)
-
-
-def tokens_per_s(options, peer, name, length, embed, **more):
-    """Of the best size of batches, and of one text alone."""
+def tokens_per_s(options, peer, name, length, work, **more):
+    """Of the best size of batches, and of one text alone: `work(batch)` is what is to be run, and of how many texts it is."""
     rates = {}
     for tokens in options.tokens:
-        ids = ids_of(options, length, tokens)
-        rates[len(ids)] = ids.numel() / median(options, lambda: embed(ids))
+        batch = max(1, tokens // length)
+        run, texts = work(batch)
+        rates[batch] = texts * length / median(options, run)
     batch = max(rates, key=rates.get)
-    one = ids_of(options, length, length)
-    say(peer=peer, model=name, length=length, **more, batch=batch, tokens_per_s=rates[batch], one_text_ms=1e3 * median(options, lambda: embed(one)))
+    one, _ = work(1)
+    say(peer=peer, model=name, length=length, **more, batch=batch, tokens_per_s=rates[batch], one_text_ms=1e3 * median(options, one))
+
+
+def of_ids(options, length, embed):
+    def work(batch):
+        ids = torch.randint(1000, 30000, (batch, length), device=options.device)
+        return lambda: embed(ids), batch
+
+    return work
+
+
+def of_texts(options, length, pipeline):
+    rows = json.loads((options.folder / "texts.json").read_text())[str(length)]
+    counted = len(pipeline.tokenizer(rows[0]["text"])["input_ids"])
+    assert counted == length, f"texts of {counted} tokens, not {length}"
+
+    def work(batch):
+        chosen = [row["text"] for row in rows[: 1 if batch == 1 else None]]
+        return lambda: pipeline.encode(chosen, batch_size=batch, show_progress_bar=False), len(chosen)
+
+    return work
 
 
 def run(options):
@@ -100,7 +132,8 @@ def run(options):
                 return pipeline({"input_ids": ids, "attention_mask": torch.ones_like(ids)})["sentence_embedding"].float().cpu()
 
         for length in LENGTHS[name]:
-            tokens_per_s(options, "sentence-transformers, bfloat16, SDPA", name, length, embed)
+            for inputs, work in [("ids", of_ids(options, length, embed)), ("texts", of_texts(options, length, pipeline))]:
+                tokens_per_s(options, "sentence-transformers, bfloat16, SDPA", name, length, work, inputs=inputs)
         folder = options.folder / f"{name}-adapters"
         base = AutoModel.from_pretrained(options.folder / name, **arguments).to(options.device)
         model = PeftModel.from_pretrained(base, folder / "a0", adapter_name="a0")
@@ -115,7 +148,7 @@ def run(options):
                 return torch.nn.functional.normalize(hidden.mean(1)).float().cpu()
 
         for length in LENGTHS[name]:
-            tokens_per_s(options, "PEFT, an adapter a text", name, length, mixed, adapters=ADAPTERS)
+            tokens_per_s(options, "PEFT, an adapter a text", name, length, of_ids(options, length, mixed), inputs="ids", adapters=ADAPTERS)
 
 
 def main():
