@@ -58,7 +58,9 @@
 //! - **Base traffic pays nothing.** Rows without an adapter are not in a batch's [`model::Plan`].
 //! - **Alone = together** within 1e-6, and a base's vectors are bit-identical whatever adapters ran before. On a GPU
 //!   cuBLASLt may take another algorithm for another number of rows, which moved vectors
-//!   of float32 by up to 3.3e-6, and in 16 bits rounds a sum to its neighbour.
+//!   of float32 by up to 3.3e-6, and in 16 bits rounds a sum to its neighbour. Where a product activates its own sums there,
+//!   rows that adapters change before that are multiplied apart (`model/layers/linear.rs`), so that no other row is rounded
+//!   in another place for them.
 //! - **Equal tags, equal vectors.** A reply's tag is a hash over every file that its loading found, see
 //!   [`folder::Folder::found`]. A loader that reads files by another way than [`folder::Folder`] breaks this.
 //! - **Refuse what is not understood.** Never a 200 with a wrong vector; a vector that is not finite is a 500.

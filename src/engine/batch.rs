@@ -60,12 +60,13 @@ pub fn take<T, M: PartialEq>(
 }
 
 /// The order in which sequences lie in a batch: pipeline by pipeline, and in each the base first, then adapter by
-/// adapter. Which pipeline comes first has no meaning.
+/// adapter, those side by side that change the same sites. Which pipeline comes first has no meaning.
 pub fn order<T>(items: &mut [T], sequence: impl Fn(&T) -> &Sequence) {
     // A key is far from its item, and an item is large: each is looked at, and moved, once.
     items.sort_by_cached_key(|item| {
         let target = &sequence(item).target;
-        (Arc::as_ptr(target.pipeline()) as usize, key(&target.adapter))
+        let footprint = target.adapter.as_ref().map(|adapter| adapter.footprint());
+        (Arc::as_ptr(target.pipeline()) as usize, footprint, key(&target.adapter))
     });
 }
 

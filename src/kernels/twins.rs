@@ -12,6 +12,7 @@ use super::{Activation, Active, Gate, Normalization, Pooling};
 use super::{activation, columns, lookup, pooling, rotary};
 use crate::error::{Error, Result};
 use candle_core::{DType, Device};
+use std::ops::Range;
 
 pub(super) fn elsewhere() -> Error {
     Error::Internal("an operation's arguments lie on different devices".into())
@@ -149,6 +150,25 @@ pub fn project(
             Ok(Tensor::Gpu(projection.run()?))
         }
     }
+}
+
+/// The same of most rows, on a GPU; those that are left, in order, are `x W + b`.
+pub fn project_but(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    active: Active,
+    left: &[Range<usize>],
+) -> Result<Tensor> {
+    let (weight, x) = (weight.array()?, x.array()?);
+    let x = &x.to_dtype(weight.dtype())?;
+    let projection = cuda::Projection { x, weight, bias: on_gpu(bias)?, updates: None, active: Some(active) };
+    Ok(Tensor::Gpu(projection.run_but(left)?))
+}
+
+/// Activates dense rows where they lie, on a GPU.
+pub fn activate_in_place(x: &Tensor, activation: Activation) -> Result<()> {
+    cuda::activate_in_place(x.array()?, activation)
 }
 
 /// What an activation makes of something, or the same where there is none.

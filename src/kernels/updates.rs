@@ -23,6 +23,11 @@ impl Updates {
         Self::Each(Vec::new())
     }
 
+    /// Whether there are none.
+    pub fn is_none(&self) -> bool {
+        matches!(self, Self::Each(updates) if updates.is_empty())
+    }
+
     /// Those that are added one by one.
     pub(super) fn each(&self) -> Option<&[Update]> {
         match self {
@@ -35,13 +40,13 @@ impl Updates {
     pub(super) fn grouped(&self) -> Result<Option<&cuda::Grouped>> {
         match self {
             Self::Grouped(grouped) => Ok(Some(grouped)),
-            Self::Each(updates) if updates.is_empty() => Ok(None),
+            Self::Each(_) if self.is_none() => Ok(None),
             Self::Each(_) => Err(elsewhere()),
         }
     }
 
     /// Changes what the base made, in place.
-    pub(super) fn add_to(&self, y: &Tensor) -> Result<()> {
+    pub fn add_to(&self, y: &Tensor) -> Result<()> {
         match self {
             Self::Grouped(grouped) => grouped.expand(y.array()?),
             Self::Each(updates) => updates.iter().try_for_each(|Update { rows, outputs, left, right }| {

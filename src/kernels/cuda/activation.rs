@@ -2,8 +2,8 @@
 
 use super::array::Array;
 use super::launch::{BLOCK, Launch, suffix};
-use crate::error::Result;
-use crate::kernels::{Activation, Gate};
+use crate::error::{Error, Result};
+use crate::kernels::{Activation, Active, Gate};
 use std::mem::discriminant;
 
 /// Numbers of a thread.
@@ -11,6 +11,29 @@ const OWN: usize = 16;
 
 /// See the CPU twin; the result is of the type of `x`.
 pub fn activate(x: &Array, activation: Activation, gate: Gate) -> Result<Array> {
+    let (_, width) = gated(gate, x.dims()[1]);
+    let y = Array::new(x.gpu(), x.dtype(), &[x.dims()[0], width])?;
+    activate_into(&y, x, activation, gate)?;
+    Ok(y)
+}
+
+/// The same where `x` lies, which must be dense.
+pub fn activate_in_place(x: &Array, activation: Activation) -> Result<()> {
+    if !x.is_dense() {
+        return Err(Error::Internal(format!("{x:?} is to be activated where it lies")));
+    }
+    activate_into(x, x, activation, Gate::Absent)
+}
+
+/// What an activation makes of something, or the same where there is none.
+pub fn activated(x: Array, active: Option<Active>) -> Result<Array> {
+    match active {
+        Some(Active { activation, gate }) => activate(&x, activation, gate),
+        None => Ok(x),
+    }
+}
+
+fn activate_into(y: &Array, x: &Array, activation: Activation, gate: Gate) -> Result<()> {
     let [rows, columns, stride] = x.matrix()?;
     let (gate, width) = gated(gate, columns);
     let [p, q] = match activation {
@@ -18,14 +41,12 @@ pub fn activate(x: &Array, activation: Activation, gate: Gate) -> Result<Array> 
         Activation::Clamp(low, high) => [low, high],
         _ => [0.0; 2],
     };
-    let y = Array::new(x.gpu(), x.dtype(), &[rows, width])?;
-    let launch = Launch::on(x.gpu()).array(&y).array(x).int(code(activation)).float(p).float(q).int(gate);
+    let launch = Launch::on(x.gpu()).array(y).array(x).int(code(activation)).float(p).float(q).int(gate);
     let launch = launch.sizes([rows, width, stride]);
     // A thread has 16 bytes of a row, side by side.
     let columns = 16 / x.dtype().size_in_bytes();
     let blocks = [rows.div_ceil(OWN / columns), width.div_ceil(columns * BLOCK as usize)];
-    launch.run(&format!("activate_{}", suffix(x.dtype())), blocks)?;
-    Ok(y)
+    launch.run(&format!("activate_{}", suffix(x.dtype())), blocks)
 }
 
 /// What activation.cu calls a gate, and the columns that it leaves of so many.

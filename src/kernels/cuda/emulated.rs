@@ -4,7 +4,7 @@
 
 use super::command::{Argument, Command};
 use super::gpu::{Arrival, Backend, Bytes, Graph, Lane};
-use super::matmul::{Element, Matmul};
+use super::matmul::{Element, Epilogue, Matmul};
 use crate::error::{Error, Result};
 use half::{bf16, f16};
 use std::collections::HashMap;
@@ -207,8 +207,12 @@ fn multiply<T: Number, Y: Number>(matmul: &Matmul) {
             // SAFETY: a bias has a number an output.
             let bias = matmul.bias.map_or(0.0, |bias| unsafe { (bias as *const Y).add(output).read() }.wide());
             let sum = before + sum + bias;
-            // Not `max`, which makes 0 of NaN.
-            *place = Y::of(if matmul.is_rectified && sum < 0.0 { 0.0 } else { sum });
+            *place = Y::of(match matmul.epilogue {
+                // Not `max`, which makes 0 of NaN.
+                Epilogue::Relu if sum < 0.0 => 0.0,
+                Epilogue::GeluTanh => 0.5 * sum * (1.0 + (0.797_884_6 * (sum + 0.044_715 * sum.powi(3))).tanh()),
+                _ => sum,
+            });
         }
     }
 }

@@ -1,5 +1,6 @@
 //! What a product of matrices is to a device: addresses, sizes and strides.
 
+use crate::kernels::{Activation, Active, Gate};
 use candle_core::DType;
 
 /// Rows of a product from which on it is worth while to try several ways to make it.
@@ -41,8 +42,36 @@ pub struct Matmul {
     pub bias: Option<u64>,
     /// Whether the product is added to what `y` is.
     pub accumulate: bool,
-    /// Whether what is below 0 becomes 0 in the end.
-    pub is_rectified: bool,
+    /// `f`.
+    pub epilogue: Epilogue,
+}
+
+/// What becomes of a product's sums before they are rounded, where cuBLASLt has it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Epilogue {
+    /// Nothing.
+    #[default]
+    Absent,
+    /// max(x, 0).
+    Relu,
+    /// The tanh approximation of GELU.
+    GeluTanh,
+}
+
+impl Epilogue {
+    /// That of an activation, for results in `dtype`; none where the activation is another launch.
+    ///
+    /// In bfloat16 the approximation stands for GELU itself: it is off by 5e-4 at most, and a launch of its own has to round
+    /// sums first, by up to 4e-3 of them. Of all-MiniLM-L6-v2 with nothing else rounded, the least cosine of 128 texts to
+    /// float32 is 0.999993 with it, and 0.999988 with GELU of rounded sums.
+    pub fn of(active: Active, dtype: DType) -> Option<Self> {
+        match (active.activation, dtype) {
+            _ if active.gate != Gate::Absent => None,
+            (Activation::Relu, _) => Some(Self::Relu),
+            (Activation::Gelu | Activation::GeluTanh, DType::BF16) => Some(Self::GeluTanh),
+            _ => None,
+        }
+    }
 }
 
 /// Rows of a matrix, in which elements follow each other.

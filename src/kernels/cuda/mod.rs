@@ -32,7 +32,7 @@ mod product;
 mod rotary;
 mod slab;
 
-pub use activation::activate;
+pub use activation::{activate, activate_in_place};
 pub use array::{Array, Arriving};
 pub use attention::{Spread, attention, disentangled};
 pub use columns::{add_difference, add_to_each, affine, assign, joined, scale_columns, scatter_add, sum};
@@ -46,5 +46,5 @@ pub use lookup::{look_up, pick};
 pub use matmul::{TRIED_ROWS, rounded_rows};
 pub use norm::{norm, unit};
 pub use pooling::pool;
-pub use product::{Projection, add_product, set_product};
+pub use product::{Projection, add_product, makes, set_product};
 pub use rotary::rotate;

@@ -1,13 +1,14 @@
 //! Matrix products, by cuBLASLt. See the CPU twin of the same name.
 
-use super::activation::activate;
+use super::activation::activated;
 use super::array::Array;
 use super::command::Command;
 use super::delta::Grouped;
-use super::matmul::{Element, Matmul, Operand};
+use super::matmul::{Element, Epilogue, Matmul, Operand};
 use crate::error::{Error, Result};
-use crate::kernels::{Activation, Active};
+use crate::kernels::Active;
 use candle_core::DType;
+use std::ops::Range;
 
 /// `f(x W + b)`, see the CPU twins, with the changes of a batch's adapters before `f`.
 pub struct Projection<'a> {
@@ -26,21 +27,51 @@ pub struct Projection<'a> {
 impl Projection<'_> {
     /// The result, of the weight's type.
     pub fn run(&self) -> Result<Array> {
-        let Self { x, weight, updates, .. } = *self;
-        let y = Array::new(x.gpu(), weight.dtype(), &[x.dims()[0], weight.dims()[1]])?;
-        let bias = self.bias.map(|bias| bias.to_dtype(weight.dtype())).transpose()?;
-        // Before any other activation a sum is rounded, as it is where an update is added to it: a row of the base must
-        // not depend on whether another row has an adapter.
-        let is_rectified = updates.is_none() && self.active == Some(Active::plain(Activation::Relu));
-        multiply(&y, x, weight, Followed { bias: bias.as_ref(), accumulate: false, is_rectified })?;
-        if let Some(updates) = updates {
+        let y = self.result()?;
+        // What changes comes before `f`, which is not the product's own then: who knows the rows that change leaves them out
+        // of those that are `f` of it already.
+        let epilogue = self.active.filter(|_| self.updates.is_none()).and_then(|active| epilogue(self.weight, active));
+        self.multiply(&y, 0..y.dims()[0], epilogue.unwrap_or_default())?;
+        if let Some(updates) = self.updates {
             updates.expand(&y)?;
         }
-        match self.active.filter(|_| !is_rectified) {
-            Some(Active { activation, gate }) => activate(&y, activation, gate),
-            None => Ok(y),
-        }
+        activated(y, self.active.filter(|_| epilogue.is_none()))
     }
+
+    /// The same of most rows, and the product alone of those that are left, in order; without updates. `f` must be one that
+    /// [the product makes itself](makes).
+    pub fn run_but(&self, left: &[Range<usize>]) -> Result<Array> {
+        let y = self.result()?;
+        let epilogue = self.active.and_then(|active| epilogue(self.weight, active));
+        let epilogue = epilogue.ok_or_else(|| Error::Internal("a product of no activation".into()))?;
+        let mut next = 0;
+        for rows in left {
+            self.multiply(&y, next..rows.start, epilogue)?;
+            self.multiply(&y, rows.clone(), Epilogue::Absent)?;
+            next = rows.end;
+        }
+        self.multiply(&y, next..y.dims()[0], epilogue)?;
+        Ok(y)
+    }
+
+    fn result(&self) -> Result<Array> {
+        Array::new(self.x.gpu(), self.weight.dtype(), &[self.x.dims()[0], self.weight.dims()[1]])
+    }
+
+    fn multiply(&self, y: &Array, rows: Range<usize>, epilogue: Epilogue) -> Result<()> {
+        let bias = self.bias.map(|bias| bias.to_dtype(self.weight.dtype())).transpose()?;
+        let part = |array: &Array| array.narrow(0, rows.start, rows.len());
+        multiply(&part(y)?, &part(self.x)?, self.weight, Followed { bias: bias.as_ref(), accumulate: false, epilogue })
+    }
+}
+
+/// Whether products with a weight activate their own sums, before they round them.
+pub fn makes(weight: &Array, active: Active) -> bool {
+    epilogue(weight, active).is_some()
+}
+
+fn epilogue(weight: &Array, active: Active) -> Option<Epilogue> {
+    Epilogue::of(active, weight.dtype())
 }
 
 /// What is done with a product's sums.
@@ -48,7 +79,7 @@ impl Projection<'_> {
 struct Followed<'a> {
     bias: Option<&'a Array>,
     accumulate: bool,
-    is_rectified: bool,
+    epilogue: Epilogue,
 }
 
 /// See the CPU twin; `y` may be a window.
@@ -92,6 +123,6 @@ fn multiply(y: &Array, x: &Array, weight: &Array, followed: Followed) -> Result<
         y: operand(y, y_stride),
         bias: followed.bias.map(Array::address),
         accumulate: followed.accumulate,
-        is_rectified: followed.is_rectified,
+        epilogue: followed.epilogue,
     }))
 }

@@ -21,16 +21,18 @@ mod update;
 mod vectors;
 
 use super::activation::{Activation, Active, Gate};
+use super::cuda;
 use super::device::Device;
 use super::small;
 use super::tensor::Tensor;
-use super::twins::{activated, assign, operand, project, set_product};
+use super::twins::{activated, assign, operand, project, project_but, set_product};
 use super::updates::Updates;
 use crate::error::Result;
 use candle_core::DType;
 pub use memory::Memory;
 pub(super) use rows::rounded;
 use run::Tiled;
+use std::ops::Range;
 use std::sync::Arc;
 use tiles::{Columns, Kind};
 use unit::Unit;
@@ -217,6 +219,24 @@ impl Packed {
                 activated(y, active)
             }
         }
+    }
+
+    /// Whether its products activate their own sums, before they round them, on a GPU. Then rows that something changes before
+    /// they are activated are to be left out of those that a product makes, see [`Packed::product_but`].
+    pub fn activates(&self, active: Active) -> bool {
+        matches!(&self.form, Form::Plain(Tensor::Gpu(weight)) if cuda::makes(weight, active))
+    }
+
+    /// `x [rows, in]` -> `f(x W + b)`, `[rows, out]`, but for rows that are left, in order, which are `x W + b`; where it
+    /// [activates](Packed::activates).
+    pub fn product_but(
+        &self,
+        x: &Tensor,
+        bias: Option<&Tensor>,
+        active: Active,
+        left: &[Range<usize>],
+    ) -> Result<Tensor> {
+        project_but(x, &self.narrowed()?, bias, active, left)
     }
 
     /// What is plain, as it multiplies: on the CPU a weight in half precision must be dense.

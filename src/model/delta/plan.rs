@@ -88,6 +88,19 @@ impl Plan {
         self.touched.iter().filter(move |(_, adapter)| is_other(adapter))
     }
 
+    /// Rows whose adapters change any of a projection's sites; neighbours as one.
+    pub(in crate::model) fn changed_rows(&self, sites: &[(Site, usize, usize)]) -> Vec<Range<usize>> {
+        let mut changed: Vec<Range<usize>> = Vec::new();
+        let is_changed = |adapter: &Adapter| sites.iter().any(|(site, ..)| adapter.delta(*site).is_some());
+        for (rows, _) in self.touched.iter().filter(|(_, adapter)| is_changed(adapter)) {
+            match changed.last_mut() {
+                Some(last) if last.end == rows.start => last.end = rows.end,
+                _ => changed.push(rows.clone()),
+            }
+        }
+        changed
+    }
+
     /// Whether some row's adapter changes a site.
     pub(in crate::model) fn changes(&self, site: Site) -> bool {
         self.touched.iter().any(|(_, adapter)| adapter.delta(site).is_some())

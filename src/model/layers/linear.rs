@@ -2,7 +2,7 @@
 
 use super::Loader;
 use crate::error::Result;
-use crate::kernels::{Active, Attended, Late, Packed, Spans, Tensor, activated};
+use crate::kernels::{Active, Attended, Late, Packed, Spans, Tensor, activate_in_place, activated};
 use crate::model::delta::{Adapter, Plan};
 use crate::model::sites::Site;
 use crate::model::spec::Projection;
@@ -68,14 +68,33 @@ impl Linear {
     ) -> Result<(Tensor, Option<Late>)> {
         let x = &self.weight.operand(x)?;
         let (updates, late) = plan.updates(&self.sites, &self.spans, x, attended)?;
-        if !self.sites.iter().any(|(site, ..)| plan.changes_otherwise(*site)) {
-            return Ok((self.weight.updated_product(x, self.bias.as_ref(), &updates, active)?, late));
-        }
-        let y = self.weight.updated_product(x, self.bias.as_ref(), &updates, None)?;
-        for (site, start, columns) in &self.sites {
-            plan.change_otherwise(*site, x, &y.narrow(1, *start, *columns)?)?;
-        }
-        Ok((activated(y, active)?, late))
+        let is_otherwise = self.sites.iter().any(|(site, ..)| plan.changes_otherwise(*site));
+        let (bias, is_changed) = (self.bias.as_ref(), is_otherwise || !updates.is_none());
+        let y = match active.filter(|active| is_changed && self.weight.activates(*active)) {
+            // The bits of a row that nothing changes are the same whatever changes others: the product activates it.
+            Some(active) => {
+                let changed = plan.changed_rows(&self.sites);
+                let y = self.weight.product_but(x, bias, active, &changed)?;
+                updates.add_to(&y)?;
+                self.change_otherwise(plan, x, &y)?;
+                for rows in changed {
+                    activate_in_place(&y.narrow(0, rows.start, rows.len())?, active.activation)?;
+                }
+                y
+            }
+            None if is_otherwise => {
+                let y = self.weight.updated_product(x, bias, &updates, None)?;
+                self.change_otherwise(plan, x, &y)?;
+                activated(y, active)?
+            }
+            None => self.weight.updated_product(x, bias, &updates, active)?,
+        };
+        Ok((y, late))
+    }
+
+    fn change_otherwise(&self, plan: &Plan, x: &Tensor, y: &Tensor) -> Result<()> {
+        let mut sites = self.sites.iter();
+        sites.try_for_each(|(site, first, count)| plan.change_otherwise(*site, x, &y.narrow(1, *first, *count)?))
     }
 
     /// Some columns of what the base alone makes of `x`: `[tokens, in]` -> `[tokens, columns]`.
@@ -137,32 +156,33 @@ mod tests {
 
     type Deltas = Vec<(Site, Delta)>;
 
-    /// A projection of two modules, q and k, with one that is both by another name, on a device.
+    /// A projection of two modules, q and k, with one that is both by another name, on a device, in a type there.
     struct Side {
         device: Device,
+        dtype: DType,
         linear: Linear,
         sites: Sites,
     }
 
     impl Side {
-        fn new(device: Device, weight: &Host, bias: &Host) -> Self {
+        fn new(device: Device, dtype: DType, weight: &Host, bias: &Host) -> Self {
             let mut sites = Sites::default();
             let mut add = |path, first| (sites.add_linear(path, [OUTPUTS, INPUTS], true), first, OUTPUTS);
             let [q, k] = [add("q", 0), add("k", OUTPUTS)];
             let all = [q, k, (sites.add_alias("qk", [2 * OUTPUTS, INPUTS], true), 0, 2 * OUTPUTS)];
-            let weight = Packed::plain(device.place_weight(weight, DType::F32).unwrap());
-            let bias = Some(device.place(bias, None).unwrap());
+            let weight = Packed::plain(device.place_weight(weight, dtype).unwrap());
+            let bias = Some(device.place(bias, Some(dtype)).unwrap());
             sites.hold(&all, &weight, bias.as_ref()).unwrap();
             let spans = Spans::new(&all.map(|(site, first, count)| (site.number(), first, count)));
-            Self { linear: Linear { weight, bias, sites: all.to_vec(), spans }, sites, device }
+            Self { linear: Linear { weight, bias, sites: all.to_vec(), spans }, sites, device, dtype }
         }
 
         /// Rows of the base, and of every adapter so many.
         fn plan(&self, adapters: &[&Deltas]) -> Plan {
             let prepared = |deltas: &Deltas| {
-                let adapter =
-                    Adapter::new(deltas.clone(), true).prepared(&self.sites, &self.device, DType::F32).unwrap();
-                let placed = || adapter.placed(&self.sites, &self.device, DType::F32).unwrap();
+                let adapter = Adapter::new(deltas.clone(), true);
+                let adapter = adapter.prepared(&self.sites, &self.device, self.dtype).unwrap();
+                let placed = || adapter.placed(&self.sites, &self.device, self.dtype).unwrap();
                 std::sync::Arc::new(if self.device.is_cpu() { adapter.clone() } else { placed() })
             };
             let rows = |place: usize| (place + 1) * TOKENS..(place + 2) * TOKENS;
@@ -174,6 +194,7 @@ mod tests {
         fn run(&self, x: &Host, plan: &Plan, activation: Option<Activation>) -> Vec<[f32; 2 * OUTPUTS]> {
             let x = self.device.place(x, None).unwrap();
             let y = self.linear.forward_active(&x, plan, activation.map(Active::plain)).unwrap().to_host().unwrap();
+            let y = y.to_dtype(DType::F32).unwrap();
             y.flatten_all().unwrap().to_vec1().unwrap().as_chunks().0.to_vec()
         }
     }
@@ -182,11 +203,12 @@ mod tests {
         LowRank::new(normal(0.3, (INPUTS, rank)), normal(1.0, (rank, outputs)))
     }
 
-    /// Both sides, and adapters: DoRA, IA3 on outputs, LoRA, the last two of both modules as one, and biases with LoRA and
-    /// without.
-    fn sides() -> ([Side; 2], [Deltas; 6]) {
+    /// The CPU's side in f32 and another, and adapters: DoRA, IA3 on outputs, LoRA, the last two of both modules as one, biases
+    /// with LoRA and without, and IA3 on inputs.
+    fn sides(dtype: DType) -> ([Side; 2], [Deltas; 7]) {
         let (weight, bias) = (normal(0.1, (INPUTS, 2 * OUTPUTS)), normal(1.0, 2 * OUTPUTS));
-        let sides = [Device::Cpu, Device::named("emulated").unwrap()].map(|device| Side::new(device, &weight, &bias));
+        let devices = [(Device::Cpu, DType::F32), (Device::named("emulated").unwrap(), dtype)];
+        let sides = devices.map(|(device, dtype)| Side::new(device, dtype, &weight, &bias));
         let [q, k, both] = ["q", "k", "qk"].map(|path| sides[0].sites.find(path).unwrap());
         let update = low_rank(5, OUTPUTS);
         let magnitude = Magnitude::new(&normal(1.0, OUTPUTS), &update, &weight.narrow(1, 0, OUTPUTS).unwrap()).unwrap();
@@ -202,6 +224,7 @@ mod tests {
             vec![(both, ia3(2 * OUTPUTS))],
             vec![(both, lora(2 * OUTPUTS))],
             vec![(q, shifted(lora(OUTPUTS))), (k, shifted(LinearDelta::default()))],
+            vec![(k, LinearDelta::of_scaled_inputs(&normal(1.0, INPUTS), None).unwrap())],
         ];
         let deltas = |adapter: Vec<_>| adapter.into_iter().map(|(site, delta)| (site, Delta::Linear(delta))).collect();
         (sides, adapters.map(deltas))
@@ -209,26 +232,32 @@ mod tests {
 
     #[test]
     fn adapters_that_keep_the_weight_take_two_launches_together_and_one_without_a_rank() {
-        let (sides, [dora, ia3, lora, ia3_of_both, lora_of_both, biases]) = sides();
+        let (sides, [dora, ia3, lora, ia3_of_both, lora_of_both, biases, _]) = sides(DType::F32);
         let all = [&dora, &ia3, &lora, &ia3_of_both, &lora_of_both, &biases];
         let elsewhere = Deltas::new();
-        let batches: [(&[&Deltas], &[&str]); 4] = [
-            (&all, &["shrink_f32", "multiply", "expand_f32"]),
-            (&[&lora, &elsewhere], &["shrink_f32", "multiply", "expand_f32"]),
-            (&[&ia3, &elsewhere, &ia3_of_both], &["multiply", "expand_f32"]),
-            (&[&elsewhere], &["multiply"]),
+        // What comes before the product and after it, and in how many places rows change.
+        type Launches = [&'static [&'static str]; 2];
+        let batches: [(&[&Deltas], Launches, usize); 4] = [
+            (&all, [&["shrink_f32"], &["expand_f32"]], 1),
+            (&[&lora, &elsewhere], [&["shrink_f32"], &["expand_f32"]], 1),
+            (&[&ia3, &elsewhere, &ia3_of_both], [&[], &["expand_f32"]], 2),
+            (&[&elsewhere], [&[], &[]], 0),
         ];
         let x = normal(1.0, (8 * TOKENS, INPUTS));
-        for (adapters, launches) in batches {
-            for activation in [None, Some(Activation::Relu)] {
+        for (adapters, [before, after], places) in batches {
+            for activation in [None, Some(Activation::Relu), Some(Activation::Tanh)] {
                 let expected = sides[0].run(&x, &sides[0].plan(adapters), activation);
                 let plan = sides[1].plan(adapters);
                 asked::names();
                 let made = sides[1].run(&x, &plan, activation);
-                // Where nothing changes, the product itself makes what is below 0 to 0.
-                let activated = activation.is_some() && launches.len() > 1;
-                let expected_names = [launches, &["activate_f32"][..usize::from(activated)]].concat();
-                assert_eq!(asked::names(), expected_names);
+                // A product makes what is below 0 to 0 itself, but for rows that something changes before.
+                let (multiplied, activated) = match activation {
+                    None => (1, 0),
+                    Some(Activation::Relu) => (1 + 2 * places, places),
+                    Some(_) => (1, 1),
+                };
+                let (multiplied, activated) = (vec!["multiply"; multiplied], vec!["activate_f32"; activated]);
+                assert_eq!(asked::names(), [before, &multiplied, after, &activated].concat());
                 for (made, expected) in made.as_flattened().iter().zip(expected.as_flattened()) {
                     assert!((made - expected).abs() < 1e-4, "{made} {expected}");
                 }
@@ -238,20 +267,31 @@ mod tests {
 
     #[test]
     fn rows_are_the_same_bits_whatever_changes_others() {
-        let ([_, side], adapters) = sides();
-        let adapters = adapters.each_ref();
-        let x = normal(1.0, (8 * TOKENS, INPUTS));
-        let base = side.run(&x, &Plan::default(), None);
-        let made = side.run(&x, &side.plan(&adapters), None);
-        let end = (1 + adapters.len()) * TOKENS;
-        assert!(made[..TOKENS] == base[..TOKENS] && made[end..] == base[end..], "rows of the base");
-        let elsewhere = Deltas::new();
-        for (place, adapter) in adapters.into_iter().enumerate() {
-            let mut alone = [&elsewhere; 6];
-            alone[place] = adapter;
-            let alone = side.run(&x, &side.plan(&alone), None);
-            let rows = (place + 1) * TOKENS..(place + 2) * TOKENS;
-            assert!(made[rows.clone()] == alone[rows.clone()] && alone[rows.clone()] != base[rows], "adapter {place}");
+        for (dtype, activation) in
+            [(DType::F32, None), (DType::F32, Some(Activation::Relu)), (DType::BF16, Some(Activation::Gelu))]
+        {
+            let ([cpu, side], adapters) = sides(dtype);
+            let adapters = adapters.each_ref();
+            let x = normal(1.0, (9 * TOKENS, INPUTS));
+            let run = |plan| side.run(&x, &plan, activation);
+            let (base, made) = (run(Plan::default()), run(side.plan(&adapters)));
+            let exact = cpu.run(&x, &cpu.plan(&adapters), activation);
+            let bound = if dtype == DType::F32 { 1e-4 } else { 0.2 };
+            for (made, exact) in made.as_flattened().iter().zip(exact.as_flattened()) {
+                assert!((made - exact).abs() < bound * exact.abs().max(1.0), "{made} {exact} in {dtype:?}");
+            }
+            let end = (1 + adapters.len()) * TOKENS;
+            assert!(made[..TOKENS] == base[..TOKENS] && made[end..] == base[end..], "rows of the base");
+            let elsewhere = Deltas::new();
+            for (place, adapter) in adapters.into_iter().enumerate() {
+                let mut alone = [&elsewhere; 7];
+                alone[place] = adapter;
+                let alone = run(side.plan(&alone));
+                let rows = (place + 1) * TOKENS..(place + 2) * TOKENS;
+                assert!(made[rows.clone()] == alone[rows.clone()], "adapter {place} in {dtype:?}");
+                assert!(alone[rows.clone()] != base[rows.clone()], "adapter {place} changes nothing");
+                assert!(alone[..rows.start] == base[..rows.start] && alone[rows.end..] == base[rows.end..]);
+            }
         }
     }
 }

@@ -1,6 +1,6 @@
 //! What an algorithm for a product depends on.
 
-use crate::kernels::cuda::matmul::{Element, Matmul, rounded_rows};
+use crate::kernels::cuda::matmul::{Element, Epilogue, Matmul, rounded_rows};
 
 impl Matmul {
     /// The one that stands for all of about as many rows.
@@ -18,7 +18,7 @@ pub struct Key {
     elements: [Element; 2],
     is_transposed: bool,
     accumulate: bool,
-    is_rectified: bool,
+    epilogue: Epilogue,
     strides: [usize; 3],
     alignments: [u32; 3],
     bias_alignment: Option<u32>,
@@ -35,7 +35,7 @@ impl Key {
             elements: [matmul.element, matmul.element_out],
             is_transposed: matmul.is_transposed,
             accumulate: matmul.accumulate,
-            is_rectified: matmul.is_rectified,
+            epilogue: matmul.epilogue,
             strides: operands.map(|operand| operand.stride),
             alignments: operands.map(|operand| alignment(operand.address)),
             bias_alignment: matmul.bias.map(alignment),
@@ -65,7 +65,7 @@ mod tests {
         y: Operand { address: 0x3000, stride: 1536 },
         bias: Some(0x4000),
         accumulate: false,
-        is_rectified: false,
+        epilogue: Epilogue::Absent,
     };
 
     #[test]
@@ -90,7 +90,8 @@ mod tests {
             Matmul { element_out: Element::F32, ..MATMUL },
             Matmul { is_transposed: false, ..MATMUL },
             Matmul { accumulate: true, ..MATMUL },
-            Matmul { is_rectified: true, ..MATMUL },
+            Matmul { epilogue: Epilogue::Relu, ..MATMUL },
+            Matmul { epilogue: Epilogue::GeluTanh, ..MATMUL },
             Matmul { bias: None, ..MATMUL },
             Matmul { bias: Some(0x4004), ..MATMUL },
             Matmul { x: Operand { address: 0x1010, ..MATMUL.x }, ..MATMUL },

@@ -6,7 +6,7 @@ use super::Failure;
 use super::device::{Device, Owned};
 use super::matmul::{Key, alignment};
 use super::stream::Stream;
-use crate::kernels::cuda::matmul::{Element, Matmul, Operand, TRIED_ROWS};
+use crate::kernels::cuda::matmul::{Element, Epilogue, Matmul, Operand, TRIED_ROWS};
 use cudarc::cublaslt::result::{self, CublasError};
 use cudarc::cublaslt::sys::{self, cublasStatus_t as Status};
 use cudarc::driver::result as driver;
@@ -247,12 +247,14 @@ fn operation(
 }
 
 fn epilogue(matmul: &Matmul) -> sys::cublasLtEpilogue_t {
-    use sys::cublasLtEpilogue_t as Epilogue;
-    match (matmul.is_rectified, matmul.bias.is_some()) {
-        (false, false) => Epilogue::CUBLASLT_EPILOGUE_DEFAULT,
-        (false, true) => Epilogue::CUBLASLT_EPILOGUE_BIAS,
-        (true, false) => Epilogue::CUBLASLT_EPILOGUE_RELU,
-        (true, true) => Epilogue::CUBLASLT_EPILOGUE_RELU_BIAS,
+    use sys::cublasLtEpilogue_t as Raw;
+    match (matmul.epilogue, matmul.bias.is_some()) {
+        (Epilogue::Absent, false) => Raw::CUBLASLT_EPILOGUE_DEFAULT,
+        (Epilogue::Absent, true) => Raw::CUBLASLT_EPILOGUE_BIAS,
+        (Epilogue::Relu, false) => Raw::CUBLASLT_EPILOGUE_RELU,
+        (Epilogue::Relu, true) => Raw::CUBLASLT_EPILOGUE_RELU_BIAS,
+        (Epilogue::GeluTanh, false) => Raw::CUBLASLT_EPILOGUE_GELU,
+        (Epilogue::GeluTanh, true) => Raw::CUBLASLT_EPILOGUE_GELU_BIAS,
     }
 }
 

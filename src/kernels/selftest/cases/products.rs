@@ -3,24 +3,31 @@
 use super::updates::{changes, one_by_one, residents, spans};
 use super::{BOUND, Case, Shape, Work, case};
 use crate::kernels::sample::normal;
-use crate::kernels::twins::{activated, add_product, product, project, set_product};
-use crate::kernels::{Activation, Active, Gate};
+use crate::kernels::twins::{activate_in_place, activated, add_product, product, project, set_product};
+use crate::kernels::{Activation, Active, Gate, Packed};
 use candle_core::{DType, Device, Tensor as Host};
 
 /// Every case.
 pub fn all(shape: &Shape) -> Vec<Case> {
     let mut cases = products(shape);
     cases.extend(projections(shape));
+    cases.push(apart(shape));
     cases
+}
+
+/// Of a product of all rows with so many outputs.
+fn work(shape: &Shape, outputs: usize) -> Work {
+    let (tokens, width) = (shape.tokens(), shape.width);
+    Work {
+        operations: 2.0 * (tokens * width * outputs) as f64,
+        numbers: (tokens * (width + outputs) + width * outputs) as f64,
+    }
 }
 
 fn products(shape: &Shape) -> Vec<Case> {
     let (tokens, width, outputs) = (shape.tokens(), shape.width, 4 * shape.width);
     let (x, w, b) = (shape.rows(), normal(0.05, (width, outputs)), normal(1.0, outputs));
-    let work = Work {
-        operations: 2.0 * (tokens * width * outputs) as f64,
-        numbers: (tokens * (width + outputs) + width * outputs) as f64,
-    };
+    let work = work(shape, outputs);
     let arguments = (x.clone(), w.clone());
     let plain = case("product, bias", BOUND, work, move |side| {
         let (x, w, b) = (side.rounded(&x)?, side.weight(&w)?, side.rounded(&b)?);
@@ -43,7 +50,7 @@ fn products(shape: &Shape) -> Vec<Case> {
 /// An activation of twice as many columns, of which each half is a site that adapters change or leave; once of one half,
 /// which the other multiplies.
 fn projections(shape: &Shape) -> Vec<Case> {
-    let (width, tokens, outputs) = (shape.width, shape.tokens(), 2 * shape.width);
+    let (width, outputs) = (shape.width, 2 * shape.width);
     let (plain, gated) = (Active::plain(Activation::Gelu), Active { activation: Activation::Silu, gate: Gate::First });
     let kinds = [
         ("", false, false, plain),
@@ -54,10 +61,7 @@ fn projections(shape: &Shape) -> Vec<Case> {
     let (x, w, b) = (shape.rows(), normal(0.05, (width, outputs)), normal(1.0, outputs));
     let case_of = |(what, has_ranks, has_columns, active): (&str, bool, bool, Active)| {
         let changes = if has_ranks { changes(shape, true, has_columns) } else { Vec::new() };
-        let work = Work {
-            operations: 2.0 * (tokens * width * outputs) as f64,
-            numbers: (tokens * (width + outputs) + width * outputs) as f64,
-        };
+        let work = work(shape, outputs);
         let (x, w, b, offsets) = (x.clone(), w.clone(), b.clone(), shape.offsets.clone());
         let bound = if has_ranks { 2.0 * BOUND } else { BOUND };
         case(format!("projection{what}"), bound, work, move |side| {
@@ -74,4 +78,26 @@ fn projections(shape: &Shape) -> Vec<Case> {
         })
     };
     kinds.into_iter().map(case_of).collect()
+}
+
+/// Activations that a product makes itself, where it does, and of some rows another launch: of the first, of one, and of the last.
+fn apart(shape: &Shape) -> Case {
+    let (width, tokens, outputs) = (shape.width, shape.tokens(), 2 * shape.width);
+    let (x, w, b) = (shape.rows(), normal(0.05, (width, outputs)), normal(1.0, outputs));
+    let work = work(shape, outputs);
+    case("projection, some rows activated apart", BOUND, work, move |side| {
+        let (x, w, b) = (side.rounded(&x)?, Packed::plain(side.weight(&w)?), side.rounded(&b)?);
+        Ok(Box::new(move || {
+            let active = Active::plain(Activation::Gelu);
+            if !w.activates(active) {
+                return w.product(&x, Some(&b), Some(active.activation));
+            }
+            let left = [0..2, 5..6, tokens - 3..tokens];
+            let y = w.product_but(&x, Some(&b), active, &left)?;
+            for rows in left {
+                activate_in_place(&y.narrow(0, rows.start, rows.len())?, active.activation)?;
+            }
+            Ok(y)
+        }))
+    })
 }
