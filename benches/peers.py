@@ -24,7 +24,7 @@ SHAPES = {"base": (768, 3072, 12, 12), "mini": (384, 1536, 12, 6)}
 LENGTHS = {"base": [512, 32], "mini": [32]}
 ADAPTERS = 64
 # Tokens of each set of texts.
-TOKENS = 1 << 18
+TOKENS = 1 << 17
 
 
 def make(options):
@@ -88,8 +88,8 @@ def tokens_per_s(options, peer, name, length, work, **more):
     rates = {}
     for tokens in options.tokens:
         batch = max(1, tokens // length)
-        run, texts = work(batch)
-        rates[batch] = texts * length / median(options, run)
+        run, count = work(batch)
+        rates[batch] = count * length / median(options, run)
     batch = max(rates, key=rates.get)
     one, _ = work(1)
     say(peer=peer, model=name, length=length, **more, batch=batch, tokens_per_s=rates[batch], one_text_ms=1e3 * median(options, one))
@@ -132,8 +132,9 @@ def run(options):
                 return pipeline({"input_ids": ids, "attention_mask": torch.ones_like(ids)})["sentence_embedding"].float().cpu()
 
         for length in LENGTHS[name]:
-            for inputs, work in [("ids", of_ids(options, length, embed)), ("texts", of_texts(options, length, pipeline))]:
-                tokens_per_s(options, "sentence-transformers, bfloat16, SDPA", name, length, work, inputs=inputs)
+            peer = "sentence-transformers, bfloat16, SDPA"
+            tokens_per_s(options, peer, name, length, of_ids(options, length, embed), inputs="ids")
+            tokens_per_s(options, peer, name, length, of_texts(options, length, pipeline), inputs="texts")
         folder = options.folder / f"{name}-adapters"
         base = AutoModel.from_pretrained(options.folder / name, **arguments).to(options.device)
         model = PeftModel.from_pretrained(base, folder / "a0", adapter_name="a0")

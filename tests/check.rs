@@ -2,12 +2,11 @@
 
 mod support;
 
-use safetensors::SafeTensors;
 use serde_json::{Value, json};
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
-use support::{Door, config, copy_of, cosine, edit_json, fixture, named, read};
+use support::{Door, config, copy_of, cosine, edit_json, fixture, named, read, untrain};
 use tempfile::TempDir;
 use veneer::registry::{PROBES, Report};
 
@@ -50,19 +49,6 @@ fn bare(name: &str) -> TempDir {
         fs::copy(fixture(name).join(file), folder.path().join(file)).unwrap();
     }
     folder
-}
-
-/// The second halves of all updates set to zero, as they are before training.
-fn untrain(adapter: &Path) {
-    let path = adapter.join("adapter_model.safetensors");
-    let mut bytes = fs::read(&path).unwrap();
-    let start = bytes.as_ptr() as usize;
-    let parsed = SafeTensors::deserialize(&bytes).unwrap();
-    let halves = parsed.iter().filter(|(name, _)| name.contains("lora_B"));
-    let places: Vec<_> = halves.map(|(_, half)| (half.data().as_ptr() as usize - start, half.data().len())).collect();
-    assert!(!places.is_empty());
-    places.into_iter().for_each(|(place, length)| bytes[place..place + length].fill(0));
-    fs::write(path, bytes).unwrap();
 }
 
 /// A copy of a fixture folder of the family bert, with the vectors that the fixtures have for it.

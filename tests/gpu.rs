@@ -4,7 +4,9 @@
 mod support;
 
 use serde_json::{Value, json};
-use support::{ADAPTERS, Door, cosine, embeddings, gap, gpu, mixed, named, read, rows, test_device, texts};
+use support::{
+    ADAPTERS, Door, copy_of, cosine, embeddings, gap, gpu, mixed, named, read, rows, test_device, texts, untrain,
+};
 
 /// Families of which each has something that the others do not.
 const FAMILIES: [&str; 10] = [
@@ -78,6 +80,23 @@ async fn in_16_bits_a_base_is_the_same_with_adapters_beside_it() {
             assert!(gap(&together[..1], &alone) <= 1e-6, "{family} {dtype}: {}", gap(&together[..1], &alone));
             assert!(gap(&together[1..], &alone) > 1e-2, "{family} {dtype}: the adapter does nothing");
         }
+    }
+}
+
+#[tokio::test]
+async fn in_16_bits_an_adapter_that_was_never_trained_is_known_for_it() {
+    let Some(device) = gpu() else { return };
+    let untrained = copy_of("bert/lora-all");
+    untrain(untrained.path());
+    let adapters = [format!("untrained={}", untrained.path().display()), named("trained", "bert/lora-all")];
+    for dtype in ["bfloat16", "float16"] {
+        let keys = [("device", device.as_str()), ("max_batch_tokens", "256"), ("dtype", dtype)];
+        let door = Door::open(&[named("base", "bert/base")], &adapters, &keys);
+        let is_nothing = ["untrained", "trained"].map(|name| {
+            let serving = door.app.serving().unwrap();
+            serving.registry.find(name).unwrap().report.effect.as_ref().unwrap().is_nothing()
+        });
+        assert_eq!(is_nothing, [true, false], "{dtype}");
     }
 }
 

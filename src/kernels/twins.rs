@@ -1,6 +1,7 @@
 //! Each operation where its arguments lie: the CPU's twin or the GPU's. What a file of this folder documents of the one
 //! holds for the other, but for types: on a GPU products give rows of their weight's type, what has no weight gives rows of
-//! its argument's type, and sums with a residual, in which layers pass hidden states on, are f32, or 24 bits of it.
+//! its argument's type, and sums with a residual, in which layers pass hidden states on, are f32, or 24 bits of it. And but for
+//! GELU of products in bf16 there, see `cuda::matmul::Epilogue`.
 
 use super::attention::Attention;
 use super::cuda::{self, Array, Late};
@@ -152,18 +153,18 @@ pub fn project(
     }
 }
 
-/// The same of most rows, on a GPU; those that are left, in order, are `x W + b`.
-pub fn project_but(
+/// The same on a GPU, but that some rows, in order, are `x W + b`; see [`Packed::activates`](super::Packed::activates).
+pub fn project_apart(
     x: &Tensor,
     weight: &Tensor,
     bias: Option<&Tensor>,
     active: Active,
-    left: &[Range<usize>],
+    apart: &[Range<usize>],
 ) -> Result<Tensor> {
     let (weight, x) = (weight.array()?, x.array()?);
     let x = &x.to_dtype(weight.dtype())?;
     let projection = cuda::Projection { x, weight, bias: on_gpu(bias)?, updates: None, active: Some(active) };
-    Ok(Tensor::Gpu(projection.run_but(left)?))
+    Ok(Tensor::Gpu(projection.run_apart(apart)?))
 }
 
 /// Activates dense rows where they lie, on a GPU.

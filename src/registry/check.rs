@@ -52,7 +52,7 @@ impl Effect {
     }
 }
 
-/// Runs probes; what a base alone makes of them is kept for its next adapter.
+/// Runs probes; what a base alone makes of them is kept for its next adapter of the same kind.
 pub struct Prober {
     alone: Mutex<Vec<Alone>>,
     threads: Threads,
@@ -65,6 +65,8 @@ const BATCH_TOKENS_MAX: usize = 2048;
 struct Alone {
     model: Arc<Model>,
     pipeline: Arc<Pipeline>,
+    /// Of what rounds as another adapter makes it round, see [`Adapter::idle`].
+    footprint: Option<u64>,
     /// What a text made of the probes: equal for adapters that read alike.
     sequences: Vec<Tokens>,
     vectors: Vec<Vec<f64>>,
@@ -103,7 +105,7 @@ impl Prober {
         let vocabulary = base.model.vocabulary(None);
         let known = sequences.iter().flat_map(|tokens| &tokens.ids).all(|id| (*id as usize) < vocabulary);
         let plain = if known { sequences.clone() } else { read(base, &PROBES, Prompt::Default)? };
-        let before = self.alone(&Parts { model: base.model.clone(), ..own.clone() }, &plain)?;
+        let before = self.alone(&Parts { model: base.model.clone(), ..own.clone() }, idle(loaded, base)?, &plain)?;
         let after = self.vectors(own, loaded.adapter.as_ref(), &sequences)?;
         let distances = before.iter().zip(&after).map(|(a, b)| 1.0 - cosine(a, b));
         Ok(distances.fold((f64::INFINITY, 0.0), |(smallest, largest): (f64, f64), distance: f64| {
@@ -111,22 +113,24 @@ impl Prober {
         }))
     }
 
-    /// A base's vectors.
-    fn alone(&self, parts: &Parts, sequences: &[Tokens]) -> Result<Vec<Vec<f64>>> {
+    /// A base's vectors, with what changes nothing.
+    fn alone(&self, parts: &Parts, idle: Option<Arc<Adapter>>, sequences: &[Tokens]) -> Result<Vec<Vec<f64>>> {
         let Parts { model, pipeline, .. } = parts;
+        let footprint = idle.as_ref().map(|idle| idle.footprint());
         let same = |known: &&Alone| {
-            Arc::ptr_eq(&known.model, model) && Arc::ptr_eq(&known.pipeline, pipeline) && known.sequences == sequences
+            let of_same = Arc::ptr_eq(&known.model, model) && Arc::ptr_eq(&known.pipeline, pipeline);
+            of_same && known.footprint == footprint && known.sequences == sequences
         };
         let known = || self.alone.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = known().iter().find(same) {
             return Ok(known.vectors.clone());
         }
-        let vectors = self.vectors(parts, None, sequences)?;
+        let vectors = self.vectors(parts, idle.as_ref(), sequences)?;
         let mut known = known();
         // Another thread may have been faster.
         if !known.iter().any(|one| same(&one)) {
             let (model, pipeline, sequences) = (model.clone(), pipeline.clone(), sequences.to_vec());
-            known.push(Alone { model, pipeline, sequences, vectors: vectors.clone() });
+            known.push(Alone { model, pipeline, footprint, sequences, vectors: vectors.clone() });
         }
         Ok(vectors)
     }
@@ -156,6 +160,15 @@ impl Prober {
         }
         Ok(vectors.into_iter().map(|vector| vector.into_iter().map(f64::from).collect()).collect())
     }
+}
+
+/// What lies on a base in place of an adapter that is compared with it: nothing on a CPU, where bases and adapters round alike.
+fn idle(loaded: &Loaded, base: &Parts) -> Result<Option<Arc<Adapter>>> {
+    let (model, device) = (&base.model, base.model.device());
+    let is_of_base = Arc::ptr_eq(&loaded.routes.main().model, model);
+    let Some(adapter) = loaded.adapter.as_ref().filter(|_| is_of_base && !device.is_cpu()) else { return Ok(None) };
+    let idle = adapter.idle().prepared(model.sites(), device, model.format().dtype())?;
+    Ok(Some(Arc::new(idle)))
 }
 
 /// A text as a model reads it.

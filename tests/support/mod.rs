@@ -55,6 +55,19 @@ pub fn copy_of(name: &str) -> TempDir {
     folder
 }
 
+/// The second halves of all updates set to zero, as they are before training.
+pub fn untrain(adapter: &Path) {
+    let path = adapter.join("adapter_model.safetensors");
+    let mut bytes = std::fs::read(&path).unwrap();
+    let start = bytes.as_ptr() as usize;
+    let parsed = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let halves = parsed.iter().filter(|(name, _)| name.contains("lora_B"));
+    let places: Vec<_> = halves.map(|(_, half)| (half.data().as_ptr() as usize - start, half.data().len())).collect();
+    assert!(!places.is_empty());
+    places.into_iter().for_each(|(place, length)| bytes[place..place + length].fill(0));
+    std::fs::write(path, bytes).unwrap();
+}
+
 /// The files of a body.
 const BODY: [&str; 5] =
     ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "sentence_bert_config.json"];

@@ -3,7 +3,7 @@
 use super::array::Array;
 use super::launch::{BLOCK, Launch, suffix};
 use crate::error::{Error, Result};
-use crate::kernels::{Activation, Active, Gate};
+use crate::kernels::{Activation, Gate};
 use std::mem::discriminant;
 
 /// Numbers of a thread.
@@ -23,14 +23,6 @@ pub fn activate_in_place(x: &Array, activation: Activation) -> Result<()> {
         return Err(Error::Internal(format!("{x:?} is to be activated where it lies")));
     }
     activate_into(x, x, activation, Gate::Absent)
-}
-
-/// What an activation makes of something, or the same where there is none.
-pub fn activated(x: Array, active: Option<Active>) -> Result<Array> {
-    match active {
-        Some(Active { activation, gate }) => activate(&x, activation, gate),
-        None => Ok(x),
-    }
 }
 
 fn activate_into(y: &Array, x: &Array, activation: Activation, gate: Gate) -> Result<()> {

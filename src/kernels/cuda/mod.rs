@@ -46,5 +46,5 @@ pub use lookup::{look_up, pick};
 pub use matmul::{TRIED_ROWS, rounded_rows};
 pub use norm::{norm, unit};
 pub use pooling::pool;
-pub use product::{Projection, add_product, makes, set_product};
+pub use product::{Projection, activates, add_product, set_product};
 pub use rotary::rotate;

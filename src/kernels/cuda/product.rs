@@ -1,6 +1,6 @@
 //! Matrix products, by cuBLASLt. See the CPU twin of the same name.
 
-use super::activation::activated;
+use super::activation::activate;
 use super::array::Array;
 use super::command::Command;
 use super::delta::Grouped;
@@ -27,37 +27,36 @@ pub struct Projection<'a> {
 impl Projection<'_> {
     /// The result, of the weight's type.
     pub fn run(&self) -> Result<Array> {
-        let y = self.result()?;
-        // What changes comes before `f`, which is not the product's own then: who knows the rows that change leaves them out
-        // of those that are `f` of it already.
-        let epilogue = self.active.filter(|_| self.updates.is_none()).and_then(|active| epilogue(self.weight, active));
-        self.multiply(&y, 0..y.dims()[0], epilogue.unwrap_or_default())?;
-        if let Some(updates) = self.updates {
+        let Self { x, weight, updates, .. } = *self;
+        let y = Array::new(x.gpu(), weight.dtype(), &[x.dims()[0], weight.dims()[1]])?;
+        let epilogue = self.active.filter(|_| updates.is_none()).and_then(|active| epilogue(weight, active));
+        self.multiply(&y, 0..x.dims()[0], epilogue.unwrap_or_default())?;
+        if let Some(updates) = updates {
             updates.expand(&y)?;
         }
-        activated(y, self.active.filter(|_| epilogue.is_none()))
+        match self.active.filter(|_| epilogue.is_none()) {
+            Some(Active { activation, gate }) => activate(&y, activation, gate),
+            None => Ok(y),
+        }
     }
 
-    /// The same of most rows, and the product alone of those that are left, in order; without updates. `f` must be one that
-    /// [the product makes itself](makes).
-    pub fn run_but(&self, left: &[Range<usize>]) -> Result<Array> {
-        let y = self.result()?;
-        let epilogue = self.active.and_then(|active| epilogue(self.weight, active));
-        let epilogue = epilogue.ok_or_else(|| Error::Internal("a product of no activation".into()))?;
+    /// The same, but that some rows, in order, are products without `f` and without updates; where a product
+    /// [activates](activates).
+    pub fn run_apart(&self, apart: &[Range<usize>]) -> Result<Array> {
+        let Self { x, weight, .. } = *self;
+        let y = Array::new(x.gpu(), weight.dtype(), &[x.dims()[0], weight.dims()[1]])?;
+        let epilogue = self.active.and_then(|active| epilogue(weight, active)).unwrap_or_default();
         let mut next = 0;
-        for rows in left {
+        for rows in apart {
             self.multiply(&y, next..rows.start, epilogue)?;
             self.multiply(&y, rows.clone(), Epilogue::Absent)?;
             next = rows.end;
         }
-        self.multiply(&y, next..y.dims()[0], epilogue)?;
+        self.multiply(&y, next..x.dims()[0], epilogue)?;
         Ok(y)
     }
 
-    fn result(&self) -> Result<Array> {
-        Array::new(self.x.gpu(), self.weight.dtype(), &[self.x.dims()[0], self.weight.dims()[1]])
-    }
-
+    /// Some rows of the product.
     fn multiply(&self, y: &Array, rows: Range<usize>, epilogue: Epilogue) -> Result<()> {
         let bias = self.bias.map(|bias| bias.to_dtype(self.weight.dtype())).transpose()?;
         let part = |array: &Array| array.narrow(0, rows.start, rows.len());
@@ -65,13 +64,16 @@ impl Projection<'_> {
     }
 }
 
-/// Whether products with a weight activate their own sums, before they round them.
-pub fn makes(weight: &Array, active: Active) -> bool {
-    epilogue(weight, active).is_some()
+/// Whether a product with a weight makes something else of its sums than an activation of what they are rounded to is. Then a row
+/// is activated in the one way or the other, whatever becomes of those beside it.
+pub fn activates(weight: &Array, active: Active) -> bool {
+    epilogue(weight, active) == Some(Epilogue::GeluTanh)
 }
 
+/// That of an activation. cuBLASLt has more than the simplest where rows begin at 16 bytes.
 fn epilogue(weight: &Array, active: Active) -> Option<Epilogue> {
-    Epilogue::of(active, weight.dtype())
+    let is_aligned = weight.dims().iter().all(|count| count.is_multiple_of(8));
+    Epilogue::of(active, weight.dtype()).filter(|epilogue| is_aligned || *epilogue == Epilogue::Relu)
 }
 
 /// What is done with a product's sums.

@@ -25,7 +25,7 @@ use super::cuda;
 use super::device::Device;
 use super::small;
 use super::tensor::Tensor;
-use super::twins::{activated, assign, operand, project, project_but, set_product};
+use super::twins::{activated, assign, operand, project, project_apart, set_product};
 use super::updates::Updates;
 use crate::error::Result;
 use candle_core::DType;
@@ -221,22 +221,22 @@ impl Packed {
         }
     }
 
-    /// Whether its products activate their own sums, before they round them, on a GPU. Then rows that something changes before
-    /// they are activated are to be left out of those that a product makes, see [`Packed::product_but`].
+    /// Whether its products make an activation, on a GPU, of sums that they have not rounded. Then rows that something changes
+    /// before are activated apart, whatever shares their batch, see [`Packed::product_apart`].
     pub fn activates(&self, active: Active) -> bool {
-        matches!(&self.form, Form::Plain(Tensor::Gpu(weight)) if cuda::makes(weight, active))
+        matches!(&self.form, Form::Plain(Tensor::Gpu(weight)) if cuda::activates(weight, active))
     }
 
-    /// `x [rows, in]` -> `f(x W + b)`, `[rows, out]`, but for rows that are left, in order, which are `x W + b`; where it
+    /// `x [rows, in]` -> `f(x W + b)`, `[rows, out]`, but that some rows, in order, are `x W + b`; where it
     /// [activates](Packed::activates).
-    pub fn product_but(
+    pub fn product_apart(
         &self,
         x: &Tensor,
         bias: Option<&Tensor>,
         active: Active,
-        left: &[Range<usize>],
+        apart: &[Range<usize>],
     ) -> Result<Tensor> {
-        project_but(x, &self.narrowed()?, bias, active, left)
+        project_apart(x, &self.narrowed()?, bias, active, apart)
     }
 
     /// What is plain, as it multiplies: on the CPU a weight in half precision must be dense.

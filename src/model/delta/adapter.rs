@@ -10,7 +10,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, OnceLock};
 
 /// One adapter's deltas on one model: as its files have them, see [`Adapter::new`]; [prepared](Adapter::prepared) for the
-/// model's device, and so on the host; from there [laid](super::Model::lay) on a GPU; or a [blend](Adapter::blend) of others
+/// model's device, and so on the host; from there [laid](crate::model::Model::lay) on a GPU; or a [blend](Adapter::blend) of others
 /// that are all on the host or all laid.
 #[derive(Clone, Debug, Default)]
 pub struct Adapter {
@@ -120,7 +120,7 @@ impl Adapter {
         Ok(Self { updates: Updates::Joined(beside), ..self })
     }
 
-    /// Whether what it does at a linear site is among [`Plan::updates`].
+    /// Whether what it does at a linear site is among [`Plan::updates`](super::Plan::updates).
     pub(super) fn is_among_updates(&self, site: Site) -> bool {
         match &self.updates {
             Updates::There(factors) => factors.changes(site.number()),
@@ -159,6 +159,12 @@ impl Adapter {
     /// What it blends, with weights; nothing of one that is no blend.
     pub fn parts(&self) -> &[(Arc<Self>, f32)] {
         &self.parts
+    }
+
+    /// One that changes nothing, at the linear sites that this changes, so that a pass rounds where it does with this.
+    pub fn idle(&self) -> Self {
+        let sites = self.deltas.iter().filter(|(_, delta)| delta.as_linear().is_some()).map(|(site, _)| *site);
+        Self::new(sites.map(|site| (site, Delta::Linear(LinearDelta::default()))), true)
     }
 
     /// Whether it can be blended with others.

@@ -71,10 +71,10 @@ impl Linear {
         let is_otherwise = self.sites.iter().any(|(site, ..)| plan.changes_otherwise(*site));
         let (bias, is_changed) = (self.bias.as_ref(), is_otherwise || !updates.is_none());
         let y = match active.filter(|active| is_changed && self.weight.activates(*active)) {
-            // The bits of a row that nothing changes are the same whatever changes others: the product activates it.
+            // A row that nothing changes is rounded in the same places whatever changes others.
             Some(active) => {
                 let changed = plan.changed_rows(&self.sites);
-                let y = self.weight.product_but(x, bias, active, &changed)?;
+                let y = self.weight.product_apart(x, bias, active, &changed)?;
                 updates.add_to(&y)?;
                 self.change_otherwise(plan, x, &y)?;
                 for rows in changed {
@@ -235,32 +235,59 @@ mod tests {
         let (sides, [dora, ia3, lora, ia3_of_both, lora_of_both, biases, _]) = sides(DType::F32);
         let all = [&dora, &ia3, &lora, &ia3_of_both, &lora_of_both, &biases];
         let elsewhere = Deltas::new();
-        // What comes before the product and after it, and in how many places rows change.
-        type Launches = [&'static [&'static str]; 2];
-        let batches: [(&[&Deltas], Launches, usize); 4] = [
-            (&all, [&["shrink_f32"], &["expand_f32"]], 1),
-            (&[&lora, &elsewhere], [&["shrink_f32"], &["expand_f32"]], 1),
-            (&[&ia3, &elsewhere, &ia3_of_both], [&[], &["expand_f32"]], 2),
-            (&[&elsewhere], [&[], &[]], 0),
+        let batches: [(&[&Deltas], &[&str]); 4] = [
+            (&all, &["shrink_f32", "multiply", "expand_f32"]),
+            (&[&lora, &elsewhere], &["shrink_f32", "multiply", "expand_f32"]),
+            (&[&ia3, &elsewhere, &ia3_of_both], &["multiply", "expand_f32"]),
+            (&[&elsewhere], &["multiply"]),
         ];
         let x = normal(1.0, (8 * TOKENS, INPUTS));
-        for (adapters, [before, after], places) in batches {
-            for activation in [None, Some(Activation::Relu), Some(Activation::Tanh)] {
+        for (adapters, launches) in batches {
+            for activation in [None, Some(Activation::Relu)] {
                 let expected = sides[0].run(&x, &sides[0].plan(adapters), activation);
                 let plan = sides[1].plan(adapters);
                 asked::names();
                 let made = sides[1].run(&x, &plan, activation);
-                // A product makes what is below 0 to 0 itself, but for rows that something changes before.
-                let (multiplied, activated) = match activation {
-                    None => (1, 0),
-                    Some(Activation::Relu) => (1 + 2 * places, places),
-                    Some(_) => (1, 1),
-                };
-                let (multiplied, activated) = (vec!["multiply"; multiplied], vec!["activate_f32"; activated]);
-                assert_eq!(asked::names(), [before, &multiplied, after, &activated].concat());
+                // Where nothing changes, the product itself makes what is below 0 to 0.
+                let activated = activation.is_some() && launches.len() > 1;
+                let expected_names = [launches, &["activate_f32"][..usize::from(activated)]].concat();
+                assert_eq!(asked::names(), expected_names);
                 for (made, expected) in made.as_flattened().iter().zip(expected.as_flattened()) {
                     assert!((made - expected).abs() < 1e-4, "{made} {expected}");
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn rows_that_change_before_a_product_activates_them_are_activated_once_and_apart() {
+        let ([_, side], [_, _, lora, ia3_of_both, .., scaled]) = sides(DType::BF16);
+        let elsewhere = Deltas::new();
+        let changes = ["shrink_bf16", "multiply", "multiply", "multiply", "expand_bf16", "activate_bf16"];
+        // IA3 on inputs multiplies once more, what it has scaled.
+        let otherwise = ["multiply", "multiply", "multiply", "multiply", "activate_bf16"];
+        let batches: [(&[&Deltas], &[&str]); 4] = [
+            (&[&elsewhere], &["multiply"]),
+            (&[&lora, &ia3_of_both, &elsewhere], &changes),
+            (&[&elsewhere, &scaled], &otherwise),
+            (
+                &[&ia3_of_both, &elsewhere, &ia3_of_both],
+                &[&["multiply"; 5][..], &["expand_bf16", "activate_bf16", "activate_bf16"]].concat(),
+            ),
+        ];
+        let x = normal(1.0, (6 * TOKENS, INPUTS));
+        for (adapters, launches) in batches {
+            let plan = side.plan(adapters);
+            let sums = side.run(&x, &plan, None);
+            asked::names();
+            let made = side.run(&x, &plan, Some(Activation::Gelu));
+            let names: Vec<String> =
+                asked::names().into_iter().filter(|name| !name.contains("columns") && !name.contains("copy")).collect();
+            assert_eq!(names, launches);
+            let sums = Host::new(sums.as_flattened(), &candle_core::Device::Cpu).unwrap();
+            let expected = sums.gelu_erf().unwrap().to_vec1::<f32>().unwrap();
+            for (made, expected) in made.as_flattened().iter().zip(expected) {
+                assert!((made - expected).abs() <= 0.01 * expected.abs().max(1.0), "{made} {expected}");
             }
         }
     }

@@ -80,21 +80,19 @@ fn projections(shape: &Shape) -> Vec<Case> {
     kinds.into_iter().map(case_of).collect()
 }
 
-/// Activations that a product makes itself, where it does, and of some rows another launch: of the first, of one, and of the last.
+/// Where a product activates its own sums, some rows apart: the first, one, and the last.
 fn apart(shape: &Shape) -> Case {
-    let (width, tokens, outputs) = (shape.width, shape.tokens(), 2 * shape.width);
-    let (x, w, b) = (shape.rows(), normal(0.05, (width, outputs)), normal(1.0, outputs));
-    let work = work(shape, outputs);
-    case("projection, some rows activated apart", BOUND, work, move |side| {
-        let (x, w, b) = (side.rounded(&x)?, Packed::plain(side.weight(&w)?), side.rounded(&b)?);
+    let (tokens, outputs) = (shape.tokens(), 2 * shape.width);
+    let (x, w) = (shape.rows(), normal(0.05, (shape.width, outputs)));
+    case("projection, some rows apart", BOUND, work(shape, outputs), move |side| {
+        let (x, w, active) = (side.rounded(&x)?, Packed::plain(side.weight(&w)?), Active::plain(Activation::GeluTanh));
         Ok(Box::new(move || {
-            let active = Active::plain(Activation::Gelu);
             if !w.activates(active) {
-                return w.product(&x, Some(&b), Some(active.activation));
+                return w.product(&x, None, Some(active.activation));
             }
-            let left = [0..2, 5..6, tokens - 3..tokens];
-            let y = w.product_but(&x, Some(&b), active, &left)?;
-            for rows in left {
+            let apart = [0..2, 5..6, tokens - 3..tokens];
+            let y = w.product_apart(&x, None, active, &apart)?;
+            for rows in apart {
                 activate_in_place(&y.narrow(0, rows.start, rows.len())?, active.activation)?;
             }
             Ok(y)
