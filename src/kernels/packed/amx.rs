@@ -74,7 +74,7 @@ impl Tiles {
                 (Kind::Half, _) => half_one(first, columns, steps, y),
                 (Kind::Integers, 2) => integers_two(first, last, columns, steps, y),
                 (Kind::Integers, _) => integers_one(first, columns, steps, y),
-                (Kind::Single, _) => unreachable!("tiles of f32 are not multiplied by this unit"),
+                (Kind::Single | Kind::Widened, _) => unreachable!("rows of f32 are not multiplied by this unit"),
             }
         }
     }

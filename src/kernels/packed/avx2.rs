@@ -16,27 +16,29 @@ pub fn is_there() -> bool {
 pub fn multiply(kind: Kind, rows: Block, columns: &[Tile], y: &mut [Sums]) {
     let kernel: Kernel = match kind {
         Kind::Single => single,
-        Kind::Half => half,
+        Kind::Widened => widened,
         Kind::Integers => integers,
-        Kind::Planes => unreachable!("tiles of planes are not multiplied by this unit"),
+        Kind::Planes | Kind::Half => unreachable!("rows of bf16 are not multiplied by this unit"),
     };
     assert!(is_there(), "AVX2");
-    let (task, count) = Task::new(rows, columns, y);
+    let (task, count) = Task::new(kind, rows, columns, y);
     // SAFETY: the machine has what the kernel needs, and the task the tiles and the rows.
     unsafe { kernel(task, count) }
 }
 
-kernel!(single, "avx2,fma", __m256, ymm, 6, |sum, row, column| _mm256_fmadd_ps(row, column, sum));
+kernel!(single, "avx2,fma", __m256, ymm, 6, 4: |at| ymm::splat(at), |sum, row, column| {
+    _mm256_fmadd_ps(row, column, sum)
+});
 
-kernel!(half, "avx2,fma", __m256, ymm, 4, |sum, row, column| {
-    let lower = |pair| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_castps_si256(pair)));
+kernel!(widened, "avx2,fma", __m256, ymm, 5, 8: |at| (ymm::splat(at), ymm::splat(at.add(4))), |sum, (first, second), column| {
+    let lower = _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_castps_si256(column)));
     let keep = _mm256_set1_epi32(!0xffff);
-    let upper = |pair| _mm256_castsi256_ps(_mm256_and_si256(_mm256_castps_si256(pair), keep));
-    _mm256_fmadd_ps(upper(row), upper(column), _mm256_fmadd_ps(lower(row), lower(column), sum))
+    let upper = _mm256_castsi256_ps(_mm256_and_si256(_mm256_castps_si256(column), keep));
+    _mm256_fmadd_ps(second, upper, _mm256_fmadd_ps(first, lower, sum))
 });
 
 // Of the four numbers the even ones and the odd ones, each in 16 bits.
-kernel!(integers, "avx2,fma", __m256, ymm, 4, |sum, row, column| {
+kernel!(integers, "avx2,fma", __m256, ymm, 4, 4: |at| ymm::splat(at), |sum, row, column| {
     let (row, column) = (_mm256_castps_si256(row), _mm256_castps_si256(column));
     let even = _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(column));
     let even = _mm256_madd_epi16(_mm256_and_si256(row, _mm256_set1_epi16(0xff)), even);
@@ -95,7 +97,7 @@ mod tests {
         if !is_there() {
             return println!("skipped: no AVX2");
         }
-        for kind in [Kind::Single, Kind::Half, Kind::Integers] {
+        for kind in [Kind::Single, Kind::Widened, Kind::Integers] {
             check_unit(kind, |rows, columns, y| multiply(kind, rows, columns, y));
         }
     }

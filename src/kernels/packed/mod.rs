@@ -318,22 +318,28 @@ mod tests {
 
     /// What a unit's tiles sum up to, by plain loops.
     fn twin(kind: Kind, rows: Block, columns: &[Tile], y: &mut [Sums]) {
-        let (planes, depth, rows) = (kind.planes(), kind.depth(), rows.tiles());
-        let row_number = |tile: &Tile, at: usize| match kind {
-            Kind::Single => f32::from_le_bytes(tile.0[at..at + 4].try_into().unwrap()),
-            Kind::Planes | Kind::Half => bf16::from_le_bytes([tile.0[at], tile.0[at + 1]]).to_f32(),
-            Kind::Integers => f32::from(tile.0[at]),
+        let (planes, depth) = (kind.planes(), kind.depth());
+        let row_number = |place: usize, input: usize, plane: usize| match rows {
+            Block::Plain(numbers, stride) => numbers[place * stride + input],
+            Block::Tiles(tiles) => {
+                let (Tile(tile), at) =
+                    (&tiles[input / depth * planes + plane], place * 64 + input % depth * 64 / depth);
+                match kind {
+                    Kind::Single | Kind::Widened => f32::from_le_bytes(tile[at..at + 4].try_into().unwrap()),
+                    Kind::Planes | Kind::Half => bf16::from_le_bytes([tile[at], tile[at + 1]]).to_f32(),
+                    Kind::Integers => f32::from(tile[at]),
+                }
+            }
         };
         for (place, y) in y.iter_mut().enumerate() {
             for (output, y) in y.iter_mut().enumerate() {
                 let mut sum = 0f64;
-                for input in 0..rows.len() / planes * depth {
+                for input in 0..columns.len() / 2 / planes * depth {
                     let (tile, byte) = seat(kind, input, output);
-                    let (step, at) = (input / depth * planes, place * 64 + input % depth * 64 / depth);
                     for i in 0..planes {
                         for j in 0..planes - i {
                             let column = number(kind, &columns[tile + 2 * j].0[byte..]);
-                            sum += f64::from(row_number(&rows[step + i], at)) * f64::from(column);
+                            sum += f64::from(row_number(place, input, i)) * f64::from(column);
                         }
                     }
                 }
@@ -365,7 +371,7 @@ mod tests {
 
     #[test]
     fn tiles_hold_the_numbers_of_every_kind() {
-        for kind in [Kind::Single, Kind::Planes, Kind::Half, Kind::Integers] {
+        for kind in [Kind::Single, Kind::Planes, Kind::Half, Kind::Widened, Kind::Integers] {
             let (x, w) = (random((16, 150)), random((150, 32)));
             let (rows, columns) = laid_out(kind, &x, &w);
             let mut sums = [[0f32; PANEL]; WIDTH];
@@ -382,7 +388,7 @@ mod tests {
             let gap = exact.iter().zip(sums.as_flattened()).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
             let allowed = match kind {
                 Kind::Single | Kind::Planes => 1e-4,
-                Kind::Half | Kind::Integers => 0.5,
+                Kind::Half | Kind::Widened | Kind::Integers => 0.5,
             };
             assert!(gap < allowed, "{kind:?}: {gap}");
         }

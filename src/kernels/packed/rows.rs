@@ -1,16 +1,24 @@
-//! The rows of a product as the units take them: as they are, split into planes, or rounded to integers; in tiles.
+//! The rows of a product as the units take them: as they are, split into planes, or rounded to integers, in tiles; or rounded one
+//! behind the other.
 
 use super::tiles::{Kind, TILE, Tile, WIDTH, nearest};
 use crate::kernels::math::vectorized;
-use crate::kernels::threads::share_items;
+use crate::kernels::threads::{share_items, share_rows};
 
 /// Blocks that one thread takes in at once.
 const TOGETHER: usize = 4;
 
-/// Rows of a product: for every 16 of them, along the inputs, for every plane, a tile. What is not there is 0.
+/// Numbers after which a cache of the first level puts one on the same place.
+pub const SAME_PLACE: usize = 1024;
+
+/// Rows of a product: for every 16 of them, along the inputs, for every plane, a tile; or one behind the other. What is not there
+/// is 0.
 #[derive(Default)]
 pub struct Rows {
     tiles: Vec<Tile>,
+    /// Those that are not in tiles, and how many from one to the next; 0 where all are in tiles.
+    numbers: Vec<f32>,
+    stride: usize,
     /// Of integers: what each row's are multiplied by, and the number that is 0.
     pub spans: Vec<Span>,
     per_block: usize,
@@ -63,6 +71,10 @@ impl Span {
 impl Rows {
     /// Takes in `count` rows of `inputs` each.
     pub fn fill<'a>(&mut self, kind: Kind, count: usize, inputs: usize, row: impl Fn(usize) -> &'a [f32] + Sync) {
+        self.stride = 0;
+        if kind == Kind::Widened {
+            return self.fill_rounded(kind, count, inputs, row);
+        }
         self.per_block = kind.tiles(inputs);
         let blocks = count.div_ceil(WIDTH);
         self.tiles.resize(blocks * self.per_block, Tile([0; TILE]));
@@ -79,14 +91,34 @@ impl Rows {
                     Kind::Single => write(tiles, place, row),
                     Kind::Planes => write_planes::<3>(tiles, place, row),
                     Kind::Half => write_planes::<1>(tiles, place, row),
+                    Kind::Widened => unreachable!("such rows are in no tiles"),
                     Kind::Integers => *span = write_integers(tiles, place, row),
                 }
             }
         });
     }
 
-    /// The tiles of 16 rows.
+    /// The same as f32 of bf16, of as many inputs as columns have in tiles.
+    fn fill_rounded<'a>(&mut self, kind: Kind, count: usize, inputs: usize, row: impl Fn(usize) -> &'a [f32] + Sync) {
+        let width = inputs.max(1).next_multiple_of(kind.depth());
+        let stride = if width.is_multiple_of(SAME_PLACE) { width + WIDTH } else { width };
+        self.numbers.resize(count * stride, 0.0);
+        self.stride = stride;
+        share_rows(&mut self.numbers, stride, |number, numbers| {
+            let (there, behind) = numbers.split_at_mut(inputs);
+            vectorized(
+                #[inline(always)]
+                || there.iter_mut().zip(row(number)).for_each(|(to, x)| *to = rounded(*x)),
+            );
+            behind.fill(0.0);
+        });
+    }
+
+    /// 16 rows.
     pub fn block(&self, block: usize) -> Block<'_> {
+        if self.stride > 0 {
+            return Block::Plain(&self.numbers[block * WIDTH * self.stride..], self.stride);
+        }
         Block::Tiles(&self.tiles[block * self.per_block..(block + 1) * self.per_block])
     }
 }

@@ -1,8 +1,8 @@
 //! A product with tiles: rows laid out, tasks shared out, results written once.
 #![expect(unsafe_code, reason = "tasks write windows of columns of one result, which is not cleared first")]
 
-use super::rows::{Block, Rows, Span};
-use super::tiles::{Columns, Kind, PANEL, Sums, TILE, WIDTH};
+use super::rows::{Block, Rows, SAME_PLACE, Span};
+use super::tiles::{Columns, Kind, PANEL, Sums, WIDTH};
 use super::unit::Unit;
 use super::update::{Lending, Matrices, Update};
 use crate::kernels::activation::Activation;
@@ -73,8 +73,6 @@ impl CustomOp1 for Tiled<'_> {
 /// Whether rows can be multiplied where they are: as whole tiles would hold them, and so far apart that a cache has room for a
 /// dozen of them side by side.
 fn is_well_laid_out(x: &Matrix) -> bool {
-    /// Numbers after which a cache of the first level puts one on the same place.
-    const SAME_PLACE: usize = 1024;
     x.columns.is_multiple_of(WIDTH) && !x.row_stride.is_multiple_of(SAME_PLACE)
 }
 
@@ -90,7 +88,7 @@ impl Tiled<'_> {
         let (blocks, threads) = (sheet.rows.div_ceil(WIDTH), threads());
         let panels = self.outputs.start / PANEL..self.outputs.end.div_ceil(PANEL);
         let kind = self.tiles.kind;
-        let block_bytes = kind.tiles(self.tiles.inputs) * TILE;
+        let block_bytes = kind.block_bytes(self.tiles.inputs);
         // As many chunks for one thread as for another, and of nearly one size.
         let fitting = (CHUNK / block_bytes.max(1)).max(2);
         let chunk =

@@ -33,6 +33,8 @@ pub enum Kind {
     Planes,
     /// One plane of either side: numbers of bf16.
     Half,
+    /// The same numbers, of the rows as f32: what has no fast products of bf16 widens weights, and rows were better before.
+    Widened,
     /// 8 bits: of the weight with a sign, and a scale for every column; of the rows without, and a scale and the lowest
     /// number for every row.
     Integers,
@@ -48,9 +50,14 @@ impl Kind {
     fn together(self) -> usize {
         match self {
             Self::Single => 1,
-            Self::Planes | Self::Half => 2,
+            Self::Planes | Self::Half | Self::Widened => 2,
             Self::Integers => 4,
         }
+    }
+
+    /// Whether it takes rows as f32, one behind the other.
+    pub fn has_plain_rows(self) -> bool {
+        matches!(self, Self::Single | Self::Widened)
     }
 
     /// Inputs that a tile covers.
@@ -58,9 +65,15 @@ impl Kind {
         WIDTH * self.together()
     }
 
-    /// Tiles of 16 rows, or of 16 columns, of so many inputs.
+    /// Tiles of 16 columns, or of 16 rows that are laid out in tiles, of so many inputs.
     pub fn tiles(self, inputs: usize) -> usize {
         inputs.div_ceil(self.depth()) * self.planes()
+    }
+
+    /// Bytes of 16 rows of so many inputs.
+    pub fn block_bytes(self, inputs: usize) -> usize {
+        let wider = if self == Self::Widened { 2 } else { 1 };
+        self.tiles(inputs) * TILE * wider
     }
 }
 
@@ -138,7 +151,7 @@ fn scales(weight: &[f32], outputs: usize) -> Vec<f32> {
 pub fn number(kind: Kind, bytes: &[u8]) -> f32 {
     match kind {
         Kind::Single => f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]),
-        Kind::Planes | Kind::Half => bf16::from_le_bytes([bytes[0], bytes[1]]).to_f32(),
+        Kind::Planes | Kind::Half | Kind::Widened => bf16::from_le_bytes([bytes[0], bytes[1]]).to_f32(),
         Kind::Integers => f32::from(bytes[0] as i8),
     }
 }
@@ -159,7 +172,7 @@ fn place(kind: Kind, tiles: &mut [Tile], input: usize, output: usize, x: f32, sc
             tiles[tile].0[byte] = nearest(x / scale).clamp(-127, 127) as u8;
         }
         (Kind::Integers, _) => {}
-        (Kind::Planes | Kind::Half, _) => {
+        (Kind::Planes | Kind::Half | Kind::Widened, _) => {
             let mut left = x;
             for plane in 0..kind.planes() {
                 let high = bf16::from_f32(left);

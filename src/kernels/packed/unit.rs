@@ -40,10 +40,14 @@ impl Unit {
         match (format, self) {
             (Format::Int8, _) => Some(Kind::Integers),
             (Format::Float16, _) | (_, Self::Plain) => None,
-            #[cfg(target_arch = "x86_64")]
-            (Format::Bfloat16, _) => Some(Kind::Half),
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            (Format::Bfloat16, Self::Amx(_)) => Some(Kind::Half),
             #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
             (Format::Float32, Self::Amx(_)) => Some(Kind::Planes),
+            #[cfg(target_arch = "x86_64")]
+            (Format::Bfloat16, Self::Avx512) if avx512::multiplies_bf16_fast() => Some(Kind::Half),
+            #[cfg(target_arch = "x86_64")]
+            (Format::Bfloat16, _) => Some(Kind::Widened),
             #[cfg(target_arch = "x86_64")]
             (Format::Float32, _) => Some(Kind::Single),
             #[cfg(not(target_arch = "x86_64"))]
@@ -103,7 +107,7 @@ impl Task {
     ///
     /// # Panics
     /// Where lengths do not fit.
-    pub fn new(rows: Block, columns: &[Tile], y: &mut [Sums]) -> (Self, usize) {
+    pub fn new(kind: Kind, rows: Block, columns: &[Tile], y: &mut [Sums]) -> (Self, usize) {
         let (steps, count) = (columns.len() / 2, y.len());
         let (rows, row, step) = match rows {
             Block::Tiles(tiles) => {
@@ -111,9 +115,9 @@ impl Task {
                 (tiles.as_ptr().cast(), TILE / WIDTH, TILE)
             }
             Block::Plain(numbers, stride) => {
-                let reach = count.saturating_sub(1) * stride + steps * WIDTH;
-                assert!(count == 0 || reach <= numbers.len(), "rows as long as a panel of columns");
-                (numbers.as_ptr().cast(), size_of::<f32>() * stride, TILE / WIDTH)
+                let reach = count.saturating_sub(1) * stride + steps * kind.depth();
+                assert!(kind.has_plain_rows() && (count == 0 || reach <= numbers.len()), "rows as a panel's columns");
+                (numbers.as_ptr().cast(), size_of::<f32>() * stride, size_of::<f32>() * kind.depth())
             }
         };
         (Self { rows, row, step, columns: columns.as_ptr().cast(), steps, y: y.as_mut_ptr().cast() }, count)

@@ -4,10 +4,11 @@
 pub const AHEAD: usize = 16 << 10;
 
 /// A function `$name(task, count)` that writes the sums of the first `count` rows of a block, `$rows` of them at once and
-/// of each `$strips` strips of two vectors. `$row` and `$column` are 4 bytes of inputs of one row, everywhere the same, and of
-/// as many columns as a vector has places; `$dot` adds their product to `$sum`.
+/// of each `$strips` strips of two vectors. `$column` is 4 bytes of inputs of as many columns as a vector has places, and `$row`
+/// what is read of one row for these, everywhere the same, `$read` of its next `$bytes` bytes; `$dot` adds their product to `$sum`.
 macro_rules! kernel {
-    ($name:ident, $features:literal, $vector:ty, $ops:ident, $rows:literal, |$sum:ident, $row:ident, $column:ident| $dot:expr) => {
+    ($name:ident, $features:literal, $vector:ty, $ops:ident, $rows:literal,
+     $bytes:literal: |$at:ident| $read:expr, |$sum:ident, $row:pat_param, $column:ident| $dot:expr) => {
         #[target_feature(enable = $features)]
         pub unsafe fn $name(task: Task, count: usize) {
             #[inline]
@@ -25,7 +26,8 @@ macro_rules! kernel {
                             _mm_prefetch::<_MM_HINT_T1>(first.wrapping_add(AHEAD).cast());
                             _mm_prefetch::<_MM_HINT_T1>(first.wrapping_add(AHEAD + $ops::SECOND).cast());
                             for (place, sums) in sums.iter_mut().enumerate() {
-                                let $row = $ops::splat(rows.add(place * task.row + group * 4));
+                                let $at = rows.add(place * task.row + group * $bytes);
+                                let $row = $read;
                                 for (sum, column) in sums.iter_mut().zip(pair) {
                                     let ($sum, $column): ($vector, $vector) = (*sum, column);
                                     *sum = $dot;
