@@ -6,11 +6,12 @@
 //! # Words
 //! *Request*, *input* (one text of a request), *sequence* (its tokens), *batch* (packed sequences), *segment* (the rows
 //! of one adapter in a batch), *base*, *adapter*, *site* (a module an adapter changes, named by its checkpoint path),
-//! *rank*, *scale*, *delta* (the change at one site), *blend* (several adapters at once), *checkpoint*, *family* (an
-//! architecture's spec and names), *spec*, *hidden states*, *pooling*, *pipeline* (what follows the transformer), *route*
-//! (what becomes of one kind of text, such as queries, where a model tells them apart), *registry*, *lease* (a request's
-//! hold on what it was resolved to), *worker*, *permit*, *generation* and *fingerprint* (hashes of an adapter's bits, and
-//! of those it lies on), *probe* (a sentence that shows what an adapter does).
+//! *rank*, *scale*, *delta* (the change at one site), *footprint* (a hash of the sites that an adapter changes),
+//! *blend* (several adapters at once), *checkpoint*, *family* (an architecture's spec and names), *spec*, *hidden
+//! states*, *pooling*, *pipeline* (what follows the transformer), *route* (what becomes of one kind of text, such as
+//! queries, where a model tells them apart), *registry*, *lease* (a request's hold on what it was resolved to),
+//! *worker*, *permit*, *generation* and *fingerprint* (hashes of an adapter's bits, and of those it lies on), *probe*
+//! (a sentence that shows what an adapter does).
 //!
 //! # The house
 //! From the top; an arrow of knowledge only ever goes down. `tests/tidy.rs` holds it.

@@ -64,8 +64,8 @@ impl Projection<'_> {
     }
 }
 
-/// Whether a product with a weight makes something else of its sums than an activation of what they are rounded to is. Then a row
-/// is activated in the one way or the other, whatever becomes of those beside it.
+/// Whether a product with a weight makes another thing of its sums than an activation makes of them once they are rounded. Then it
+/// must not depend on other rows which of the two becomes of one.
 pub fn activates(weight: &Array, active: Active) -> bool {
     epilogue(weight, active) == Some(Epilogue::GeluTanh)
 }

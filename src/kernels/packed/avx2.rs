@@ -30,7 +30,8 @@ kernel!(single, "avx2,fma", __m256, ymm, 6, 4: |at| ymm::splat(at), |sum, row, c
     _mm256_fmadd_ps(row, column, sum)
 });
 
-kernel!(widened, "avx2,fma", __m256, ymm, 5, 8: |at| (ymm::splat(at), ymm::splat(at.add(4))), |sum, (first, second), column| {
+kernel!(widened, "avx2,fma", __m256, ymm, 5, 8: |at| (ymm::splat(at), ymm::splat(at.add(4))),
+        |sum, (first, second), column| {
     let lower = _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_castps_si256(column)));
     let keep = _mm256_set1_epi32(!0xffff);
     let upper = _mm256_castsi256_ps(_mm256_and_si256(_mm256_castps_si256(column), keep));

@@ -59,7 +59,8 @@ kernel!(half, "avx512f,avx512bf16", __m512, zmm, 12, 4: |at| zmm::splat(at), |su
     _mm512_dpbf16_ps(sum, std::mem::transmute::<__m512, __m512bh>(row), std::mem::transmute::<__m512, __m512bh>(column))
 });
 
-kernel!(widened, "avx512f", __m512, zmm, 12, 8: |at| (zmm::splat(at), zmm::splat(at.add(4))), |sum, (first, second), column| {
+kernel!(widened, "avx512f", __m512, zmm, 12, 8: |at| (zmm::splat(at), zmm::splat(at.add(4))),
+        |sum, (first, second), column| {
     let lower = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_castps_si512(column)));
     let keep = _mm512_set1_epi32(!0xffff);
     let upper = _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(column), keep));

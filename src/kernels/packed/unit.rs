@@ -111,7 +111,8 @@ impl Task {
         let (steps, count) = (columns.len() / 2, y.len());
         let (rows, row, step) = match rows {
             Block::Tiles(tiles) => {
-                assert!(tiles.len() == steps && count <= WIDTH, "a block of rows and a panel of columns");
+                let has_tiles = kind != Kind::Widened && tiles.len() == steps;
+                assert!(has_tiles && count <= WIDTH, "a block of rows and a panel of columns");
                 (tiles.as_ptr().cast(), TILE / WIDTH, TILE)
             }
             Block::Plain(numbers, stride) => {

@@ -27,7 +27,8 @@ pub struct Adapter {
 /// deltas are windows of them.
 #[derive(Clone, Debug)]
 enum Updates {
-    /// On the CPU, and of what is not prepared: the matrices `a` of sites with one input side by side, `[in, ranks]`, and where a site's begins.
+    /// On the CPU, and of what is not prepared: the matrices `a` of sites with one input side by side, `[in, ranks]`, and where a
+    /// site's begins.
     Joined(HashMap<Site, (Tensor, usize)>),
     /// On the host for a GPU, those of these sites.
     Host(HostFactors, Vec<Site>),
