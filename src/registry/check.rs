@@ -5,7 +5,7 @@ use super::Loaded;
 use super::golden::Agreement;
 use super::readings::Parts;
 use crate::error::{Error, Result};
-use crate::kernels::Threads;
+use crate::kernels::{Format, Threads};
 use crate::model::{Adapter, Batch, Model, Pipeline, Segment};
 use crate::text::{Prompt, Reading, Truncation};
 use std::path::Path;
@@ -33,8 +33,8 @@ pub struct Effect {
     pub kind: String,
     /// What it brings in place of the base's.
     pub overrides: Vec<&'static str>,
-    /// The smallest and the largest cosine distance between a probe's vectors with it and without it, both read and
-    /// pooled as the adapter does.
+    /// The smallest and the largest cosine distance between a probe's vectors with it and without it, both read, pooled and
+    /// rounded as the adapter does.
     pub moves: (f64, f64),
 }
 
@@ -61,11 +61,14 @@ pub struct Prober {
 /// Tokens of a batch of probes.
 const BATCH_TOKENS_MAX: usize = 2048;
 
+/// Bases whose vectors are kept, each once for adapters that change the same sites.
+const KNOWN_MAX: usize = 256;
+
 /// The probes' vectors under a base alone.
 struct Alone {
     model: Arc<Model>,
     pipeline: Arc<Pipeline>,
-    /// Of what rounds as another adapter makes it round, see [`Adapter::idle`].
+    /// Of adapters beside which it rounds, see [`Adapter::neutral`].
     footprint: Option<u64>,
     /// What a text made of the probes: equal for adapters that read alike.
     sequences: Vec<Tokens>,
@@ -105,7 +108,10 @@ impl Prober {
         let vocabulary = base.model.vocabulary(None);
         let known = sequences.iter().flat_map(|tokens| &tokens.ids).all(|id| (*id as usize) < vocabulary);
         let plain = if known { sequences.clone() } else { read(base, &PROBES, Prompt::Default)? };
-        let before = self.alone(&Parts { model: base.model.clone(), ..own.clone() }, idle(loaded, base)?, &plain)?;
+        // Elsewhere bases and adapters round alike.
+        let rounds = !base.model.device().is_cpu() && base.model.format() == Format::Bfloat16;
+        let beside = loaded.adapter.as_ref().filter(|_| rounds && Arc::ptr_eq(&own.model, &base.model));
+        let before = self.alone(&Parts { model: base.model.clone(), ..own.clone() }, beside, &plain)?;
         let after = self.vectors(own, loaded.adapter.as_ref(), &sequences)?;
         let distances = before.iter().zip(&after).map(|(a, b)| 1.0 - cosine(a, b));
         Ok(distances.fold((f64::INFINITY, 0.0), |(smallest, largest): (f64, f64), distance: f64| {
@@ -113,10 +119,10 @@ impl Prober {
         }))
     }
 
-    /// A base's vectors, with what changes nothing.
-    fn alone(&self, parts: &Parts, idle: Option<Arc<Adapter>>, sequences: &[Tokens]) -> Result<Vec<Vec<f64>>> {
+    /// A base's vectors; beside an adapter of it, rounded where this one's are.
+    fn alone(&self, parts: &Parts, beside: Option<&Arc<Adapter>>, sequences: &[Tokens]) -> Result<Vec<Vec<f64>>> {
         let Parts { model, pipeline, .. } = parts;
-        let footprint = idle.as_ref().map(|idle| idle.footprint());
+        let footprint = beside.map(|adapter| adapter.footprint());
         let same = |known: &&Alone| {
             let of_same = Arc::ptr_eq(&known.model, model) && Arc::ptr_eq(&known.pipeline, pipeline);
             of_same && known.footprint == footprint && known.sequences == sequences
@@ -125,10 +131,12 @@ impl Prober {
         if let Some(known) = known().iter().find(same) {
             return Ok(known.vectors.clone());
         }
-        let vectors = self.vectors(parts, idle.as_ref(), sequences)?;
+        let prepared = |adapter: Adapter| adapter.prepared(model.sites(), model.device(), model.format().dtype());
+        let neutral = beside.map(|adapter| prepared(adapter.neutral()).map(Arc::new)).transpose()?;
+        let vectors = self.vectors(parts, neutral.as_ref(), sequences)?;
         let mut known = known();
         // Another thread may have been faster.
-        if !known.iter().any(|one| same(&one)) {
+        if !known.iter().any(|one| same(&one)) && known.len() < KNOWN_MAX {
             let (model, pipeline, sequences) = (model.clone(), pipeline.clone(), sequences.to_vec());
             known.push(Alone { model, pipeline, footprint, sequences, vectors: vectors.clone() });
         }
@@ -160,15 +168,6 @@ impl Prober {
         }
         Ok(vectors.into_iter().map(|vector| vector.into_iter().map(f64::from).collect()).collect())
     }
-}
-
-/// What lies on a base in place of an adapter that is compared with it: nothing on a CPU, where bases and adapters round alike.
-fn idle(loaded: &Loaded, base: &Parts) -> Result<Option<Arc<Adapter>>> {
-    let (model, device) = (&base.model, base.model.device());
-    let is_of_base = Arc::ptr_eq(&loaded.routes.main().model, model);
-    let Some(adapter) = loaded.adapter.as_ref().filter(|_| is_of_base && !device.is_cpu()) else { return Ok(None) };
-    let idle = adapter.idle().prepared(model.sites(), device, model.format().dtype())?;
-    Ok(Some(Arc::new(idle)))
 }
 
 /// A text as a model reads it.

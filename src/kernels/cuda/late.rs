@@ -212,6 +212,22 @@ mod tests {
     }
 
     #[test]
+    fn zeros_change_no_bit() {
+        let gpu = Gpu::emulated(256).unwrap();
+        for (round, width) in [(0, 64), (1, 32), (2, 32), (3, 64)] {
+            let mut case = Case::new(round, [2, 1, width], &[130, 12, 33]);
+            for (_, change) in case.adapters.iter_mut().flatten() {
+                change.columns = None;
+                change.low_rank.iter_mut().for_each(|[_, b]| *b = b.zeros_like().unwrap());
+            }
+            let (names, changed) = case.attend(&gpu, 0..3, true);
+            assert!(names.iter().any(|name| name.contains("_late_")), "{names:?}");
+            case.adapters = vec![Vec::new(); 3];
+            assert!(case.attend(&gpu, 0..3, true).1 == changed, "in round {round}");
+        }
+    }
+
+    #[test]
     fn where_all_is_late_nothing_goes_through_what_is_read() {
         let gpu = Gpu::emulated(64).unwrap();
         let mut case = Case::new(0, [2, 2, 64], &[70, 12, 33]);

@@ -45,7 +45,8 @@ impl Projection<'_> {
     pub fn run_apart(&self, apart: &[Range<usize>]) -> Result<Array> {
         let Self { x, weight, .. } = *self;
         let y = Array::new(x.gpu(), weight.dtype(), &[x.dims()[0], weight.dims()[1]])?;
-        let epilogue = self.active.and_then(|active| epilogue(weight, active)).unwrap_or_default();
+        let epilogue = self.active.and_then(|active| epilogue(weight, active));
+        let epilogue = epilogue.ok_or_else(|| Error::Internal(format!("{weight:?} activates nothing itself")))?;
         let mut next = 0;
         for rows in apart {
             self.multiply(&y, next..rows.start, epilogue)?;
@@ -70,7 +71,7 @@ pub fn activates(weight: &Array, active: Active) -> bool {
     epilogue(weight, active) == Some(Epilogue::GeluTanh)
 }
 
-/// That of an activation. cuBLASLt has more than the simplest where rows begin at 16 bytes.
+/// That of an activation. More than the simplest is asked of cuBLASLt only for matrices whose dense rows begin at 16 bytes.
 fn epilogue(weight: &Array, active: Active) -> Option<Epilogue> {
     let is_aligned = weight.dims().iter().all(|count| count.is_multiple_of(8));
     Epilogue::of(active, weight.dtype()).filter(|epilogue| is_aligned || *epilogue == Epilogue::Relu)

@@ -6,7 +6,6 @@ use super::tiles::{Kind, PANEL, Sums, TILE, Tile, WIDTH};
 use super::unit::{Kernel, Task};
 use super::vectors::{AHEAD, by_count, kernel};
 use std::arch::x86_64::*;
-use std::sync::LazyLock;
 
 /// Whether this machine has it.
 pub fn is_there() -> bool {
@@ -18,14 +17,11 @@ pub fn has_bf16() -> bool {
     is_there() && is_x86_feature_detected!("avx512vl") && is_x86_feature_detected!("avx512bf16")
 }
 
-/// Whether it multiplies pairs of bf16 sooner than it widens them to f32 and multiplies these: on AMD's processors it has twice
-/// the products of f32 a cycle, on Intel's half of them.
+/// Whether it multiplies pairs of bf16 sooner than it widens them to f32 and multiplies these. Zen 4 has twice the products of
+/// f32 a cycle; Emerald Rapids has half of them, so Intel's processors widen.
 pub fn multiplies_bf16_fast() -> bool {
-    static IS_FAST: LazyLock<bool> = LazyLock::new(|| {
-        let vendor = __cpuid(0);
-        has_bf16() && [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes).as_flattened() == b"AuthenticAMD"
-    });
-    *IS_FAST
+    let vendor = __cpuid(0);
+    has_bf16() && [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes).as_flattened() == b"AuthenticAMD"
 }
 
 /// Some rows of a block times a panel of columns; see [`Unit::multiply`](super::unit::Unit::multiply).

@@ -313,8 +313,8 @@ mod tests {
     const FORMATS: [Format; 3] = [Format::Float32, Format::Bfloat16, Format::Int8];
 
     /// Rows and widths that fill no tile, some tiles, and many.
-    const SHAPES: [[usize; 3]; 6] =
-        [[1, 5, 3], [2, 33, 32], [16, 64, 70], [17, 100, 33], [45, 384, 96], [300, 200, 130]];
+    const SHAPES: [[usize; 3]; 7] =
+        [[1, 5, 3], [2, 33, 32], [16, 64, 70], [17, 100, 33], [45, 384, 96], [35, 1020, 40], [300, 200, 130]];
 
     /// What a unit's tiles sum up to, by plain loops.
     fn twin(kind: Kind, rows: Block, columns: &[Tile], y: &mut [Sums]) {
@@ -456,6 +456,30 @@ mod tests {
             // Where no unit has it, weights alone are rounded.
             let x = if Unit::new().kind(Format::Bfloat16).is_some() { round(&x) } else { x };
             assert!(difference(&ours, &x.matmul(&round(&w)).unwrap()) < 1e-3, "{rows} {inputs} {outputs}");
+        }
+    }
+
+    /// By vectors, also where this machine has something better.
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn widened_weights_give_products_of_rounded_numbers_whatever_was_multiplied_before() {
+        if !matches!(Unit::new(), Unit::Avx512 | Unit::Avx2) {
+            return println!("skipped: another unit multiplies");
+        }
+        let round = |t: &Tensor| t.to_dtype(DType::BF16).unwrap().to_dtype(DType::F32).unwrap();
+        for [rows, inputs, outputs] in SHAPES.into_iter().chain(SHAPES.into_iter().rev()) {
+            let (x, w) = (random((rows, inputs)), random((inputs, outputs)));
+            let widened = Packed::tiled(Kind::Widened, &w, &mut Memory::default()).unwrap();
+            let exact = round(&x).matmul(&round(&w)).unwrap();
+            let last = outputs.min(3);
+            let ours = multiplied(&widened.columns(outputs - last, last), &x, None, None);
+            assert!(
+                difference(&ours, &exact.narrow(1, outputs - last, last).unwrap()) < 1e-3,
+                "{rows} {inputs} {outputs}"
+            );
+            assert!(difference(&multiplied(&widened, &x, None, None), &exact) < 1e-3, "{rows} {inputs} {outputs}");
+            // Leaves rows of another kind where those of the next product come.
+            multiplied(&packed(&w, Format::Int8).unwrap(), &x, None, None);
         }
     }
 

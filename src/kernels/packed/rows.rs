@@ -29,8 +29,8 @@ pub struct Rows {
 pub enum Block<'a> {
     /// Laid out in tiles.
     Tiles(&'a [Tile]),
-    /// As they came: from the first one's first number on, with so many numbers from a row to the next. They have as many
-    /// as tiles would hold.
+    /// One behind the other, as they came or rounded: from the first one's first number on, with so many numbers from a row to
+    /// the next. They have as many as tiles would hold.
     Plain(&'a [f32], usize),
 }
 

@@ -33,7 +33,7 @@ pub enum Kind {
     Planes,
     /// One plane of either side: numbers of bf16.
     Half,
-    /// The same numbers, but of the rows as f32: what has no fast products of bf16 widens a weight once for a dozen rows.
+    /// The same numbers, but of the rows as f32: what has no fast products of bf16 widens a weight once for several rows.
     Widened,
     /// 8 bits: of the weight with a sign, and a scale for every column; of the rows without, and a scale and the lowest
     /// number for every row.
@@ -56,6 +56,7 @@ impl Kind {
     }
 
     /// Whether it takes rows as f32, one behind the other.
+    #[cfg(target_arch = "x86_64")]
     pub fn has_plain_rows(self) -> bool {
         matches!(self, Self::Single | Self::Widened)
     }

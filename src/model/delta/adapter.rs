@@ -162,8 +162,8 @@ impl Adapter {
         &self.parts
     }
 
-    /// One that changes nothing, at the linear sites that this changes, so that a pass rounds where it does with this.
-    pub fn idle(&self) -> Self {
+    /// One that changes nothing, at the linear sites that this changes: a pass with it rounds where one with this does.
+    pub fn neutral(&self) -> Self {
         let sites = self.deltas.iter().filter(|(_, delta)| delta.as_linear().is_some()).map(|(site, _)| *site);
         Self::new(sites.map(|site| (site, Delta::Linear(LinearDelta::default()))), true)
     }

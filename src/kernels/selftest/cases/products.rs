@@ -11,7 +11,8 @@ use candle_core::{DType, Device, Tensor as Host};
 pub fn all(shape: &Shape) -> Vec<Case> {
     let mut cases = products(shape);
     cases.extend(projections(shape));
-    cases.push(apart(shape));
+    cases.push(apart(shape, Activation::Gelu, true));
+    cases.push(apart(shape, Activation::GeluTanh, false));
     cases
 }
 
@@ -81,19 +82,22 @@ fn projections(shape: &Shape) -> Vec<Case> {
 }
 
 /// Where a product activates its own sums, some rows apart: the first, one, and the last.
-fn apart(shape: &Shape) -> Case {
+fn apart(shape: &Shape, activation: Activation, has_bias: bool) -> Case {
     let (tokens, outputs) = (shape.tokens(), 2 * shape.width);
     let (x, w) = (shape.rows(), normal(0.05, (shape.width, outputs)));
-    case("projection, some rows apart", BOUND, work(shape, outputs), move |side| {
-        let (x, w, active) = (side.rounded(&x)?, Packed::plain(side.weight(&w)?), Active::plain(Activation::GeluTanh));
+    let bias = has_bias.then(|| normal(1.0, outputs));
+    case(format!("some rows apart of {activation:?}"), BOUND, work(shape, outputs), move |side| {
+        let (x, w) = (side.rounded(&x)?, Packed::plain(side.weight(&w)?));
+        let bias = bias.as_ref().map(|bias| side.rounded(bias)).transpose()?;
         Ok(Box::new(move || {
+            let active = Active::plain(activation);
             if !w.activates(active) {
-                return w.product(&x, None, Some(active.activation));
+                return w.product(&x, bias.as_ref(), Some(activation));
             }
             let apart = [0..2, 5..6, tokens - 3..tokens];
-            let y = w.product_apart(&x, None, active, &apart)?;
+            let y = w.product_apart(&x, bias.as_ref(), active, &apart)?;
             for rows in apart {
-                activate_in_place(&y.narrow(0, rows.start, rows.len())?, active.activation)?;
+                activate_in_place(&y.narrow(0, rows.start, rows.len())?, activation)?;
             }
             Ok(y)
         }))
