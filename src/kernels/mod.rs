@@ -48,7 +48,7 @@ pub use sequences::{Places, Sequences};
 pub use tensor::{Arrived, Departed, Tensor};
 pub use threads::{Threads, share_results, share_supply, threads};
 pub use twins::{
-    activate, activate_in_place, activated, add_difference, add_product, add_to_each, assign, attention, disentangled,
+    activate, activate_rows, activated, add_difference, add_product, add_to_each, assign, attention, disentangled,
     look_up, norm, operand, pick, pool, product, rotate, scale_columns, scatter_add, set_product, sum, unit,
 };
 pub use updates::{Factors, Touched, Updates};

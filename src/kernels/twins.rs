@@ -167,9 +167,9 @@ pub fn project_apart(
     Ok(Tensor::Gpu(projection.run_apart(apart)?))
 }
 
-/// Activates dense rows where they lie, on a GPU.
-pub fn activate_in_place(x: &Tensor, activation: Activation) -> Result<()> {
-    cuda::activate_in_place(x.array()?, activation)
+/// Activates some rows of what is dense where they lie, on a GPU.
+pub fn activate_rows(x: &Tensor, activation: Activation, rows: &[Range<usize>]) -> Result<()> {
+    cuda::activate_rows(x.array()?, activation, rows)
 }
 
 /// What an activation makes of something, or the same where there is none.

@@ -5,6 +5,7 @@ use super::launch::{BLOCK, Launch, suffix};
 use crate::error::{Error, Result};
 use crate::kernels::{Activation, Gate};
 use std::mem::discriminant;
+use std::ops::Range;
 
 /// Numbers of a thread.
 const OWN: usize = 16;
@@ -17,12 +18,15 @@ pub fn activate(x: &Array, activation: Activation, gate: Gate) -> Result<Array> 
     Ok(y)
 }
 
-/// The same where `x` lies, which must be dense.
-pub fn activate_in_place(x: &Array, activation: Activation) -> Result<()> {
+/// The same of some rows of `x`, which must be dense, where they lie.
+pub fn activate_rows(x: &Array, activation: Activation, rows: &[Range<usize>]) -> Result<()> {
     if !x.is_dense() {
         return Err(Error::Internal(format!("{x:?} is to be activated where it lies")));
     }
-    activate_into(x, x, activation, Gate::Absent)
+    rows.iter().try_for_each(|rows| {
+        let x = x.narrow(0, rows.start, rows.len())?;
+        activate_into(&x, &x, activation, Gate::Absent)
+    })
 }
 
 fn activate_into(y: &Array, x: &Array, activation: Activation, gate: Gate) -> Result<()> {

@@ -32,7 +32,7 @@ mod product;
 mod rotary;
 mod slab;
 
-pub use activation::{activate, activate_in_place};
+pub use activation::{activate, activate_rows};
 pub use array::{Array, Arriving};
 pub use attention::{Spread, attention, disentangled};
 pub use columns::{add_difference, add_to_each, affine, assign, joined, scale_columns, scatter_add, sum};

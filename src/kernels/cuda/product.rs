@@ -30,7 +30,7 @@ impl Projection<'_> {
         let Self { x, weight, updates, .. } = *self;
         let y = Array::new(x.gpu(), weight.dtype(), &[x.dims()[0], weight.dims()[1]])?;
         let epilogue = self.active.filter(|_| updates.is_none()).and_then(|active| epilogue(weight, active));
-        self.multiply(&y, 0..x.dims()[0], epilogue.unwrap_or_default())?;
+        self.multiply(&y, x, epilogue.unwrap_or_default())?;
         if let Some(updates) = updates {
             updates.expand(&y)?;
         }
@@ -47,21 +47,24 @@ impl Projection<'_> {
         let y = Array::new(x.gpu(), weight.dtype(), &[x.dims()[0], weight.dims()[1]])?;
         let epilogue = self.active.and_then(|active| epilogue(weight, active));
         let epilogue = epilogue.ok_or_else(|| Error::Internal(format!("{weight:?} activates nothing itself")))?;
+        let multiply = |rows: Range<usize>, epilogue: Epilogue| {
+            let part = |array: &Array| array.narrow(0, rows.start, rows.len());
+            self.multiply(&part(&y)?, &part(x)?, epilogue)
+        };
         let mut next = 0;
         for rows in apart {
-            self.multiply(&y, next..rows.start, epilogue)?;
-            self.multiply(&y, rows.clone(), Epilogue::Absent)?;
+            multiply(next..rows.start, epilogue)?;
+            multiply(rows.clone(), Epilogue::Absent)?;
             next = rows.end;
         }
-        self.multiply(&y, next..x.dims()[0], epilogue)?;
+        multiply(next..x.dims()[0], epilogue)?;
         Ok(y)
     }
 
-    /// Some rows of the product.
-    fn multiply(&self, y: &Array, rows: Range<usize>, epilogue: Epilogue) -> Result<()> {
+    /// The product of rows of `x`, into `y`.
+    fn multiply(&self, y: &Array, x: &Array, epilogue: Epilogue) -> Result<()> {
         let bias = self.bias.map(|bias| bias.to_dtype(self.weight.dtype())).transpose()?;
-        let part = |array: &Array| array.narrow(0, rows.start, rows.len());
-        multiply(&part(y)?, &part(self.x)?, self.weight, Followed { bias: bias.as_ref(), accumulate: false, epilogue })
+        multiply(y, x, self.weight, Followed { bias: bias.as_ref(), accumulate: false, epilogue })
     }
 }
 

@@ -26,9 +26,7 @@ pub fn multiply(kind: Kind, rows: Block, columns: &[Tile], y: &mut [Sums]) {
     unsafe { kernel(task, count) }
 }
 
-kernel!(single, "avx2,fma", __m256, ymm, 6, 4: |at| ymm::splat(at), |sum, row, column| {
-    _mm256_fmadd_ps(row, column, sum)
-});
+kernel!(single, "avx2,fma", __m256, ymm, 6, |sum, row, column| _mm256_fmadd_ps(row, column, sum));
 
 kernel!(widened, "avx2,fma", __m256, ymm, 5, 8: |at| (ymm::splat(at), ymm::splat(at.add(4))),
         |sum, (first, second), column| {
@@ -39,7 +37,7 @@ kernel!(widened, "avx2,fma", __m256, ymm, 5, 8: |at| (ymm::splat(at), ymm::splat
 });
 
 // Of the four numbers the even ones and the odd ones, each in 16 bits.
-kernel!(integers, "avx2,fma", __m256, ymm, 4, 4: |at| ymm::splat(at), |sum, row, column| {
+kernel!(integers, "avx2,fma", __m256, ymm, 4, |sum, row, column| {
     let (row, column) = (_mm256_castps_si256(row), _mm256_castps_si256(column));
     let even = _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(column));
     let even = _mm256_madd_epi16(_mm256_and_si256(row, _mm256_set1_epi16(0xff)), even);

@@ -47,11 +47,9 @@ unsafe fn run(kernel: Kernel, kind: Kind, rows: Block, columns: &[Tile], y: &mut
     unsafe { kernel(task, count) }
 }
 
-kernel!(single, "avx512f", __m512, zmm, 12, 4: |at| zmm::splat(at), |sum, row, column| {
-    _mm512_fmadd_ps(row, column, sum)
-});
+kernel!(single, "avx512f", __m512, zmm, 12, |sum, row, column| _mm512_fmadd_ps(row, column, sum));
 
-kernel!(half, "avx512f,avx512bf16", __m512, zmm, 12, 4: |at| zmm::splat(at), |sum, row, column| {
+kernel!(half, "avx512f,avx512bf16", __m512, zmm, 12, |sum, row, column| {
     _mm512_dpbf16_ps(sum, std::mem::transmute::<__m512, __m512bh>(row), std::mem::transmute::<__m512, __m512bh>(column))
 });
 
@@ -63,13 +61,13 @@ kernel!(widened, "avx512f", __m512, zmm, 12, 8: |at| (zmm::splat(at), zmm::splat
     _mm512_fmadd_ps(second, upper, _mm512_fmadd_ps(first, lower, sum))
 });
 
-kernel!(integers, "avx512f,avx512vnni", __m512, zmm, 12, 4: |at| zmm::splat(at), |sum, row, column| {
+kernel!(integers, "avx512f,avx512vnni", __m512, zmm, 12, |sum, row, column| {
     let (sum, row) = (_mm512_castps_si512(sum), _mm512_castps_si512(row));
     _mm512_castsi512_ps(_mm512_dpbusd_epi32(sum, row, _mm512_castps_si512(column)))
 });
 
 // Of the four numbers the even ones and the odd ones, each in 16 bits.
-kernel!(integers_widened, "avx512f,avx512bw", __m512, zmm, 8, 4: |at| zmm::splat(at), |sum, row, column| {
+kernel!(integers_widened, "avx512f,avx512bw", __m512, zmm, 8, |sum, row, column| {
     let (row, column) = (_mm512_castps_si512(row), _mm512_castps_si512(column));
     let even = _mm512_srai_epi16::<8>(_mm512_slli_epi16::<8>(column));
     let even = _mm512_madd_epi16(_mm512_and_si512(row, _mm512_set1_epi16(0xff)), even);

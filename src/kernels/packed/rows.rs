@@ -73,7 +73,7 @@ impl Rows {
     pub fn fill<'a>(&mut self, kind: Kind, count: usize, inputs: usize, row: impl Fn(usize) -> &'a [f32] + Sync) {
         self.stride = 0;
         if kind == Kind::Widened {
-            return self.fill_rounded(kind, count, inputs, row);
+            return self.fill_rounded(count, inputs, row);
         }
         self.per_block = kind.tiles(inputs);
         let blocks = count.div_ceil(WIDTH);
@@ -99,8 +99,8 @@ impl Rows {
     }
 
     /// The same as f32 of bf16, of as many inputs as columns have in tiles.
-    fn fill_rounded<'a>(&mut self, kind: Kind, count: usize, inputs: usize, row: impl Fn(usize) -> &'a [f32] + Sync) {
-        let width = inputs.max(1).next_multiple_of(kind.depth());
+    fn fill_rounded<'a>(&mut self, count: usize, inputs: usize, row: impl Fn(usize) -> &'a [f32] + Sync) {
+        let width = inputs.max(1).next_multiple_of(Kind::Widened.depth());
         let stride = if width.is_multiple_of(SAME_PLACE) { width + WIDTH } else { width };
         self.numbers.resize(count * stride, 0.0);
         self.stride = stride;

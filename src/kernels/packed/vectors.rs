@@ -5,8 +5,12 @@ pub const AHEAD: usize = 16 << 10;
 
 /// A function `$name(task, count)` that writes the sums of the first `count` rows of a block, `$rows` of them at once and
 /// of each `$strips` strips of two vectors. `$column` is 4 bytes of inputs of as many columns as a vector has places, and `$row`
-/// what is read of one row for these, everywhere the same, `$read` of its next `$bytes` bytes; `$dot` adds their product to `$sum`.
+/// what is read of one row for these, everywhere the same, `$read` of its next `$bytes` bytes, or as many as of a column;
+/// `$dot` adds their product to `$sum`.
 macro_rules! kernel {
+    ($name:ident, $features:literal, $vector:ty, $ops:ident, $rows:literal, |$sum:ident, $row:ident, $column:ident| $dot:expr) => {
+        kernel!($name, $features, $vector, $ops, $rows, 4: |at| $ops::splat(at), |$sum, $row, $column| $dot);
+    };
     ($name:ident, $features:literal, $vector:ty, $ops:ident, $rows:literal,
      $bytes:literal: |$at:ident| $read:expr, |$sum:ident, $row:pat_param, $column:ident| $dot:expr) => {
         #[target_feature(enable = $features)]

@@ -90,15 +90,11 @@ impl Plan {
 
     /// Rows whose adapters change any of a projection's sites; neighbours as one.
     pub(in crate::model) fn changed_rows(&self, sites: &[(Site, usize, usize)]) -> Vec<Range<usize>> {
-        let mut changed: Vec<Range<usize>> = Vec::new();
         let is_changed = |adapter: &Adapter| sites.iter().any(|(site, ..)| adapter.delta(*site).is_some());
-        for (rows, _) in self.touched.iter().filter(|(_, adapter)| is_changed(adapter)) {
-            match changed.last_mut() {
-                Some(last) if last.end == rows.start => last.end = rows.end,
-                _ => changed.push(rows.clone()),
-            }
-        }
-        changed
+        let changed = self.touched.iter().filter(|(_, adapter)| is_changed(adapter)).map(|(rows, _)| rows.clone());
+        let changed: Vec<Range<usize>> = changed.collect();
+        let neighbours = changed.chunk_by(|one, next| one.end == next.start);
+        neighbours.map(|all| all[0].start..all[all.len() - 1].end).collect()
     }
 
     /// Whether some row's adapter changes a site.

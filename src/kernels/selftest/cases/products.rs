@@ -3,7 +3,7 @@
 use super::updates::{changes, one_by_one, residents, spans};
 use super::{BOUND, Case, Shape, Work, case};
 use crate::kernels::sample::normal;
-use crate::kernels::twins::{activate_in_place, activated, add_product, product, project, set_product};
+use crate::kernels::twins::{activate_rows, activated, add_product, product, project, set_product};
 use crate::kernels::{Activation, Active, Gate, Packed};
 use candle_core::{DType, Device, Tensor as Host};
 
@@ -96,9 +96,7 @@ fn apart(shape: &Shape, activation: Activation, has_bias: bool) -> Case {
             }
             let apart = [0..2, 5..6, tokens - 3..tokens];
             let y = w.product_apart(&x, bias.as_ref(), active, &apart)?;
-            for rows in apart {
-                activate_in_place(&y.narrow(0, rows.start, rows.len())?, activation)?;
-            }
+            activate_rows(&y, activation, &apart)?;
             Ok(y)
         }))
     })
