@@ -119,7 +119,8 @@ def run(options):
 
 def ended(command, environment, limit, log):
     """How a command ended that may take so many seconds; what it has started ends with it."""
-    environment = {**os.environ, "LD_LIBRARY_PATH": libraries(), **environment}
+    # The self-test is a step of its own, and the others are to tell more where it fails.
+    environment = {**os.environ, "LD_LIBRARY_PATH": libraries(), "VENEER_SERVER__SELF_TEST": "false", **environment}
     try:
         child = subprocess.Popen(list(map(str, command)), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True)
     except OSError as error:

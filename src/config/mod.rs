@@ -37,6 +37,7 @@ pub struct Server {
     pub port: u16,
     pub device: String,
     pub dtype: String,
+    pub self_test: bool,
     pub threads: usize,
     pub tokenizer_threads: usize,
     pub pipeline: PipelineChoice,

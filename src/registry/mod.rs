@@ -2,6 +2,7 @@
 
 mod blend;
 mod check;
+mod devices;
 mod fitted;
 mod golden;
 mod load;
@@ -102,7 +103,7 @@ impl Served {
 impl Registry {
     /// Loads all that the configuration names, on every device, one after the other.
     pub fn load(config: &Config, hub: &Hub) -> Result<Self> {
-        let devices = sources::devices(&config.server)?;
+        let devices = devices::named(&config.server)?;
         let mut on_devices: Vec<Vec<Loaded>> = Vec::with_capacity(devices.len());
         for device in &devices {
             let mut loaded = load::all(config, hub, device)?;

@@ -1,11 +1,11 @@
-//! What a configuration's words lead to: folders, names, the device.
+//! What a configuration's words lead to: folders and names.
 
 use crate::adapters;
 use crate::config;
 use crate::error::{Error, Result};
 use crate::folder::Folder;
 use crate::hub::{Hub, Source};
-use crate::model::{Device, Format, Modules};
+use crate::model::Modules;
 use std::path::{Path, PathBuf};
 
 /// The adapters of a folder: its own, where it is a PEFT checkpoint itself, and those of [`below`].
@@ -163,44 +163,4 @@ pub fn warn_of_another_base(name: &str, peft: &adapters::Config, root: &str) {
     if last(trained_on) != last(root) {
         tracing::warn!(adapter = name, trained_on, base = root, "trained on a base of another name; its shapes fit");
     }
-}
-
-/// The device that the configuration names.
-pub fn devices(server: &config::Server) -> Result<Vec<Device>> {
-    let devices = device_names(&server.device)?.into_iter().map(Device::named).collect::<Result<Vec<_>>>()?;
-    if server.dtype == "int8" && !devices.iter().all(Device::is_cpu) {
-        let reason = "dtype 'int8' is for CPUs; on a GPU take bfloat16 or float16, or serve with --device cpu";
-        return Err(Error::Config(reason.into()));
-    }
-    Ok(devices)
-}
-
-/// The devices of a list. Several are GPUs, of which none comes twice: on a CPU other bits would answer under one tag.
-fn device_names(list: &str) -> Result<Vec<&str>> {
-    let devices: Vec<&str> = list.split(',').map(str::trim).collect();
-    let is_alone = |device: &&str| ["auto", "cpu"].contains(device);
-    let is_again = |place: usize| devices[place].starts_with("cuda") && devices[..place].contains(&devices[place]);
-    match devices.as_slice() {
-        [_] => Ok(devices),
-        several if several.iter().any(is_alone) => {
-            Err(Error::Config(format!("device '{list}': several must be GPUs, each by its number")))
-        }
-        several if (0..several.len()).any(is_again) => Err(Error::Config(format!("device '{list}': one comes twice"))),
-        _ => Ok(devices),
-    }
-}
-
-/// The number format that the configuration names for a base's matrices.
-pub fn format(server: &config::Server) -> Result<Format> {
-    const SUPPORTED: [(&str, Format); 4] = [
-        ("float32", Format::Float32),
-        ("bfloat16", Format::Bfloat16),
-        ("float16", Format::Float16),
-        ("int8", Format::Int8),
-    ];
-    let named = SUPPORTED.iter().find(|(name, _)| *name == server.dtype);
-    named.map(|(_, format)| *format).ok_or_else(|| {
-        let names = SUPPORTED.map(|(name, _)| name).join(", ");
-        Error::Config(format!("dtype '{}' is not supported; supported: {names}", server.dtype))
-    })
 }

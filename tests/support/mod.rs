@@ -207,7 +207,8 @@ pub fn config(models: &[String], adapters: &[String], keys: &[(&str, &str)]) -> 
     let device = test_device();
     // Where kernels are emulated, it takes long to find out how large a batch may be.
     let of_device = device.iter().flat_map(|device| [("device", device.as_str()), ("max_batch_tokens", "2048")]);
-    let keys = of_device.chain(keys.iter().copied());
+    // `veneer selftest` does so once, for all of them.
+    let keys = of_device.chain([("self_test", "false")]).chain(keys.iter().copied());
     let keys = keys.map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
     let flags = Flags { keys, models: models.to_vec(), adapters: adapters.to_vec(), base: None };
     Config::resolve(None, &BTreeMap::new(), &flags)

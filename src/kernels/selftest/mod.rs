@@ -24,6 +24,7 @@ pub enum Size {
 }
 
 /// What one operation did.
+#[derive(Clone)]
 pub struct Finding {
     /// The operation and its type.
     pub name: String,
@@ -41,6 +42,11 @@ impl Finding {
     /// Whether the two agree; NaN never does.
     pub fn is_good(&self) -> bool {
         self.difference <= self.bound
+    }
+
+    /// How many times what it may be the difference is; NaN is infinitely many.
+    fn excess(&self) -> f32 {
+        if self.difference.is_nan() { f32::INFINITY } else { self.difference / self.bound }
     }
 }
 
@@ -104,32 +110,62 @@ impl Side {
 /// # Errors
 /// A device that is no GPU, or one that is lost.
 pub fn selftest(device: &Device, size: Size, word: &str, mut tell: impl FnMut(&Finding)) -> Result<Vec<Finding>> {
+    let types = [DType::F32, DType::BF16, DType::F16].into_iter();
+    let findings = types.map(|dtype| of_type(device, size, dtype, word, &mut tell)).collect::<Result<Vec<_>>>()?;
+    Ok(findings.into_iter().flatten().collect())
+}
+
+/// Runs every operation whose name has a word in it, small and in one type, and says how many there are: whether a device is
+/// to be trusted with models of this type.
+///
+/// # Errors
+/// As for [`selftest`], and where one of them is not what the CPU makes of it.
+pub fn verify(device: &Device, dtype: DType, word: &str) -> Result<usize> {
+    let of_size = |size| of_type(device, size, dtype, word, &mut |_| ());
+    let findings = [of_size(Size::Small)?, of_size(Size::Aligned)?].concat();
+    let is_wrong = |finding: &&Finding| !finding.is_good();
+    let Some(worst) = findings.iter().filter(is_wrong).max_by(|a, b| a.excess().total_cmp(&b.excess())) else {
+        return Ok(findings.len());
+    };
+    let (wrong, all) = (findings.iter().filter(is_wrong).count(), findings.len());
+    let Finding { name, difference, bound, .. } = worst;
+    Err(Error::Config(format!(
+        "{wrong} of {all} operations do not compute what the CPU does, {name} the least: off by {difference:.1e}, where \
+         {bound:.1e} is allowed; `veneer selftest` shows all"
+    )))
+}
+
+/// What there is to find in one type.
+fn of_type(
+    device: &Device,
+    size: Size,
+    dtype: DType,
+    word: &str,
+    tell: &mut dyn FnMut(&Finding),
+) -> Result<Vec<Finding>> {
     let Device::Gpu(gpu) = device else {
         return Err(Error::Config("a self-test is of a GPU: --device cuda[:N]".into()));
     };
-    let (mut findings, mut peak) = (Vec::new(), Peak::default());
-    let threads = Threads::new(0)?;
-    for dtype in [DType::F32, DType::BF16, DType::F16] {
-        for case in cases::all(size) {
-            let (name, bound) = (format!("{} {dtype:?}", case.name), case.bound * coarseness(dtype));
-            if !name.contains(word) {
-                continue;
-            }
-            let is_timed = size == Size::Large && !gpu.is_emulated();
-            let (difference, microseconds) = match compare(&threads, gpu, dtype, &case, is_timed) {
-                Ok(compared) => compared,
-                Err(Error::Lost(text)) => return Err(Error::Lost(format!("{name}: {text}"))),
-                Err(error) => {
-                    tracing::error!(%error, name, "an operation failed");
-                    (f32::INFINITY, None)
-                }
-            };
-            // A part of the operations does not tell what the device can do.
-            let share = microseconds.filter(|_| word.is_empty()).map(|time| peak.share(dtype, &case.work, time));
-            let finding = Finding { name, difference, bound, microseconds, share };
-            tell(&finding);
-            findings.push(finding);
+    let (mut findings, mut peak, threads) = (Vec::new(), Peak::default(), Threads::new(0)?);
+    let is_timed = size == Size::Large && !gpu.is_emulated();
+    for case in cases::all(size) {
+        let (name, bound) = (format!("{} {dtype:?}", case.name), case.bound * coarseness(dtype));
+        if !name.contains(word) {
+            continue;
         }
+        let (difference, microseconds) = match compare(&threads, gpu, dtype, &case, is_timed) {
+            Ok(compared) => compared,
+            Err(Error::Lost(text)) => return Err(Error::Lost(format!("{name}: {text}"))),
+            Err(error) => {
+                tracing::error!(%error, name, "an operation failed");
+                (f32::INFINITY, None)
+            }
+        };
+        // A part of the operations does not tell what the device can do.
+        let share = microseconds.filter(|_| word.is_empty()).map(|time| peak.share(&case.work, time));
+        let finding = Finding { name, difference, bound, microseconds, share };
+        tell(&finding);
+        findings.push(finding);
     }
     Ok(findings)
 }
@@ -156,20 +192,16 @@ fn coarseness(dtype: DType) -> f32 {
     }
 }
 
-/// The highest rates met so far, by type.
+/// The highest rates of one type met so far.
 #[derive(Default)]
 struct Peak {
-    rates: Vec<(DType, Work)>,
+    rates: Work,
 }
 
 impl Peak {
     /// Takes in that this was done in so many microseconds, and says which share of the highest rates that is.
-    fn share(&mut self, dtype: DType, work: &Work, time: f64) -> f64 {
-        let place = self.rates.iter().position(|(known, _)| *known == dtype).unwrap_or_else(|| {
-            self.rates.push((dtype, Work::default()));
-            self.rates.len() - 1
-        });
-        let rates = &mut self.rates[place].1;
+    fn share(&mut self, work: &Work, time: f64) -> f64 {
+        let Self { rates } = self;
         rates.operations = rates.operations.max(work.operations / time);
         rates.numbers = rates.numbers.max(work.numbers / time);
         (work.operations / time / rates.operations.max(1.0)).max(work.numbers / time / rates.numbers.max(1.0))
@@ -214,6 +246,7 @@ fn difference(ours: &Host, expected: &Host) -> Result<f32> {
 #[cfg(feature = "emulated")]
 mod tests {
     use super::*;
+    use crate::kernels::asked;
 
     #[test]
     fn every_kernel_does_what_its_cpu_twin_does() {
@@ -224,5 +257,14 @@ mod tests {
         let lines = bad.iter().map(|bad| format!("{}: {} > {}", bad.name, bad.difference, bad.bound));
         assert!(bad.is_empty(), "{:#?}", lines.collect::<Vec<_>>());
         assert!(findings.len() > 100);
+    }
+
+    #[test]
+    fn a_device_that_leaves_a_kernel_out_is_not_trusted() {
+        let device = Device::named("emulated").unwrap();
+        assert!(verify(&device, DType::BF16, "rotate").unwrap() >= 2);
+        let error = asked::without("rotate_bf16", || verify(&device, DType::BF16, "rotate")).unwrap_err().to_string();
+        assert!(error.contains("do not compute what the CPU does, rotate"), "{error}");
+        assert!(verify(&Device::Cpu, DType::BF16, "rotate").is_err());
     }
 }

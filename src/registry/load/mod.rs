@@ -4,10 +4,11 @@ mod adapters;
 
 use super::Loaded;
 use super::check::{Prober, Report};
+use super::devices::format;
 use super::golden;
 use super::provenance::Provenance;
 use super::readings::{Parts, Readings};
-use super::sources::{base_of, beside, default_name, format, in_folder, place_of_adapter, real_path, several_in};
+use super::sources::{base_of, beside, default_name, in_folder, place_of_adapter, real_path, several_in};
 use crate::config::{self, Config};
 use crate::error::{Error, Result};
 use crate::folder::Folder;

@@ -1,0 +1,71 @@
+//! Where models run, and in which numbers.
+
+use crate::config;
+use crate::error::{Error, Result};
+use crate::kernels::{self, Device, Format};
+use candle_core::DType;
+use std::time::Instant;
+
+/// The devices that the configuration names, GPUs once they have computed what the CPU does.
+pub fn named(server: &config::Server) -> Result<Vec<Device>> {
+    let names = device_names(&server.device)?;
+    let devices = names.iter().map(|name| Device::named(name)).collect::<Result<Vec<_>>>()?;
+    if server.dtype == "int8" && !devices.iter().all(Device::is_cpu) {
+        let reason = "dtype 'int8' is for CPUs; on a GPU take bfloat16 or float16, or serve with --device cpu";
+        return Err(Error::Config(reason.into()));
+    }
+    let dtype = format(server)?.dtype();
+    let trust = |(name, device)| if server.self_test { trusted(name, device, dtype) } else { Ok(device) };
+    names.into_iter().zip(devices).map(trust).collect()
+}
+
+/// A device that computes what the CPU does with models of a type. Where it does not and was not asked for, it is the CPU.
+fn trusted(name: &str, device: Device, dtype: DType) -> Result<Device> {
+    // Where kernels are emulated it would take longer than all the rest.
+    if device.is_cpu() || device.is_emulated() {
+        return Ok(device);
+    }
+    let began = Instant::now();
+    match kernels::verify(&device, dtype, "") {
+        Ok(operations) => {
+            let ms = began.elapsed().as_millis() as u64;
+            tracing::info!(%device, operations, ms, "the GPU computes what the CPU does");
+            Ok(device)
+        }
+        Err(reason) if name == "auto" => {
+            tracing::warn!(%device, %reason, "no GPU is used; the CPU is");
+            Ok(Device::Cpu)
+        }
+        Err(reason) => Err(Error::Config(format!("device '{name}': {reason}"))),
+    }
+}
+
+/// The devices of a list. Several are GPUs, of which none comes twice: on a CPU other bits would answer under one tag.
+fn device_names(list: &str) -> Result<Vec<&str>> {
+    let devices: Vec<&str> = list.split(',').map(str::trim).collect();
+    let is_alone = |device: &&str| ["auto", "cpu"].contains(device);
+    let is_again = |place: usize| devices[place].starts_with("cuda") && devices[..place].contains(&devices[place]);
+    match devices.as_slice() {
+        [_] => Ok(devices),
+        several if several.iter().any(is_alone) => {
+            Err(Error::Config(format!("device '{list}': several must be GPUs, each by its number")))
+        }
+        several if (0..several.len()).any(is_again) => Err(Error::Config(format!("device '{list}': one comes twice"))),
+        _ => Ok(devices),
+    }
+}
+
+/// The number format that the configuration names for a base's matrices.
+pub fn format(server: &config::Server) -> Result<Format> {
+    const SUPPORTED: [(&str, Format); 4] = [
+        ("float32", Format::Float32),
+        ("bfloat16", Format::Bfloat16),
+        ("float16", Format::Float16),
+        ("int8", Format::Int8),
+    ];
+    let named = SUPPORTED.iter().find(|(name, _)| *name == server.dtype);
+    named.map(|(_, format)| *format).ok_or_else(|| {
+        let names = SUPPORTED.map(|(name, _)| name).join(", ");
+        Error::Config(format!("dtype '{}' is not supported; supported: {names}", server.dtype))
+    })
+}
