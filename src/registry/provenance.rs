@@ -4,6 +4,7 @@ use crate::error::{Error, Result};
 use crate::folder::Folder;
 use blake3::{Hash, Hasher};
 use std::fmt;
+use std::fs::File;
 
 /// A BLAKE3 hash; shown, and compared by callers, as its first 128 bits in hex.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,12 +122,19 @@ impl fmt::Display for Digest {
     }
 }
 
+/// Bytes of a file from which on several threads hash it together; smaller ones are hashed side by side.
+const LARGE_BYTES: u64 = 64 << 20;
+
 /// The hash of all files found in a folder, by their paths inside it and their contents.
 fn contents(folder: &Folder) -> Result<String> {
     let mut parts = Vec::new();
     for (name, path) in folder.found() {
         let mut hasher = Hasher::new();
-        hasher.update_mmap_rayon(&path).map_err(|error| Error::load(&path, error.to_string()))?;
+        let hash = |file: File| match file.metadata()?.len() {
+            LARGE_BYTES.. => hasher.update_mmap_rayon(&path).map(drop),
+            _ => hasher.update_reader(file).map(drop),
+        };
+        File::open(&path).and_then(hash).map_err(|error| Error::load(&path, error.to_string()))?;
         parts.extend([name, hasher.finalize().to_hex().to_string()]);
     }
     let parts: Vec<&str> = parts.iter().map(String::as_str).collect();

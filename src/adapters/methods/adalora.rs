@@ -75,7 +75,7 @@ impl Method for AdaLora {
         }
         let alpha = if self.alpha > 0.0 { self.alpha } else { rank as f64 };
         let scale = alpha / (self.rank as f64 + 1e-5);
-        let update = LowRank::new(a.broadcast_mul(&e)?.t()?.contiguous()?, (b.t()?.contiguous()? * scale)?);
+        let update = LowRank::new(a.broadcast_mul(&e)?.t()?, (b * scale)?.t()?);
         Ok(Delta::Linear(LinearDelta::low_rank(update)))
     }
 }

@@ -66,7 +66,7 @@ impl Method for Householder {
             let elements = rows.iter().flatten().map(|x| *x as f32).collect();
             Tensor::from_vec(elements, (rank, inputs), &Device::Cpu)
         };
-        let a = matrix(&planes)?.t()?.contiguous()?;
+        let a = matrix(&planes)?.t()?;
         let b = matrix(&changes)?.matmul(&module.weight()?.contiguous()?)?;
         Ok(Delta::Linear(LinearDelta::low_rank(LowRank::new(a, b))))
     }

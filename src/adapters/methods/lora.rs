@@ -122,11 +122,14 @@ impl Method for Lora {
             ),
             _ => (module.take("lora_A.weight", &[rank, inner])?, module.take("lora_B.weight", &[outer, rank])?, outer),
         };
-        let (mut a, mut b) = (a.t()?.contiguous()?, (b.t()?.contiguous()? * scale)?);
+        let (mut a, mut b) = (a.t()?, (b * scale)?.t()?);
         if let Some(residual) = self.residual.filter(|_| module.kind == SiteKind::Linear && module.site.is_some()) {
             let [taken_a, taken_b] = residual.taken(module, rank, scale)?;
             a = Tensor::cat(&[a, taken_a], 1)?;
             b = Tensor::cat(&[b, taken_b.neg()?], 0)?;
+        }
+        if module.kind == SiteKind::Table {
+            (a, b) = (a.contiguous()?, b.contiguous()?);
         }
         let update = LowRank::new(a, b);
         let magnitude = match self.is_dora {

@@ -46,6 +46,6 @@ impl Method for Vera {
         let by_rank = module.take("vera_lambda_d", &[rank])?.unsqueeze(1)?;
         let by_output = module.take("vera_lambda_b", &[outputs])?.unsqueeze(1)?;
         let (a, b) = (a.broadcast_mul(&by_rank)?, b.broadcast_mul(&by_output)?);
-        Ok(Delta::Linear(LinearDelta::low_rank(LowRank::new(a.t()?.contiguous()?, b.t()?.contiguous()?))))
+        Ok(Delta::Linear(LinearDelta::low_rank(LowRank::new(a.t()?, b.t()?))))
     }
 }

@@ -86,32 +86,35 @@ struct Place {
     columns: usize,
 }
 
-/// Tensors on their way to be side by side.
+/// Matrices that are to lie side by side.
 struct Row {
     dtype: DType,
-    tensors: Vec<Tensor>,
+    matrices: Vec<Tensor>,
     end: usize,
 }
 
 impl Row {
     fn new(dtype: DType) -> Self {
-        Self { dtype, tensors: Vec::new(), end: 0 }
+        Self { dtype, matrices: Vec::new(), end: 0 }
     }
 
     /// Puts a matrix `[rows, columns]` at its end.
-    fn put(&mut self, matrix: &Tensor) -> Result<Place> {
-        let (rows, columns) = matrix.dims2()?;
-        self.tensors.push(matrix.contiguous()?.flatten_all()?.to_dtype(self.dtype)?);
-        let start = self.end;
+    fn put(&mut self, matrix: Tensor) -> Result<Place> {
+        let ((rows, columns), start) = (matrix.dims2()?, self.end);
         self.end += rows * columns;
+        self.matrices.push(matrix);
         Ok(Place { start, rows, columns })
     }
 
+    /// They are made to what they are there one by one, so that what that takes stays small.
     fn joined(self) -> Result<Tensor> {
-        match self.tensors.as_slice() {
-            [] => Ok(Tensor::zeros(0, self.dtype, &candle_core::Device::Cpu)?),
-            tensors => Ok(Tensor::cat(tensors, 0)?),
+        let (joined, mut start) = (Tensor::zeros(self.end, self.dtype, &candle_core::Device::Cpu)?, 0);
+        for matrix in &self.matrices {
+            let numbers = matrix.contiguous()?.flatten_all()?.to_dtype(self.dtype)?;
+            joined.slice_set(&numbers, 0, start)?;
+            start += numbers.elem_count();
         }
+        Ok(joined)
     }
 }
 
@@ -123,8 +126,8 @@ impl HostFactors {
         for (site, change) in changes {
             let rank = change.low_rank.map_or(0, |[a, _]| a.dims()[1] as u32);
             kinds[*site] = Some(Kind { rank, has_columns: change.columns.is_some() });
-            places
-                .push((*site, change.map(|matrix| numbers.put(&matrix.t()?), |all| columns.put(&all.unsqueeze(0)?))?));
+            let place = change.map(|matrix| numbers.put(matrix.t()?), |all| columns.put(all.unsqueeze(0)?))?;
+            places.push((*site, place));
         }
         let layout = Arc::new(Layout { places, kinds });
         Ok(Self { numbers: numbers.joined()?, columns: columns.joined()?, layout })

@@ -48,9 +48,14 @@ pub struct Magnitude {
 }
 
 impl LowRank {
-    /// Factors on the host.
+    /// Factors on the host. Those of a linear module may be views of what lies otherwise.
     pub fn new(a: Host, b: Host) -> Self {
         Self { a: a.into(), b: b.into() }
+    }
+
+    /// The same as the CPU multiplies them.
+    fn dense(&self) -> Result<Self> {
+        Ok(Self::new(self.a.cpu()?.contiguous()?, self.b.cpu()?.contiguous()?))
     }
 
     /// The same on a device, in `dtype` there.
@@ -104,7 +109,8 @@ impl LinearDelta {
         if let (Some(own), Some(base)) = (&mut self.own, base) {
             own.weight.get_or_insert(plain(&base.weight)?);
         }
-        Ok(self)
+        let low_rank = self.low_rank.as_ref().map(LowRank::dense).transpose()?;
+        Ok(Self { low_rank, ..self })
     }
 
     /// The base's outputs times `factor [out]`.
