@@ -5,7 +5,8 @@ mod support;
 
 use serde_json::{Value, json};
 use support::{
-    ADAPTERS, Door, copy_of, cosine, embeddings, gap, gpu, mixed, named, read, rows, test_device, texts, untrain,
+    ADAPTERS, Door, config, copy_of, cosine, embeddings, gap, gpu, mixed, named, read, rows, test_device, texts,
+    untrain,
 };
 
 /// Families of which each has something that the others do not.
@@ -97,6 +98,29 @@ async fn in_16_bits_an_adapter_that_was_never_trained_is_known_for_it() {
             serving.registry.find(name).unwrap().report.effect.as_ref().unwrap().is_nothing()
         });
         assert_eq!(is_nothing, [true, false], "{dtype}");
+    }
+}
+
+#[tokio::test]
+async fn adapters_that_are_read_while_others_are_tried_out_keep_their_order_and_errors_theirs() {
+    let Some(device) = gpu() else { return };
+    // More than are read at once.
+    let mut adapters: Vec<String> =
+        (0..20).map(|number| named(&format!("a{number}"), &format!("bert/{}", ADAPTERS[number % 3]))).collect();
+    let keys = [("device", device.as_str()), ("max_batch_tokens", "256"), ("threads", "1")];
+    let load = |adapters: &[String]| Door::with(config(&[named("base", "bert/base")], adapters, &keys).unwrap());
+    let door = load(&adapters).unwrap();
+    let serving = door.app.serving().unwrap();
+    let names: Vec<&str> = serving.registry.iter().map(|served| served.label()).collect();
+    assert_eq!(names[0], "base");
+    assert!(names[1..].iter().enumerate().all(|(number, name)| *name == format!("a{number}")), "{names:?}");
+    let golden = read("bert/golden.json");
+    let vectors = door.vectors("a19", texts(&golden)).await;
+    assert!(gap(&vectors, &rows(&golden[ADAPTERS[19 % 3]])) <= 1e-5);
+    for number in [19, 12] {
+        adapters[number] = format!("a{number}=no/folder-{number}");
+        let error = load(&adapters).err().unwrap().to_string();
+        assert!(error.contains(&format!("no/folder-{number}")), "{error}");
     }
 }
 

@@ -229,7 +229,6 @@ fn bind(module: &Module, config: &Config) -> Result<Option<Delta>> {
 }
 
 fn linear(module: &Module, config: &Config) -> Result<LinearDelta> {
-    let base = module.base()?;
     let bias = module.has(BIAS).then(|| module.take(BIAS, &[module.outputs()])).transpose()?;
     if module.has(WEIGHT) {
         if module.is_changed() {
@@ -245,10 +244,10 @@ fn linear(module: &Module, config: &Config) -> Result<LinearDelta> {
         },
         false => LinearDelta::default(),
     };
-    match (bias, base.host_bias()?) {
-        (None, _) => Ok(delta),
-        (Some(own), Some(base)) => delta.shifted(&(own - base)?),
-        (Some(_), None) => Err(module.fail("it has a bias, but the base has none there")),
+    let Some(own) = bias else { return Ok(delta) };
+    match module.base()?.host_bias()? {
+        Some(base) => delta.shifted(&(own - base)?),
+        None => Err(module.fail("it has a bias, but the base has none there")),
     }
 }
 

@@ -160,7 +160,8 @@ impl Prober {
             };
             let count = rest.iter().take_while(fits).count().max(1);
             let (taken, left) = rest.split_at(count);
-            vectors.extend(self.threads.run(|| model.embed(&batch(taken, adapter, pipeline)))?);
+            let embed = || model.embed(&batch(taken, adapter, pipeline));
+            vectors.extend(if model.device().is_cpu() { self.threads.run(embed) } else { embed() }?);
             rest = left;
         }
         if !vectors.iter().flatten().all(|element| element.is_finite()) {

@@ -11,6 +11,7 @@ use crate::registry::check::{Effect, Report};
 use crate::registry::fitted::Fitted;
 use crate::registry::golden::Agreement;
 use crate::registry::{Loaded, sources};
+use std::panic::resume_unwind;
 
 /// So many adapters a thread are read before the first of them is served.
 const READ_AHEAD: usize = 8;
@@ -26,44 +27,81 @@ struct Read<'a> {
     folder: Folder,
 }
 
+/// Adapters that were read, up to the first that could not be, and its error.
+type Several<'a> = (Vec<Read<'a>>, Result<()>);
+
 impl Loading<'_> {
     /// Fetches, loads and serves adapters of a base; without one, each over the model that its entry names, or the only
     /// one that it fits. An error is the first adapter's that has one.
     pub fn adapters(&mut self, entries: &[config::Adapter], base: Option<&Base>) -> Result<()> {
-        for entries in entries.chunks(READ_AHEAD * self.prober.threads().count()) {
-            let (mut fetched, mut outcome) = (Vec::with_capacity(entries.len()), Ok(()));
-            for entry in entries {
-                match Source::parse(&entry.source).and_then(|source| self.hub.fetch(&source)) {
-                    Ok(folder) => fetched.push((entry, folder)),
-                    Err(error) => {
-                        outcome = Err(error);
-                        break;
-                    }
-                }
-            }
-            let loaded = self.over(&fetched, base)?;
-            self.loaded.extend(loaded);
-            outcome?;
-        }
+        let loaded = self.fetched(entries, base)?;
+        self.loaded.extend(loaded);
         Ok(())
+    }
+
+    /// While a GPU tries some out, the next are read.
+    fn fetched(&self, entries: &[config::Adapter], base: Option<&Base>) -> Result<Vec<Loaded>> {
+        let mut parts = entries.chunks(READ_AHEAD * self.prober.threads().count());
+        std::thread::scope(|scope| {
+            let is_ahead = !self.readings.are_on_cpu();
+            let begin = |part| (part, is_ahead.then(|| scope.spawn(move || self.fetch(part, base))));
+            let (mut loaded, mut next) = (Vec::with_capacity(entries.len()), parts.next().map(begin));
+            while let Some((part, ahead)) = next {
+                let (read, outcome) = match ahead {
+                    Some(thread) => thread.join().unwrap_or_else(|panic| resume_unwind(panic)),
+                    None => self.fetch(part, base),
+                };
+                next = parts.next().filter(|_| outcome.is_ok()).map(begin);
+                loaded.extend(self.tried(read)?);
+                outcome?;
+            }
+            Ok(loaded)
+        })
     }
 
     /// Adapters whose folders are there, over this base or their own.
     pub fn over(&self, fetched: &[(&config::Adapter, Folder)], base: Option<&Base>) -> Result<Vec<Loaded>> {
-        let threads = self.prober.threads();
+        let (read, outcome) = self.read_all(fetched, base);
+        let loaded = self.tried(read)?;
+        outcome.map(|()| loaded)
+    }
+
+    fn fetch<'a>(&'a self, entries: &[config::Adapter], base: Option<&'a Base>) -> Several<'a> {
+        let (mut fetched, mut outcome) = (Vec::with_capacity(entries.len()), Ok(()));
+        for entry in entries {
+            match Source::parse(&entry.source).and_then(|source| self.hub.fetch(&source)) {
+                Ok(folder) => fetched.push((entry, folder)),
+                Err(error) => {
+                    outcome = Err(error);
+                    break;
+                }
+            }
+        }
+        let (read, was_read) = self.read_all(&fetched, base);
+        (read, was_read.and(outcome))
+    }
+
+    fn read_all<'a>(&'a self, fetched: &[(&config::Adapter, Folder)], base: Option<&'a Base>) -> Several<'a> {
         let read = || share_results(fetched, |(entry, folder)| self.read(entry, folder, base));
-        let (read, outcome) = if self.are_small(base) { threads.run(read) } else { read() };
-        let (mut read, mut loaded) = (read.into_iter(), Vec::with_capacity(fetched.len()));
+        if self.are_small(base) { self.prober.threads().run(read) } else { read() }
+    }
+
+    /// Tries out what was read.
+    fn tried(&self, read: Vec<Read>) -> Result<Vec<Loaded>> {
+        let (mut loaded, mut read) = (Vec::with_capacity(read.len()), read.into_iter());
+        let threads = self.prober.threads();
         while read.len() > 0 {
             let count = self.tried_at_once(read.len());
             let some: Vec<Read> = read.by_ref().take(count).collect();
-            let (tried, outcome) = threads.run(|| share_results(&some, |read| self.try_out(read)));
+            let try_out = || share_results(&some, |read| self.try_out(read));
+            // Beside a GPU all threads are for what is read.
+            let (tried, outcome) = if self.readings.are_on_cpu() { threads.run(try_out) } else { try_out() };
             for (read, (effect, golden)) in some.into_iter().zip(tried) {
                 loaded.push(read.told(effect, golden)?);
             }
             outcome?;
         }
-        outcome.map(|()| loaded)
+        Ok(loaded)
     }
 
     /// Whether there is memory for adapters of this base, or of any, to be read side by side: some need their base's whole
