@@ -1,8 +1,9 @@
 # docker build -t veneer .                          for CPUs
-# docker build -t veneer --build-arg DEVICE=cuda .  for NVIDIA's GPUs from A100 on, with a driver of CUDA 13; where there is
-#                                                   none, it runs on the CPU
+# docker build -t veneer --build-arg DEVICE=cuda .  for NVIDIA's GPUs from A100 on; where there is none, it runs on the CPU
 ARG DEVICE=cpu
-ARG CUDA=13.0.1
+# A toolkit of CUDA 12, for drivers from 535 on (for GPUs newer than Hopper from 570 on); of 12.8 at least, since what is older
+# compiles attention for H100 to something slow.
+ARG CUDA=12.8.1
 
 FROM rust:1.95-slim-bookworm AS rust
 

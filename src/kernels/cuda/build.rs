@@ -44,7 +44,7 @@ fn files(extension: &str) -> Vec<PathBuf> {
     files
 }
 
-/// Compiles every `.cu`, several at once, and writes `fatbins.rs`: their names, and what they were compiled to.
+/// Compiles every `.cu`, several at once, and writes `fatbins.rs`: by what, their names, and what they were compiled to.
 fn embed(out: &Path) {
     let nvcc = nvcc();
     let sources = files("cu");
@@ -62,8 +62,11 @@ fn embed(out: &Path) {
         format!("    ({:?}, {}, include_bytes!({:?})),\n", stem(source), is_of_warpgroups(source), fatbin(out, source))
     };
     let entries: String = sources.iter().map(entry).collect();
+    let (major, minor) = release(&nvcc);
     let text = format!(
-        "/// Kernels by the names of their files, and whether they are of warpgroups.\n\
+        "/// The CUDA toolkit that they are compiled by.\n\
+         pub const TOOLKIT: (i32, i32) = ({major}, {minor});\n\
+         /// Kernels by the names of their files, and whether they are of warpgroups.\n\
          pub const FATBINS: &[(&str, bool, &[u8])] = &[\n{entries}];\n"
     );
     fs::write(out.join("fatbins.rs"), text).expect("OUT_DIR can be written to");
@@ -92,6 +95,15 @@ fn compile(nvcc: &Path, source: &Path, target: &Path) {
     told.lines().filter(is_slow).for_each(|line| println!("cargo:warning={}: {line}", source.display()));
 }
 
+/// The release of the toolkit that a compiler is of.
+fn release(nvcc: &Path) -> (u32, u32) {
+    let output = Command::new(nvcc).arg("--version").output().map(|output| output.stdout).unwrap_or_default();
+    let told = String::from_utf8_lossy(&output);
+    let numbers = told.split("release ").nth(1).and_then(|rest| rest.split(',').next()?.split_once('.'));
+    let release = numbers.and_then(|(major, minor)| Some((major.parse().ok()?, minor.parse().ok()?)));
+    release.unwrap_or_else(|| panic!("{} does not say which release it is:\n{told}", nvcc.display()))
+}
+
 fn is_of_warpgroups(source: &Path) -> bool {
     let text = fs::read_to_string(source).unwrap_or_else(|error| panic!("{}: {error}", source.display()));
     text.contains(OF_WARPGROUPS)
@@ -113,8 +125,8 @@ fn nvcc() -> PathBuf {
     places.find(runs).unwrap_or_else(|| {
         panic!(
             "feature 'cuda' needs nvcc, which is neither in $CUDA_HOME/bin, $CUDA_PATH/bin or /usr/local/cuda/bin nor \
-             on the PATH. Install the CUDA toolkit (12.0 or newer), or set NVCC to the compiler or CUDA_HOME to the \
-             toolkit."
+             on the PATH. Install the CUDA toolkit (12.8 or newer; older ones compile attention for H100 to something \
+             slow), or set NVCC to the compiler or CUDA_HOME to the toolkit."
         )
     })
 }

@@ -2,6 +2,7 @@
 #![expect(unsafe_code, reason = "CUDA is C")]
 
 use super::Failure;
+use super::kernels::TOOLKIT;
 use super::pool::Pool;
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys::{self, CUdevice_attribute};
@@ -155,10 +156,22 @@ fn check_driver() -> Result<(), Failure> {
     if !unsafe { sys::is_culib_present() } {
         return Err(Failure::Other("there is no CUDA driver: libcuda.so.1 cannot be opened".into()));
     }
-    let version = driver_version()?;
+    check_version(driver_version()?, TOOLKIT)
+}
+
+/// That a driver has all functions, and reads what a toolkit has compiled: it does within its own major version of CUDA, and
+/// what is older.
+fn check_version(version: c_int, toolkit: (i32, i32)) -> Result<(), Failure> {
+    let (major, minor) = (version / 1000, version % 1000 / 10);
     if version < DRIVER_VERSION_MIN {
-        let (major, minor) = (version / 1000, version % 1000 / 10);
         return Err(Failure::Other(format!("the driver is of CUDA {major}.{minor}; 12.0 is the oldest known")));
+    }
+    if major < toolkit.0 {
+        let (newer, least) = toolkit;
+        return Err(Failure::Other(format!(
+            "the driver is of CUDA {major}.{minor}, and this build of CUDA {newer}.{least}: it needs a driver of CUDA \
+             {newer}, or else a build by the toolkit of CUDA {major}"
+        )));
     }
     Ok(())
 }
@@ -173,4 +186,19 @@ fn driver_version() -> Result<c_int, Failure> {
 fn attribute(device: sys::CUdevice, attribute: CUdevice_attribute) -> Result<i32, Failure> {
     // SAFETY: the device is one that CUDA gave.
     Ok(unsafe { result::device::get_attribute(device, attribute) }?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_driver_reads_what_its_own_major_version_of_cuda_compiles_and_what_is_older() {
+        for (version, toolkit) in [(12_000, (12, 8)), (12_080, (12, 8)), (13_000, (12, 8)), (13_010, (13, 0))] {
+            assert!(check_version(version, toolkit).is_ok(), "{version} {toolkit:?}");
+        }
+        let told = |version, toolkit| check_version(version, toolkit).unwrap_err().to_string();
+        assert!(told(11_080, (11, 8)).contains("CUDA 11.8; 12.0 is the oldest"));
+        assert!(told(12_040, (13, 0)).contains("CUDA 12.4, and this build of CUDA 13.0"));
+    }
 }
