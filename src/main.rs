@@ -59,9 +59,10 @@ where
     let app = Arc::new(App::new(config));
     let (serving, workers) = Serving::load(&app.config, &hub)?;
     app.ready(serving);
-    runtime(&app.config)?.block_on(job(app))?;
-    // The job's app was the last; its end is the workers'.
-    Ok(workers.join()?)
+    let done = runtime(&app.config)?.block_on(job(app));
+    // The job's app was the last; its end is the workers', which a GPU's driver must outlive, whatever became of the job.
+    let joined = workers.join();
+    done.and(Ok(joined?))
 }
 
 /// Listens, loads, serves, drains.

@@ -44,7 +44,12 @@ fn trusted(name: &str, device: Device, dtype: DType) -> Result<Device> {
 fn device_names(list: &str) -> Result<Vec<&str>> {
     let devices: Vec<&str> = list.split(',').map(str::trim).collect();
     let is_alone = |device: &&str| ["auto", "cpu"].contains(device);
-    let is_again = |place: usize| devices[place].starts_with("cuda") && devices[..place].contains(&devices[place]);
+    let number = |device: &str| match device.strip_prefix("cuda")? {
+        "" => Some(0),
+        rest => rest.strip_prefix(':')?.parse::<usize>().ok(),
+    };
+    let is_same = |one: &str, other: &str| number(one).is_some_and(|one| number(other) == Some(one));
+    let is_again = |place: usize| devices[..place].iter().any(|before| is_same(before, devices[place]));
     match devices.as_slice() {
         [_] => Ok(devices),
         several if several.iter().any(is_alone) => {
@@ -68,4 +73,21 @@ pub fn format(server: &config::Server) -> Result<Format> {
         let names = SUPPORTED.map(|(name, _)| name).join(", ");
         Error::Config(format!("dtype '{}' is not supported; supported: {names}", server.dtype))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_names_each_gpu_once_whatever_it_calls_it() {
+        assert_eq!(device_names("cuda:0, cuda:1").unwrap(), ["cuda:0", "cuda:1"]);
+        assert_eq!(device_names("auto").unwrap(), ["auto"]);
+        for list in ["cuda:1,cuda:1", "cuda,cuda:0", "cuda:2,cuda:1,cuda:02"] {
+            assert!(device_names(list).unwrap_err().to_string().ends_with("one comes twice"), "{list}");
+        }
+        for list in ["auto,cuda:1", "cuda:0,cpu"] {
+            assert!(device_names(list).unwrap_err().to_string().contains("several must be GPUs"), "{list}");
+        }
+    }
 }

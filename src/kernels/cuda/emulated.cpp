@@ -477,6 +477,13 @@ void wake_for(const void *address) {
 
 extern "C" int emulated_has(const char *name) { return emulated::find(name) != nullptr; }
 
+/// Bytes of each argument of a kernel that there is.
+extern "C" const std::size_t *emulated_arguments(const char *name, std::size_t *count) {
+    const emulated::Kernel *kernel = emulated::find(name);
+    *count = kernel->count;
+    return kernel->sizes;
+}
+
 /// Runs a kernel, of which every block has so many bytes that it shares. 0: done; 1: there is none of this name; 2: threads
 /// wait for what never comes, or lanes of a warp for different things; 3: the block asks for more memory than a GPU gives; 4: a
 /// thread multiplies what it has not shown to products, or ends before its copies are there.

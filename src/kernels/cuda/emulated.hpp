@@ -44,6 +44,9 @@ struct Kernel {
     const char *name;
     void (*function)();
     void (*call)(void (*function)(), void **arguments);
+    /// Bytes of each argument, and how many there are.
+    const std::size_t *sizes;
+    std::size_t count;
     const Kernel *next;
 
     template <typename... A> Kernel(const char *name, void (*kernel)(A...));
@@ -57,13 +60,19 @@ void call(void (*function)(A...), void **arguments, std::index_sequence<I...>) {
     function(*static_cast<A *>(arguments[I])...);
 }
 
+/// Bytes of each.
+template <typename... A> const std::size_t *sizes_of() {
+    static const std::size_t sizes[] = {sizeof(A)...};
+    return sizes;
+}
+
 template <typename... A>
 Kernel::Kernel(const char *name, void (*kernel)(A...))
     : name(name), function(reinterpret_cast<void (*)()>(kernel)),
       call([](void (*function)(), void **arguments) {
           emulated::call(reinterpret_cast<void (*)(A...)>(function), arguments, std::index_sequence_for<A...>());
       }),
-      next(enlist(this)) {}
+      sizes(sizes_of<A...>()), count(sizeof...(A)), next(enlist(this)) {}
 
 /// What all lanes of a warp do together.
 enum Together { EXCHANGE, MEET, MULTIPLY, LOAD };
