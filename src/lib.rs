@@ -64,8 +64,9 @@
 //!   in another place for them.
 //! - **Equal tags, equal vectors.** A reply's tag is a hash over every file that its loading found, see
 //!   [`folder::Folder::found`]. A loader that reads files by another way than [`folder::Folder`] breaks this.
-//! - **A GPU is tried before it is trusted.** What it may be asked for runs on it and on the CPU before models are loaded
-//!   (`registry/devices.rs`); where the two differ, it serves nobody.
+//! - **A GPU is tried before it is trusted.** Each kind of operation, small and in the format of its matrices, runs on it and
+//!   on the CPU before models are loaded (`registry/devices.rs`); where the two differ, it serves nobody, unless
+//!   `self_test` is false.
 //! - **Refuse what is not understood.** Never a 200 with a wrong vector; a vector that is not finite is a 500.
 //! - **Every queue, body, batch and wait has a bound**, and it is in `config/default.toml`. (Not yet: the number of
 //!   connections, and the time in which a request's head arrives.)

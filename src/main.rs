@@ -59,10 +59,12 @@ where
     let app = Arc::new(App::new(config));
     let (serving, workers) = Serving::load(&app.config, &hub)?;
     app.ready(serving);
-    let done = runtime(&app.config)?.block_on(job(app));
-    // The job's app was the last; its end is the workers', which a GPU's driver must outlive, whatever became of the job.
+    let done = runtime(&app.config)?.block_on(job(app.clone()));
+    // Whatever became of the job: a GPU's driver does not bear threads that use it while a process ends.
+    app.end();
     let joined = workers.join();
-    done.and(Ok(joined?))
+    done?;
+    Ok(joined?)
 }
 
 /// Listens, loads, serves, drains.

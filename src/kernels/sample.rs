@@ -3,9 +3,16 @@
 use candle_core::{Device, Shape, Tensor};
 use std::cell::Cell;
 
+const START: u64 = 2026;
+
 thread_local! {
     /// Every test has a thread of its own.
-    static STATE: Cell<u64> = const { Cell::new(2026) };
+    static STATE: Cell<u64> = const { Cell::new(START) };
+}
+
+/// Begins anew, so that what follows has the same numbers whatever came before.
+pub fn restart() {
+    STATE.set(START);
 }
 
 /// Uniform in (0, 1] (splitmix64).

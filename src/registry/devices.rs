@@ -15,23 +15,32 @@ pub fn named(server: &config::Server) -> Result<Vec<Device>> {
         return Err(Error::Config(reason.into()));
     }
     let dtype = format(server)?.dtype();
-    let trust = |(name, device)| if server.self_test { trusted(name, device, dtype) } else { Ok(device) };
+    let trust = |(name, device): (&str, Device)| {
+        // Where kernels are emulated it would take longer than all the rest.
+        if !server.self_test || device.is_cpu() || device.is_emulated() {
+            return Ok(device);
+        }
+        let tried = tried(&device, server.threads, dtype);
+        trusted(name, device, tried)
+    };
     names.into_iter().zip(devices).map(trust).collect()
 }
 
-/// A device that computes what the CPU does with models of a type. Where it does not and was not asked for, it is the CPU.
-fn trusted(name: &str, device: Device, dtype: DType) -> Result<Device> {
-    // Where kernels are emulated it would take longer than all the rest.
-    if device.is_cpu() || device.is_emulated() {
-        return Ok(device);
-    }
+/// Holds a GPU to the CPU in what models of a type ask of it.
+fn tried(device: &Device, threads: usize, dtype: DType) -> Result<()> {
     let began = Instant::now();
-    match kernels::verify(&device, dtype, "") {
-        Ok(operations) => {
-            let ms = began.elapsed().as_millis() as u64;
-            tracing::info!(%device, operations, ms, "the GPU computes what the CPU does");
-            Ok(device)
-        }
+    // What follows a model's body may be of f32 whatever that is.
+    let exact = if dtype == DType::F32 { 0 } else { kernels::verify(device, threads, DType::F32, "product")? };
+    let operations = exact + kernels::verify(device, threads, dtype, "")?;
+    let ms = began.elapsed().as_millis() as u64;
+    tracing::info!(%device, operations, ms, "the GPU computes what the CPU does");
+    Ok(())
+}
+
+/// A device that was tried. Where it failed and was not asked for, it is the CPU.
+fn trusted(name: &str, device: Device, tried: Result<()>) -> Result<Device> {
+    match tried {
+        Ok(()) => Ok(device),
         Err(reason) if name == "auto" => {
             tracing::warn!(%device, %reason, "no GPU is used; the CPU is");
             Ok(Device::Cpu)
@@ -78,6 +87,14 @@ pub fn format(server: &config::Server) -> Result<Format> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_gpu_that_fails_is_left_for_the_cpu_only_where_nobody_asked_for_it() {
+        let tried = || Err(Error::Config("rotate is off".into()));
+        assert!(trusted("auto", Device::Cpu, tried()).unwrap().is_cpu());
+        let error = trusted("cuda:1", Device::Cpu, tried()).unwrap_err().to_string();
+        assert_eq!(error, "device 'cuda:1': rotate is off");
+    }
 
     #[test]
     fn a_list_names_each_gpu_once_whatever_it_calls_it() {

@@ -1,7 +1,7 @@
 // CUDA's driver and cuBLASLt as far as this project calls them, whose device is the host: kernels are the emulated ones.
-// It checks what a GPU forgives, or punishes by chance: memory that is not there, or not there any more when it is read,
-// copies through host memory that is not pinned, calls outside of a context, grids and matrices that do not fit. What is
-// asked of a stream is done as late as CUDA allows it, when somebody waits; see ../with-driver for what can be chosen.
+// It checks what a GPU forgives, or punishes by chance: copies and products of memory that is not there, any use of what was
+// freed, copies through host memory that is not pinned, calls outside of a context, grids and matrices that do not fit. What
+// is asked of a stream is done as late as CUDA allows it, when somebody waits; see ../with-driver for what can be chosen.
 #include <chrono>
 #include <cmath>
 #include <cstdint>
@@ -14,6 +14,7 @@
 #include <memory>
 #include <mutex>
 #include <set>
+#include <sys/mman.h>
 #include <vector>
 
 extern "C" int emulated_has(const char *name);
@@ -83,8 +84,9 @@ struct Pieces {
     }
 
     Address add(std::size_t bytes) {
-        void *piece = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
-        // NaN in every type, until it is written and once it is freed.
+        void *piece = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (piece == MAP_FAILED) refuse("the host has no memory left");
+        // NaN in every type, until it is written.
         std::memset(piece, 0xff, bytes);
         Address address = reinterpret_cast<Address>(piece);
         sizes[address] = bytes;
@@ -95,11 +97,21 @@ struct Pieces {
         auto piece = sizes.find(address);
         if (piece == sizes.end()) refuse("memory is freed that is not there");
         std::size_t bytes = piece->second;
-        std::memset(reinterpret_cast<void *>(address), 0xff, bytes);
-        std::free(reinterpret_cast<void *>(address));
+        // Whoever uses it from now on faults, until many others were freed and the addresses are somebody else's.
+        void *start = reinterpret_cast<void *>(address);
+        madvise(start, bytes, MADV_DONTNEED);
+        mprotect(start, bytes, PROT_NONE);
+        freed.push_back(*piece);
+        if (freed.size() > FREED_MAX) {
+            munmap(reinterpret_cast<void *>(freed.front().first), freed.front().second);
+            freed.pop_front();
+        }
         sizes.erase(piece);
         return bytes;
     }
+
+    static constexpr std::size_t FREED_MAX = 10000;
+    std::deque<std::pair<Address, std::size_t>> freed;
 };
 
 Pieces device, host;

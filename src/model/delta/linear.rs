@@ -104,7 +104,7 @@ impl LinearDelta {
         bias.map_or(Ok(delta.clone()), |bias| delta.shifted(bias))
     }
 
-    /// The same over what the base has, on the CPU.
+    /// The same over what the base has, and as the CPU multiplies it.
     pub(super) fn over(mut self, base: Option<&Weight>) -> Result<Self> {
         if let (Some(own), Some(base)) = (&mut self.own, base) {
             own.weight.get_or_insert(plain(&base.weight)?);

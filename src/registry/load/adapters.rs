@@ -12,8 +12,9 @@ use crate::registry::fitted::Fitted;
 use crate::registry::golden::Agreement;
 use crate::registry::{Loaded, sources};
 use std::panic::resume_unwind;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-/// So many adapters a thread are read before the first of them is served.
+/// So many adapters a thread are read at once; while a GPU tries them out, as many again.
 const READ_AHEAD: usize = 8;
 
 /// Bytes of a model of which every thread may have a matrix to itself.
@@ -42,18 +43,20 @@ impl Loading<'_> {
     /// While a GPU tries some out, the next are read.
     fn fetched(&self, entries: &[config::Adapter], base: Option<&Base>) -> Result<Vec<Loaded>> {
         let mut parts = entries.chunks(READ_AHEAD * self.prober.threads().count());
+        let is_over = &AtomicBool::new(false);
         std::thread::scope(|scope| {
             let is_ahead = !self.readings.are_on_cpu();
-            let begin = |part| (part, is_ahead.then(|| scope.spawn(move || self.fetch(part, base))));
+            let begin = |part| (part, is_ahead.then(|| scope.spawn(move || self.fetch(part, base, is_over))));
             let (mut loaded, mut next) = (Vec::with_capacity(entries.len()), parts.next().map(begin));
             while let Some((part, ahead)) = next {
                 let (read, outcome) = match ahead {
                     Some(thread) => thread.join().unwrap_or_else(|panic| resume_unwind(panic)),
-                    None => self.fetch(part, base),
+                    None => self.fetch(part, base, is_over),
                 };
                 next = parts.next().filter(|_| outcome.is_ok()).map(begin);
-                loaded.extend(self.tried(read)?);
-                outcome?;
+                let tried = self.tried(read).and_then(|tried| outcome.map(|()| tried));
+                is_over.store(tried.is_err(), Ordering::Relaxed);
+                loaded.extend(tried?);
             }
             Ok(loaded)
         })
@@ -66,9 +69,10 @@ impl Loading<'_> {
         outcome.map(|()| loaded)
     }
 
-    fn fetch<'a>(&'a self, entries: &[config::Adapter], base: Option<&'a Base>) -> Several<'a> {
+    /// Fetches and reads adapters; no more of them once others have failed.
+    fn fetch<'a>(&'a self, entries: &[config::Adapter], base: Option<&'a Base>, is_over: &AtomicBool) -> Several<'a> {
         let (mut fetched, mut outcome) = (Vec::with_capacity(entries.len()), Ok(()));
-        for entry in entries {
+        for entry in entries.iter().take_while(|_| !is_over.load(Ordering::Relaxed)) {
             match Source::parse(&entry.source).and_then(|source| self.hub.fetch(&source)) {
                 Ok(folder) => fetched.push((entry, folder)),
                 Err(error) => {

@@ -14,6 +14,8 @@ const DRIVER_VERSION_MIN: c_int = 12_000;
 const DRIVER_VERSION_OF_TIMES: c_int = 12_080;
 /// The oldest compute capability that kernels are compiled for.
 const CAPABILITY_MIN: (i32, i32) = (8, 0);
+/// The newest for which they are compiled to machine code.
+const CAPABILITY_MAX: (i32, i32) = (9, 0);
 
 /// A device, as the process shares it.
 pub struct Device {
@@ -49,6 +51,7 @@ impl Device {
                 "{name} has compute capability {major}.{minor}; 8.0 is the oldest known"
             )));
         }
+        check_toolkit(release(driver_version()?), TOOLKIT, capability).map_err(|failure| failure.of(&name))?;
         // SAFETY: the device is one that CUDA gave.
         let bytes = unsafe { result::device::total_mem(device) }?;
         let pools = [Pool::of(device), Pool::beside(device)];
@@ -156,24 +159,31 @@ fn check_driver() -> Result<(), Failure> {
     if !unsafe { sys::is_culib_present() } {
         return Err(Failure::Other("there is no CUDA driver: libcuda.so.1 cannot be opened".into()));
     }
-    check_version(driver_version()?, TOOLKIT)
-}
-
-/// That a driver has all functions, and reads what a toolkit has compiled: it does within its own major version of CUDA, and
-/// what is older.
-fn check_version(version: c_int, toolkit: (i32, i32)) -> Result<(), Failure> {
-    let (major, minor) = (version / 1000, version % 1000 / 10);
+    let version = driver_version()?;
     if version < DRIVER_VERSION_MIN {
+        let (major, minor) = release(version);
         return Err(Failure::Other(format!("the driver is of CUDA {major}.{minor}; 12.0 is the oldest known")));
     }
-    if major < toolkit.0 {
-        let (newer, least) = toolkit;
-        return Err(Failure::Other(format!(
-            "the driver is of CUDA {major}.{minor}, and this build of CUDA {newer}.{least}: it needs a driver of CUDA \
-             {newer}, or else a build by the toolkit of CUDA {major}"
-        )));
-    }
     Ok(())
+}
+
+/// Major and minor version of CUDA.
+fn release(version: c_int) -> (i32, i32) {
+    (version / 1000, version % 1000 / 10)
+}
+
+/// That a driver reads what a toolkit has compiled: machine code, if it is of the same major version of CUDA or newer; and for
+/// devices that have to compile their own, if it is as new.
+fn check_toolkit(driver: (i32, i32), toolkit: (i32, i32), capability: (i32, i32)) -> Result<(), Failure> {
+    let oldest = if capability > CAPABILITY_MAX { toolkit } else { (toolkit.0, 0) };
+    if driver >= oldest {
+        return Ok(());
+    }
+    let [driver, toolkit, oldest] = [driver, toolkit, oldest].map(|(major, minor)| format!("{major}.{minor}"));
+    Err(Failure::Other(format!(
+        "the driver is of CUDA {driver}, and this build of CUDA {toolkit}: it takes a driver of CUDA {oldest} or newer, or \
+         else a build by a toolkit no newer than the driver"
+    )))
 }
 
 fn driver_version() -> Result<c_int, Failure> {
@@ -194,11 +204,13 @@ mod tests {
 
     #[test]
     fn a_driver_reads_what_its_own_major_version_of_cuda_compiles_and_what_is_older() {
+        let is_good = |version, toolkit, capability| check_toolkit(release(version), toolkit, capability).is_ok();
         for (version, toolkit) in [(12_000, (12, 8)), (12_080, (12, 8)), (13_000, (12, 8)), (13_010, (13, 0))] {
-            assert!(check_version(version, toolkit).is_ok(), "{version} {toolkit:?}");
+            assert!(is_good(version, toolkit, (8, 9)), "{version} {toolkit:?}");
         }
-        let told = |version, toolkit| check_version(version, toolkit).unwrap_err().to_string();
-        assert!(told(11_080, (11, 8)).contains("CUDA 11.8; 12.0 is the oldest"));
-        assert!(told(12_040, (13, 0)).contains("CUDA 12.4, and this build of CUDA 13.0"));
+        // Newer than any that there is machine code for.
+        assert!(is_good(12_080, (12, 8), (12, 0)) && !is_good(12_080, (12, 9), (12, 0)));
+        let told = check_toolkit((12, 4), (13, 0), (9, 0)).unwrap_err().to_string();
+        assert!(told.contains("of CUDA 12.4, and this build of CUDA 13.0: it takes a driver of CUDA 13.0"), "{told}");
     }
 }
