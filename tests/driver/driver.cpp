@@ -2,6 +2,8 @@
 // It checks what a GPU forgives, or punishes by chance: copies and products of memory that is not there, any use of what was
 // freed, copies through host memory that is not pinned, calls outside of a context, grids and matrices that do not fit. What
 // is asked of a stream is done as late as CUDA allows it, when somebody waits; see ../with-driver for what can be chosen.
+#include "../../src/kernels/cuda/emulated.hpp"
+
 #include <chrono>
 #include <cmath>
 #include <cstdint>
@@ -441,32 +443,17 @@ struct Matrix {
     std::size_t bytes() const { return ((columns - 1) * stride + rows) * width(); }
 
     float get(Address address, std::uint64_t place) const {
-        const void *number = reinterpret_cast<const char *>(address) + place * width();
-        std::uint32_t bits = 0;
-        std::memcpy(&bits, number, width());
-        if (type == F16) {
-            _Float16 half;
-            std::memcpy(&half, number, 2);
-            return static_cast<float>(half);
-        }
-        if (type == BF16) bits <<= 16;
-        float wide;
-        std::memcpy(&wide, &bits, 4);
-        return wide;
+        unsigned bits = 0;
+        std::memcpy(&bits, reinterpret_cast<const char *>(address) + place * width(), width());
+        if (type == F16) return emulated::float_of_f16(static_cast<unsigned short>(bits));
+        return emulated::float_of_bits(type == BF16 ? bits << 16 : bits);
     }
 
     void set(Address address, std::uint64_t place, float wide) const {
-        void *number = reinterpret_cast<char *>(address) + place * width();
-        std::uint32_t bits;
-        std::memcpy(&bits, &wide, 4);
-        if (type == F16) {
-            _Float16 half = static_cast<_Float16>(wide);
-            std::memcpy(number, &half, 2);
-            return;
-        }
-        // To nearest, to even between two; NaN stays what it is.
-        if (type == BF16) bits = std::isnan(wide) ? bits >> 16 | 0x40 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-        std::memcpy(number, &bits, width());
+        unsigned bits = emulated::bits_of_float(wide);
+        if (type == F16) bits = emulated::f16_of_float(wide);
+        if (type == BF16) bits = emulated::bf16_of_float(wide);
+        std::memcpy(reinterpret_cast<char *>(address) + place * width(), &bits, width());
     }
 };
 

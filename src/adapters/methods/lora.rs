@@ -128,10 +128,8 @@ impl Method for Lora {
             a = Tensor::cat(&[a, taken_a], 1)?;
             b = Tensor::cat(&[b, taken_b.neg()?], 0)?;
         }
-        if module.kind == SiteKind::Table {
-            (a, b) = (a.contiguous()?, b.contiguous()?);
-        }
         let update = LowRank::new(a, b);
+        let update = if module.kind == SiteKind::Table { update.dense()? } else { update };
         let magnitude = match self.is_dora {
             true => {
                 let m = module.take("lora_magnitude_vector", &[outputs])?;

@@ -113,20 +113,18 @@ impl Side {
 /// # Errors
 /// A device that is no GPU, or one that is lost.
 pub fn selftest(device: &Device, size: Size, word: &str, mut tell: impl FnMut(&Finding)) -> Result<Vec<Finding>> {
-    let (threads, types) = (Threads::new(0)?, [DType::F32, DType::BF16, DType::F16]);
-    let of_type = |dtype| of_type(device, &threads, size, dtype, word, &mut tell);
-    let findings = types.into_iter().map(of_type).collect::<Result<Vec<_>>>()?;
-    Ok(findings.into_iter().flatten().collect())
+    let wanted = [DType::F32, DType::BF16, DType::F16].map(|dtype| (dtype, word));
+    of_size(device, &Threads::new(0)?, size, &wanted, &mut tell)
 }
 
-/// Runs every operation whose name has a word in it, small and in one type, and says how many there are: whether a device is
-/// to be trusted with models of this type. The CPU's part is done by so many threads, see [`Threads::new`].
+/// Runs every operation, small and in each of some types, whose name has the type's word in it, and says how many there are:
+/// whether a device is to be trusted with them. The CPU's part is done by so many threads, see [`Threads::new`].
 ///
 /// # Errors
 /// As for [`selftest`], and where one of them is not what the CPU makes of it.
-pub fn verify(device: &Device, threads: usize, dtype: DType, word: &str) -> Result<usize> {
+pub fn verify(device: &Device, threads: usize, wanted: &[(DType, &str)]) -> Result<usize> {
     let threads = Threads::new(threads)?;
-    let of_size = |size| of_type(device, &threads, size, dtype, word, &mut |_| ());
+    let of_size = |size| of_size(device, &threads, size, wanted, &mut |_| ());
     let findings = [of_size(Size::Small)?, of_size(Size::Aligned)?].concat();
     let is_wrong = |finding: &&Finding| !finding.is_good();
     let Some(worst) = findings.iter().filter(is_wrong).max_by(|a, b| a.excess().total_cmp(&b.excess())) else {
@@ -144,13 +142,12 @@ pub fn verify(device: &Device, threads: usize, dtype: DType, word: &str) -> Resu
     )))
 }
 
-/// What there is to find in one type.
-fn of_type(
+/// What there is to find of one size, of the same numbers in each type: making them takes longer than the CPU's part.
+fn of_size(
     device: &Device,
     threads: &Threads,
     size: Size,
-    dtype: DType,
-    word: &str,
+    wanted: &[(DType, &str)],
     tell: &mut dyn FnMut(&Finding),
 ) -> Result<Vec<Finding>> {
     let Device::Gpu(gpu) = device else {
@@ -158,26 +155,29 @@ fn of_type(
     };
     // A device that is right once is right at every start.
     sample::restart();
-    let (mut findings, mut peak) = (Vec::new(), Peak::default());
+    let (cases, mut findings) = (cases::all(size), Vec::new());
     let is_timed = size == Size::Large && !gpu.is_emulated();
-    for case in cases::all(size) {
-        let (name, bound) = (format!("{} {dtype:?}", case.name), case.bound * coarseness(dtype));
-        if !name.contains(word) {
-            continue;
-        }
-        let (difference, microseconds, refusal) = match compare(threads, gpu, dtype, &case, is_timed) {
-            Ok((difference, microseconds)) => (difference, microseconds, None),
-            Err(Error::Lost(text)) => return Err(Error::Lost(format!("{name}: {text}"))),
-            Err(error) => {
-                tracing::error!(%error, name, "an operation failed");
-                (f32::INFINITY, None, Some(error.to_string()))
+    for (dtype, word) in wanted {
+        let mut peak = Peak::default();
+        for case in &cases {
+            let (name, bound) = (format!("{} {dtype:?}", case.name), case.bound * coarseness(*dtype));
+            if !name.contains(word) {
+                continue;
             }
-        };
-        // A part of the operations does not tell what the device can do.
-        let share = microseconds.filter(|_| word.is_empty()).map(|time| peak.share(&case.work, time));
-        let finding = Finding { name, difference, bound, microseconds, share, refusal };
-        tell(&finding);
-        findings.push(finding);
+            let (difference, microseconds, refusal) = match compare(threads, gpu, *dtype, case, is_timed) {
+                Ok((difference, microseconds)) => (difference, microseconds, None),
+                Err(Error::Lost(text)) => return Err(Error::Lost(format!("{name}: {text}"))),
+                Err(error) => {
+                    tracing::error!(%error, name, "an operation failed");
+                    (f32::INFINITY, None, Some(error.to_string()))
+                }
+            };
+            // A part of the operations does not tell what the device can do.
+            let share = microseconds.filter(|_| word.is_empty()).map(|time| peak.share(&case.work, time));
+            let finding = Finding { name, difference, bound, microseconds, share, refusal };
+            tell(&finding);
+            findings.push(finding);
+        }
     }
     Ok(findings)
 }
@@ -274,7 +274,7 @@ mod tests {
     #[test]
     fn a_device_that_leaves_a_kernel_out_is_not_trusted() {
         let device = Device::named("emulated").unwrap();
-        let verify = |device: &Device| verify(device, 1, DType::BF16, "rotate");
+        let verify = |device: &Device| verify(device, 1, &[(DType::BF16, "rotate")]);
         assert!(verify(&device).unwrap() >= 2);
         let error = asked::without("rotate_bf16", || verify(&device)).unwrap_err().to_string();
         assert!(error.contains("rotate BF16 is off by"), "{error}");

@@ -53,8 +53,8 @@ impl LowRank {
         Self { a: a.into(), b: b.into() }
     }
 
-    /// The same as the CPU multiplies them.
-    fn dense(&self) -> Result<Self> {
+    /// The same as the CPU multiplies them, and as tables have them.
+    pub fn dense(&self) -> Result<Self> {
         Ok(Self::new(self.a.cpu()?.contiguous()?, self.b.cpu()?.contiguous()?))
     }
 

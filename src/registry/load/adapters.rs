@@ -49,12 +49,12 @@ impl Loading<'_> {
             let begin = |part| (part, is_ahead.then(|| scope.spawn(move || self.fetch(part, base, is_over))));
             let (mut loaded, mut next) = (Vec::with_capacity(entries.len()), parts.next().map(begin));
             while let Some((part, ahead)) = next {
-                let (read, outcome) = match ahead {
+                let read = match ahead {
                     Some(thread) => thread.join().unwrap_or_else(|panic| resume_unwind(panic)),
                     None => self.fetch(part, base, is_over),
                 };
-                next = parts.next().filter(|_| outcome.is_ok()).map(begin);
-                let tried = self.tried(read).and_then(|tried| outcome.map(|()| tried));
+                next = parts.next().filter(|_| read.1.is_ok()).map(begin);
+                let tried = self.tried(read);
                 is_over.store(tried.is_err(), Ordering::Relaxed);
                 loaded.extend(tried?);
             }
@@ -64,9 +64,7 @@ impl Loading<'_> {
 
     /// Adapters whose folders are there, over this base or their own.
     pub fn over(&self, fetched: &[(&config::Adapter, Folder)], base: Option<&Base>) -> Result<Vec<Loaded>> {
-        let (read, outcome) = self.read_all(fetched, base);
-        let loaded = self.tried(read)?;
-        outcome.map(|()| loaded)
+        self.tried(self.read_all(fetched, base))
     }
 
     /// Fetches and reads adapters; no more of them once others have failed.
@@ -90,8 +88,8 @@ impl Loading<'_> {
         if self.are_small(base) { self.prober.threads().run(read) } else { read() }
     }
 
-    /// Tries out what was read.
-    fn tried(&self, read: Vec<Read>) -> Result<Vec<Loaded>> {
+    /// Tries out what was read, before what could not be is an error.
+    fn tried(&self, (read, was_read): Several) -> Result<Vec<Loaded>> {
         let (mut loaded, mut read) = (Vec::with_capacity(read.len()), read.into_iter());
         let threads = self.prober.threads();
         while read.len() > 0 {
@@ -105,7 +103,7 @@ impl Loading<'_> {
             }
             outcome?;
         }
-        Ok(loaded)
+        was_read.map(|()| loaded)
     }
 
     /// Whether there is memory for adapters of this base, or of any, to be read side by side: some need their base's whole

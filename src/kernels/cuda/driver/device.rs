@@ -34,7 +34,7 @@ unsafe impl Sync for Device {}
 impl Device {
     /// Device `ordinal`.
     pub fn open(ordinal: usize) -> Result<Self, Failure> {
-        check_driver()?;
+        let driver = check_driver()?;
         result::init()?;
         let count = result::device::get_count()?;
         let index = c_int::try_from(ordinal).ok().filter(|index| *index < count);
@@ -51,7 +51,7 @@ impl Device {
                 "{name} has compute capability {major}.{minor}; 8.0 is the oldest known"
             )));
         }
-        check_toolkit(release(driver_version()?), TOOLKIT, capability).map_err(|failure| failure.of(&name))?;
+        check_toolkit(driver, TOOLKIT, capability).map_err(|failure| failure.of(&name))?;
         // SAFETY: the device is one that CUDA gave.
         let bytes = unsafe { result::device::total_mem(device) }?;
         let pools = [Pool::of(device), Pool::beside(device)];
@@ -153,18 +153,18 @@ impl<T: Copy, E> Drop for Owned<T, E> {
     }
 }
 
-/// That the driver is there and has all its functions: cudarc panics where one is missing.
-fn check_driver() -> Result<(), Failure> {
+/// The driver's release, if it is there and has all its functions: cudarc panics where one is missing.
+fn check_driver() -> Result<(i32, i32), Failure> {
     // SAFETY: opens libraries by their names, and closes them.
     if !unsafe { sys::is_culib_present() } {
         return Err(Failure::Other("there is no CUDA driver: libcuda.so.1 cannot be opened".into()));
     }
     let version = driver_version()?;
+    let (major, minor) = release(version);
     if version < DRIVER_VERSION_MIN {
-        let (major, minor) = release(version);
         return Err(Failure::Other(format!("the driver is of CUDA {major}.{minor}; 12.0 is the oldest known")));
     }
-    Ok(())
+    Ok((major, minor))
 }
 
 /// Major and minor version of CUDA.
