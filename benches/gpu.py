@@ -142,7 +142,7 @@ def libraries():
 def parity(options):
     """The least cosine between vectors of the device and those of the CPU in float32, of bases and of an adapter on each."""
     # The last so long, and so many, that they fill the device.
-    counts = [1, 2, 5, 20] + [60] * 24
+    counts = [1, 2, 5, 20] + [39] * 24
     texts = [" ".join(["a text of some words about packages, and a library of them"] * count) for count in counts]
 
     def vectors(name, adapter, device, dtype):
