@@ -2,40 +2,43 @@
 #include "attention_warp.cuh"
 
 /// Where a block's memory has room for two stages, of keys and their values, the next stage arrives while one is
-/// multiplied; else keys arrive while values are multiplied, and values while keys are. Late changes need two stages.
+/// multiplied; else keys arrive while values are multiplied, and values while keys are. What changes late, of which there are
+/// two stages, is changed there before anybody reads it, by each warp as many rows.
 template <typename T, int D, int TIMES, bool IS_LATE>
 __device__ inline void attend(const Task<T> &task, const AllChanges<T> &all = {}) {
-    constexpr int KEYS = D <= 128 ? 64 : 32, STAGES = D <= 64 ? 2 : 1, SIZE = KEYS * PADDED<T, D>;
-    constexpr int ROWS = QUERIES * TIMES, FACTORS = IS_LATE ? KEYS * PADDED<T, LATE_RANKS> : 0;
-    static_assert(!IS_LATE || STAGES == 2, "factors arrive with keys and values");
-    SHARED(T, memory, 2 * (SIZE + FACTORS) * STAGES);
+    constexpr int KEYS = D <= 128 ? 64 : 32, STAGES = D <= 64 ? 2 : 1, SIZE = KEYS * PADDED<T, D>, ROWS = QUERIES * TIMES;
+    SHARED(T, memory, 2 * SIZE * STAGES);
     static_assert(2 * KEYS >= ROWS, "queries pass through the memory of a stage");
+    static_assert(!IS_LATE || (STAGES == 2 && KEYS == THREADS / WARP * 16), "a warp changes 16 rows of a stage");
     Warp<T, D, TIMES, KEYS> warp;
-    int start = task.sight.first(task.first), end = task.sight.past(task.past - 1);
-    Changes<T> changes = {};
-    auto factors_of = [&](int stage, bool is_value) -> T * {
-        bool is_any = IS_LATE && (is_value ? changes.v : changes.k).rank > 0;
-        return is_any ? memory + 2 * SIZE * STAGES + (2 * stage + is_value) * FACTORS : nullptr;
-    };
+    int start = task.sight.first(task.first), end = task.sight.past(task.past - 1), own = threadIdx.x / WARP * 16;
     auto load = [&](int stage, bool is_value, int key) {
         T *target = memory + (2 * stage + is_value) * SIZE;
         load_head<T, D, TIMES, KEYS>(target, task, is_value ? task.v : task.k, key, end);
-        if (T *factors = factors_of(stage, is_value)) {
-            load_factors<T, KEYS>(factors, is_value ? changes.v : changes.k, key, end);
-        }
     };
     load_head<T, D, TIMES, ROWS>(memory, task, task.q, task.first, task.past);
-    // While queries are on their way.
-    if (IS_LATE) changes = changes_of(task, all);
     if (STAGES == 2) {
         load(1, false, start);
         load(1, true, start);
     }
+    // While these are on their way.
+    Changes<T> changes = {};
+    unsigned left_of_queries[TIMES][4], left[2][1][4];
+    auto load_left_at = [&](int key) {
+        changes.k.load_left(left[0][0], key + own, end);
+        changes.v.load_left(left[1][0], key + own, end);
+    };
+    if (IS_LATE) {
+        changes = changes_of(task, all);
+        UNROLL for (int time = 0; time < TIMES; time++) {
+            changes.q.load_left(left_of_queries[time], task.first + warp.first() + time * 16, task.past);
+        }
+        load_left_at(start);
+    }
     wait_for_copies();
     barrier();
+    if (IS_LATE) change_rows<D>(memory + warp.first() * PADDED<T, D>, left_of_queries, changes.q);
     warp.load(memory);
-    if (IS_LATE && changes.q.rank > 0) warp.change(task, changes.q);
-    if (IS_LATE && changes.k.rank > 0) warp.rank(changes.k);
     if (STAGES == 1) {
         barrier();
         load(0, false, start);
@@ -44,7 +47,7 @@ __device__ inline void attend(const Task<T> &task, const AllChanges<T> &all = {}
     for (int key = start; key < end; key += KEYS) {
         bool is_more = key + KEYS < end;
         bool is_seen = first <= last && key < task.sight.past(last) && key + KEYS > task.sight.first(first);
-        const T *keys = memory + 2 * stage * SIZE, *values = keys + SIZE;
+        T *keys = memory + 2 * stage * SIZE, *values = keys + SIZE;
         wait_for_copies();
         barrier();
         if (STAGES == 1) load(0, true, key);
@@ -52,7 +55,13 @@ __device__ inline void attend(const Task<T> &task, const AllChanges<T> &all = {}
             load(1 - stage, false, key + KEYS);
             load(1 - stage, true, key + KEYS);
         }
-        if (is_seen) warp.multiply_keys(keys, factors_of(stage, false));
+        if (IS_LATE && (changes.k.rank > 0 || changes.v.rank > 0)) {
+            change_rows<D>(keys + own * PADDED<T, D>, left[0], changes.k);
+            change_rows<D>(values + own * PADDED<T, D>, left[1], changes.v);
+            if (is_more) load_left_at(key + KEYS);
+            barrier();
+        }
+        if (is_seen) warp.multiply_keys(keys);
         if (STAGES == 1) {
             wait_for_copies();
             barrier();
@@ -61,11 +70,11 @@ __device__ inline void attend(const Task<T> &task, const AllChanges<T> &all = {}
         if (is_seen) {
             auto biases = [&](int query, int key) { return task.biases(query, key); };
             warp.weigh(task, key, task.is_plain(key, KEYS), biases);
-            warp.multiply_values(values, factors_of(stage, true));
+            warp.multiply_values(values);
         }
         stage = STAGES - 1 - stage;
     }
-    warp.write(task, changes.v);
+    warp.write(task);
 }
 
 /// Of a sequence of no more than FEW tokens a block has two heads, each half of it one.
@@ -73,9 +82,10 @@ constexpr int FEW = QUERIES / 2;
 
 template <typename T, int D, bool IS_LATE>
 __device__ inline void attend_two(const Call<T> &call, int heads, const AllChanges<T> &all) {
-    constexpr int HALF = THREADS / 2, SIZE = FEW * PADDED<T, D>, FACTORS = FEW * PADDED<T, LATE_RANKS>;
-    SHARED(T, memory, 2 * (3 * SIZE + (IS_LATE ? FACTORS : 0)));
-    int half = threadIdx.x / HALF, head = 2 * blockIdx.y + half;
+    constexpr int HALF = THREADS / 2, SIZE = FEW * PADDED<T, D>;
+    static_assert(HALF / WARP * 16 == FEW, "a warp changes 16 rows");
+    SHARED(T, memory, 2 * 3 * SIZE);
+    int half = threadIdx.x / HALF, head = 2 * blockIdx.y + half, own = threadIdx.x % HALF / WARP * 16;
     Task<T> task = call.task(call.tiles[gridDim.x - 1 - blockIdx.x], FEW, min(head, heads - 1), heads);
     T *queries = memory + half * 3 * SIZE, *keys = queries + SIZE, *values = keys + SIZE;
     int start = task.sight.start, end = task.sight.end;
@@ -83,24 +93,30 @@ __device__ inline void attend_two(const Call<T> &call, int heads, const AllChang
     load_wide<T, D, FEW, HALF>(keys, task, task.k, start, end);
     load_wide<T, D, FEW, HALF>(values, task, task.v, start, end);
     Changes<T> changes = {};
-    if (IS_LATE) changes = changes_of(task, all);
-    // Of both heads the same.
-    T *factors_of_keys = changes.k.rank > 0 ? memory + 2 * 3 * SIZE : nullptr;
-    T *factors_of_values = changes.v.rank > 0 ? memory + 2 * 3 * SIZE + FACTORS : nullptr;
-    if (factors_of_keys) load_factors<T, FEW>(factors_of_keys, changes.k, start, end);
-    if (factors_of_values) load_factors<T, FEW>(factors_of_values, changes.v, start, end);
+    unsigned left[3][1][4];
+    if (IS_LATE) {
+        changes = changes_of(task, all);
+        changes.q.load_left(left[0][0], start + own, end);
+        changes.k.load_left(left[1][0], start + own, end);
+        changes.v.load_left(left[2][0], start + own, end);
+    }
     wait_for_copies();
     barrier();
+    // Of both heads the same.
+    if (IS_LATE && changes.is_any()) {
+        change_rows<D>(queries + own * PADDED<T, D>, left[0], changes.q);
+        change_rows<D>(keys + own * PADDED<T, D>, left[1], changes.k);
+        change_rows<D>(values + own * PADDED<T, D>, left[2], changes.v);
+        barrier();
+    }
     Warp<T, D, 1, FEW, HALF / WARP> warp;
     if (head >= heads || warp.first() >= end - start) return;
     warp.load(queries);
-    if (changes.q.rank > 0) warp.change(task, changes.q);
-    if (changes.k.rank > 0) warp.rank(changes.k);
-    warp.multiply_keys(keys, factors_of_keys);
+    warp.multiply_keys(keys);
     auto biases = [&](int query, int key) { return task.biases(query, key); };
     warp.weigh(task, start, task.is_plain(start, FEW), biases);
-    warp.multiply_values(values, factors_of_values);
-    warp.write(task, changes.v);
+    warp.multiply_values(values);
+    warp.write(task);
 }
 
 #define ATTENTION_OF(D, TYPE, T) ATTENTION(attention_##TYPE##_##D, T, QUERIES, (attend<T, D, 1, false>))
@@ -115,17 +131,17 @@ __device__ inline void attend_two(const Call<T> &call, int heads, const AllChang
 
 // Two heads a block.
 #define ATTENTION_OF_TWO(D, TYPE, T)                                                                                   \
-    KERNEL(attention_two_##TYPE##_##D, CALL_PARAMETERS(T), int heads) { attend_two<T, D, false>(CALL(T), heads, {}); }
-
-// The same three of what changes late.
-#define LATE_ATTENTION(NAME, T, COUNT, ATTEND)                                                                         \
-    KERNEL(NAME, CALL_PARAMETERS(T), LATE_PARAMETERS(T)) {                                                             \
-        ATTEND(TASK(T, COUNT), LATE(T));                                                                               \
+    CROWDED_KERNEL(D == 64 ? 7 : 10, attention_two_##TYPE##_##D, CALL_PARAMETERS(T), int heads) {                      \
+        attend_two<T, D, false>(CALL(T), heads, {});                                                                   \
     }
 
+// The same three of what changes late.
+#define LATE_ATTENTION(BLOCKS, NAME, T, COUNT, ATTEND)                                                                 \
+    CROWDED_KERNEL(BLOCKS, NAME, CALL_PARAMETERS(T), LATE_PARAMETERS(T)) { ATTEND(TASK(T, COUNT), LATE(T)); }
+
 #define LATE_ATTENTION_OF(D, TYPE, T)                                                                                  \
-    LATE_ATTENTION(attention_late_##TYPE##_##D, T, QUERIES, (attend<T, D, 1, true>))                                   \
-    LATE_ATTENTION(attention_many_late_##TYPE##_##D, T, 2 * QUERIES, (attend<T, D, 2, true>))                          \
+    LATE_ATTENTION(D == 64 ? 3 : 4, attention_late_##TYPE##_##D, T, QUERIES, (attend<T, D, 1, true>))                  \
+    LATE_ATTENTION(D == 64 ? 2 : 3, attention_many_late_##TYPE##_##D, T, 2 * QUERIES, (attend<T, D, 2, true>))         \
     CROWDED_KERNEL(D == 64 ? 6 : 8, attention_two_late_##TYPE##_##D, CALL_PARAMETERS(T), int heads,                    \
                    LATE_PARAMETERS(T)) {                                                                               \
         attend_two<T, D, true>(CALL(T), heads, LATE(T));                                                               \

@@ -3,7 +3,8 @@
 // computed, and the others, which go by fours, have up to twice 64 queries of the tile. While one weighs its scores the
 // other's are multiplied, and so are its own weights of the keys before.
 //
-// Queries that change late are changed where they lie, once for all keys; keys and values stay as they are, see late.cuh.
+// What changes late is changed where it lies, between those who bring it and those who read it, by half of the warps that
+// bring: they have the time, and those who read find the same as if it had been changed before.
 #include "attention_warp.cuh"
 #include "warpgroup.cuh"
 
@@ -28,21 +29,17 @@ template <typename T> struct Memory {
     Counter there[STAGES], read[STAGES], are_queries_read[ITEMS];
 };
 
-/// Beside it, where something changes late: left factors of keys and values, that come with these, and of each item its changes.
+/// Beside it, where something changes late: of each item its changes.
 template <typename T> struct LateMemory {
     Memory<T> all;
-    struct {
-        alignas(1024) T keys[KEYS * NARROW], values[KEYS * NARROW];
-    } factors[STAGES];
     Changes<T> changes[ITEMS];
-    /// The last one is a warpgroup's: of its queries.
-    Counter are_changes_there[ITEMS], are_queries_changed[GROUPS];
+    /// The last one is of stages, and of the queries that come with them.
+    Counter are_changes_there[ITEMS], changed[STAGES];
 };
 
 /// What of a block's memory its launch must ask for.
-static_assert(sizeof(Memory<bf16>) == 196688 && sizeof(LateMemory<bf16>) == 231424,
+static_assert(sizeof(Memory<bf16>) == 196688 && sizeof(LateMemory<bf16>) == 196880,
               "attention.rs asks for something else");
-static_assert(NARROW == LATE_RANKS, "factors are narrow");
 
 /// The items of a block: tiles, of no more than so many queries, of every head. Where nothing changes late there is no
 /// memory for it.
@@ -67,12 +64,13 @@ template <typename T> struct Items {
 template <typename T> __device__ inline int first_key(const Task<T> &task) { return task.sight.first(task.first); }
 template <typename T> __device__ inline int past_key(const Task<T> &task) { return task.sight.past(task.past - 1); }
 
-/// Asks for rows of a head, from `first` on, and zeros from `past` on; by one warpgroup. A thread's rows are so far apart that
+/// Asks for rows of a head, from `first` on, and zeros from `past` on; by so many threads. A thread's rows are so far apart that
 /// their pieces lie alike, which takes few registers.
-template <int ROWS, typename T> __device__ inline void copy_rows(T *matrix, const Head<T> &head, int first, int past) {
-    constexpr int OWN = 16 / sizeof(T), PIECES = DEPTH / OWN, STEP = WARPGROUP / PIECES;
+template <int ROWS, int BRINGERS, typename T>
+__device__ inline void copy_rows(T *matrix, const Head<T> &head, int first, int past) {
+    constexpr int OWN = 16 / sizeof(T), PIECES = DEPTH / OWN, STEP = BRINGERS / PIECES;
     static_assert(STEP % 8 == 0, "see place_of");
-    int row = threadIdx.x % WARPGROUP / PIECES, piece = threadIdx.x % PIECES, count = past - first - row;
+    int row = threadIdx.x / PIECES, piece = threadIdx.x % PIECES, count = past - first - row;
     char *place = reinterpret_cast<char *>(matrix) + place_of(row, piece);
     const T *x = head.x + static_cast<long long>(first) * head.stride + piece * OWN, *source = x + row * head.stride;
     UNROLL for (int i = 0; i < ROWS / STEP; i++) {
@@ -82,52 +80,92 @@ template <int ROWS, typename T> __device__ inline void copy_rows(T *matrix, cons
     }
 }
 
-/// The same of left factors, a row a thread; zeros where there are no ranks, or no more.
-template <typename T>
-__device__ inline void copy_factors(T *matrix, const Late<T> &late, int first, int past) {
-    static_assert(KEYS == WARPGROUP, "a row a thread");
-    int row = threadIdx.x % WARPGROUP;
-    const T *source = late.left + static_cast<long long>(first + row) * late.stride;
-    UNROLL for (int piece = 0; piece < 2; piece++) {
-        int place = piece * 16 / sizeof(T);
-        bool is_there = first + row < past && place < late.rank;
-        char *target = reinterpret_cast<char *>(matrix) + narrow_place_of(row, piece);
-        copy_later_or_zeros(target, is_there ? source + place : late.left, is_there);
-    }
-}
-
 /// Says what changes of an item, whose place in the block's memory nobody reads any more.
 template <typename T> __device__ inline void tell(LateMemory<T> &late, int place, const Changes<T> &changes) {
-    if (threadIdx.x > 0) return;
     late.changes[place] = changes;
     late.are_changes_there[place].arrive();
 }
 
-/// Brings what all items need.
-template <typename T> __device__ __forceinline__ void bring(Memory<T> &memory, const Items<T> &items) {
+/// Brings what all items need; by so many threads, the first of the block.
+template <int BRINGERS, typename T>
+__device__ __forceinline__ void bring(Memory<T> &memory, const Items<T> &items) {
     Turn turn, next;
     items.each([&](const Task<T> &task) {
         int start = first_key(task), end = past_key(task);
-        Changes<T> changes = {};
-        if (items.late) changes = changes_of(task, items.all);
         memory.are_queries_read[turn.stage].wait(turn.parity ^ 1);
-        if (items.late) tell(*items.late, turn.stage, changes);
         ROLLED for (int part = 0; task.first + part * QUERIES < task.past; part++) {
-            copy_rows<QUERIES>(memory.queries[turn.stage][part], task.q, task.first + part * QUERIES, task.past);
+            T *queries = memory.queries[turn.stage][part];
+            copy_rows<QUERIES, BRINGERS>(queries, task.q, task.first + part * QUERIES, task.past);
         }
-        turn.advance(ITEMS);
         ROLLED for (int key = start; key < end; key += KEYS) {
             memory.read[next.stage].wait(next.parity ^ 1);
-            copy_rows<KEYS>(memory.stages[next.stage].keys, task.k, key, end);
-            copy_rows<KEYS>(memory.stages[next.stage].values, task.v, key, end);
-            if (changes.k.rank > 0) copy_factors(items.late->factors[next.stage].keys, changes.k, key, end);
-            if (changes.is_any()) copy_factors(items.late->factors[next.stage].values, changes.v, key, end);
+            copy_rows<KEYS, BRINGERS>(memory.stages[next.stage].keys, task.k, key, end);
+            copy_rows<KEYS, BRINGERS>(memory.stages[next.stage].values, task.v, key, end);
             memory.there[next.stage].arrive_with_copies();
             next.advance(STAGES);
+            // While copies are on their way.
+            bool is_told = items.late && key == start && threadIdx.x == 0;
+            if (is_told) tell(*items.late, turn.stage, changes_of(task, items.all));
         }
+        turn.advance(ITEMS);
     });
     // Copies outlive no thread.
     wait_for_copies();
+}
+
+/// Changes KEYS rows of a head that lie in the block's memory, from `first` of `late` on, and none from `past` on; by so many
+/// warps, this one the `warp`th.
+template <int CHANGERS, typename T>
+__device__ __forceinline__ void change_rows(T *matrix, const Late<T> &late, int warp, int first, int past) {
+    if (late.rank == 0) return;
+    constexpr int TIMES = KEYS / 16 / CHANGERS;
+    unsigned left[TIMES][4];
+    UNROLL for (int time = 0; time < TIMES; time++) {
+        late.load_left(left[time], first + (warp * TIMES + time) * 16, past);
+    }
+    int own = warp * TIMES * 16 + threadIdx.x % WARP / 4;
+    auto pair_of = [&](int time, int n, int half) {
+        char *piece = reinterpret_cast<char *>(matrix) + place_of(own + time * 16 + half * 8, n);
+        return reinterpret_cast<unsigned *>(piece) + threadIdx.x % 4;
+    };
+    auto get = [&](int time, int n, int half) { return *pair_of(time, n, half); };
+    auto set = [&](int time, int n, int half, unsigned pair) { write_for_products(pair_of(time, n, half), pair); };
+    change_pairs<DEPTH / 8>(left, late, get, set);
+}
+
+/// Changes a stage's keys and values, from one key on, and with an item's first ones its queries, of which KEYS are two parts.
+template <int CHANGERS, typename T>
+__device__ __forceinline__ void change_stage(LateMemory<T> &late, const Task<T> &task, int item, int stage, int key,
+                                             int warp) {
+    const Changes<T> &changes = late.changes[item];
+    auto &brought = late.all.stages[stage];
+    int parts = key == first_key(task) ? (task.past - task.first + KEYS - 1) / KEYS : 0;
+    // One after the other by the same instructions, which takes the fewest registers.
+    ROLLED for (int part = -2; part < parts; part++) {
+        T *matrix = part < -1 ? brought.keys : part < 0 ? brought.values : late.all.queries[item][2 * part];
+        const Late<T> &own = part < -1 ? changes.k : part < 0 ? changes.v : changes.q;
+        int first = part < 0 ? key : task.first + part * KEYS, past = part < 0 ? past_key(task) : task.past;
+        change_rows<CHANGERS>(matrix, own, warp, first, past);
+    }
+}
+
+/// Changes what was brought; by so many warps, this one the `warp`th.
+template <int CHANGERS, typename T> __device__ __forceinline__ void change(const Items<T> &items, int warp) {
+    LateMemory<T> &late = *items.late;
+    Turn turn, next;
+    items.each([&](const Task<T> &task) {
+        int start = first_key(task), end = past_key(task);
+        late.are_changes_there[turn.stage].wait(turn.parity);
+        ROLLED for (int key = start; key < end; key += KEYS) {
+            late.all.there[next.stage].wait(next.parity);
+            warp_barrier();
+            change_stage<CHANGERS>(late, task, turn.stage, next.stage, key, warp);
+            show_to_products();
+            arrive(late.changed[next.stage]);
+            next.advance(STAGES);
+        }
+        turn.advance(ITEMS);
+    });
 }
 
 /// Four lanes have two of every eight columns each, and get all of every fourth eight.
@@ -150,25 +188,15 @@ template <typename T> struct Item {
     /// Of its first part.
     T *queries;
     Counter &are_queries_read;
-    /// What changes late, and how often its queries have, as a parity.
-    LateMemory<T> *late;
-    Changes<T> changes;
-    int &parity;
+    /// Of each stage: its keys and values can be read, and with the first of them the queries.
+    Counter *are_ready;
 };
 
-/// What changes late: nothing, queries or values, or keys, perhaps with them.
-enum class Changing { NOTHING, WITHOUT_KEYS, WITH_KEYS };
-
 /// What one warpgroup knows of TIMES parts of a tile, a stage's keys and values at a time.
-template <typename T, int TIMES, Changing CHANGING> struct Parts {
-    static constexpr bool IS_LATE = CHANGING != Changing::NOTHING, ARE_KEYS_LATE = CHANGING == Changing::WITH_KEYS;
+template <typename T, int TIMES> struct Parts {
     const Item<T> &item;
     float scores[KEYS / 8][4], y[TIMES][DEPTH / 8][4] = {};
-    /// What is gathered of the left factors of values.
-    float ranks[TIMES][NARROW / 8][4] = {};
     unsigned left[KEYS / 16][4];
-    /// Queries times right factors of keys.
-    unsigned ranked[TIMES][1][4];
     Row rows[TIMES][2];
 
     __device__ explicit Parts(const Item<T> &item) : item(item) {}
@@ -185,63 +213,17 @@ template <typename T, int TIMES, Changing CHANGING> struct Parts {
         return part;
     }
 
-    /// Its queries, in the block's memory.
-    __device__ char *queries(int time) const {
-        return reinterpret_cast<char *>(item.queries + time * GROUPS * QUERIES * DEPTH);
-    }
-
-    /// Changes the queries, which are there, and waits until all four warps have.
-    __device__ void change_queries(const Late<T> &late, Counter &are_changed, int parity) {
-        unsigned left[TIMES][4];
-        UNROLL for (int time = 0; time < TIMES; time++) {
-            Task<T> part = this->part(time);
-            late.load_left(left[time], part.first + first(), part.past);
-        }
-        auto get = [&](int time, int n, int half) { return *pair_of(time, n, half); };
-        auto set = [&](int time, int n, int half, unsigned pair) {
-            write_for_products(pair_of(time, n, half), pair);
-        };
-        change_pairs<DEPTH / 8>(left, late, get, set);
-        show_to_products();
-        arrive(are_changed);
-        wait_for_stage(are_changed, parity);
-    }
-
-    /// Multiplies the queries, as they are then, with right factors of keys.
-    __device__ void rank(const Late<T> &late) {
-        rank_queries<T, DEPTH>(ranked, late, [&](unsigned (&own)[4], int time, int d) {
-            UNROLL for (int i = 0; i < 4; i++) own[i] = *pair_of(time, 2 * d + i / 2, i % 2);
-        });
-    }
-
-    /// A lane's two numbers of eight columns, of its first query or the other.
-    __device__ unsigned *pair_of(int time, int n, int half) const {
-        return reinterpret_cast<unsigned *>(queries(time) + place_of(own() + half * 8, n) + threadIdx.x % 4 * 4);
-    }
-
     /// Asks for a part's scores of a stage's keys.
     __device__ __forceinline__ void multiply_keys(int time, int stage) {
         const T *own = item.queries + hidden(time * GROUPS * QUERIES * DEPTH);
         float(&sums)[SUMS] = reinterpret_cast<float(&)[SUMS]>(scores);
-        begin_products();
         multiply_depth<T>(sums, own, item.memory.stages[stage].keys);
-        if (ARE_KEYS_LATE) {
-            multiply_narrow_rows<T>(sums, ranked[time][0], narrow_matrix_at(item.late->factors[stage].keys));
-        }
-        end_group_of_products();
     }
 
-    /// Asks for a part's y += a stage's values by its weights, which are there, and for the same of left factors.
+    /// Asks for a part's y += a stage's values by its weights, which are there.
     __device__ __forceinline__ void multiply_values(int time, int stage) {
         const T *values = item.memory.stages[stage].values;
         begin_products();
-        if (IS_LATE) {
-            const T *factors = item.late->factors[stage].values;
-            UNROLL for (int n = 0; n < KEYS / 16; n++) {
-                // 16 rows of 32 bytes further.
-                multiply_narrow<T>(narrow_sums(time), left[n], narrow_matrix_at(factors) + n * (16 * 32 >> 4));
-            }
-        }
         UNROLL for (int n = 0; n < KEYS / 16; n++) {
             // 16 rows of 128 bytes further.
             multiply_rows<T>(sums(time), left[n], matrix_at(values) + n * (16 * 128 >> 4));
@@ -253,13 +235,9 @@ template <typename T, int TIMES, Changing CHANGING> struct Parts {
     __device__ void wait_for(int time) {
         wait_for_older_products<0>();
         hold(sums(time));
-        if (IS_LATE) hold(narrow_sums(time));
     }
 
     __device__ float (&sums(int time))[ROW_SUMS] { return reinterpret_cast<float(&)[ROW_SUMS]>(y[time]); }
-    __device__ float (&narrow_sums(int time))[NARROW_SUMS] {
-        return reinterpret_cast<float(&)[NARROW_SUMS]>(ranks[time]);
-    }
 
     /// A part's scores of the keys from one on, but for those of the last so many groups, become weights.
     template <int FEW> __device__ void weigh(int time, int key, float (&shrink)[2]) {
@@ -278,7 +256,6 @@ template <typename T, int TIMES, Changing CHANGING> struct Parts {
     /// Weights are ready to be multiplied, once those before have been.
     __device__ void pack_all(int time, const float (&shrink)[2]) {
         shrink_all(y[time], shrink);
-        if (IS_LATE) shrink_all(ranks[time], shrink);
         UNROLL for (int n = 0; n < KEYS / 16; n++) pack<T>(left[n], scores, n);
     }
 
@@ -303,21 +280,13 @@ template <typename T, int TIMES, Changing CHANGING> struct Parts {
 };
 
 /// One warpgroup's parts of a tile, so many. While scores are weighed the weights before are multiplied.
-template <int TIMES, Changing CHANGING, typename T>
-__device__ __forceinline__ void attend(const Item<T> &item, Turn &turn) {
-    typedef Parts<T, TIMES, CHANGING> P;
-    P parts(item);
+template <int TIMES, typename T> __device__ __forceinline__ void attend(const Item<T> &item, Turn &turn) {
+    Parts<T, TIMES> parts(item);
     constexpr int LAST = TIMES - 1;
     Memory<T> &memory = item.memory;
-    const Changes<T> &changes = item.changes;
     float shrink[2];
     int key = first_key(item.task), end = past_key(item.task), stage = turn.stage;
-    wait_for_stage(memory.there[stage], turn.parity);
-    if (P::IS_LATE && changes.q.rank > 0) {
-        parts.change_queries(changes.q, item.late->are_queries_changed[threadIdx.x / WARPGROUP - 1], item.parity);
-        item.parity ^= 1;
-    }
-    if (P::ARE_KEYS_LATE) parts.rank(changes.k);
+    wait_for_stage(item.are_ready[stage], turn.parity);
     parts.multiply_keys(0, stage);
     parts.template weigh<0>(0, key, shrink);
     parts.pack_all(0, shrink);
@@ -332,7 +301,7 @@ __device__ __forceinline__ void attend(const Item<T> &item, Turn &turn) {
         turn.advance(STAGES);
         key += KEYS;
         if (key >= end) break;
-        wait_for_stage(memory.there[turn.stage], turn.parity);
+        wait_for_stage(item.are_ready[turn.stage], turn.parity);
         parts.multiply_keys(0, turn.stage);
         parts.multiply_values(LAST, stage);
         parts.template weigh<1>(0, key, shrink);
@@ -345,66 +314,58 @@ __device__ __forceinline__ void attend(const Item<T> &item, Turn &turn) {
     parts.multiply_values(LAST, stage);
     parts.wait_for(LAST);
     arrive(memory.read[stage]);
-    divide_gathered(parts.y, parts.ranks, parts.rows);
-    if (P::IS_LATE && changes.v.rank > 0) change_gathered(parts.y, parts.ranks, changes.v);
+    divide_gathered(parts.y, parts.rows);
     parts.write();
 }
 
 /// One that has no queries of a tile lets its keys and values go by.
 template <typename T> __device__ __forceinline__ void pass(const Item<T> &item, Turn &turn) {
     ROLLED for (int key = first_key(item.task); key < past_key(item.task); key += KEYS) {
-        item.memory.there[turn.stage].wait(turn.parity);
+        item.are_ready[turn.stage].wait(turn.parity);
         arrive(item.memory.read[turn.stage]);
         turn.advance(STAGES);
     }
     arrive(item.are_queries_read);
 }
 
-template <Changing CHANGING, typename T> __device__ __forceinline__ void attend(const Item<T> &item, Turn &turn) {
-    int group = threadIdx.x / WARPGROUP - 1, own = item.task.past - item.task.first - group * QUERIES;
-    if (own > GROUPS * QUERIES) attend<2, CHANGING>(item, turn);
-    else if (own > 0) attend<1, CHANGING>(item, turn);
-    else pass(item, turn);
-}
 
-/// Before anything else, by all threads.
-template <typename T> __device__ inline void begin(Memory<T> &memory, LateMemory<T> *late) {
+/// Before anything else, by all threads: there are so many that bring, and warps that change.
+template <typename T> __device__ inline void begin(Memory<T> &memory, LateMemory<T> *late, int bringers, int changers) {
     int i = threadIdx.x;
     if (i < STAGES) {
-        memory.there[i].begin(WARPGROUP);
+        memory.there[i].begin(bringers);
         memory.read[i].begin(READERS);
+        if (late) late->changed[i].begin(changers);
     }
     if (i < ITEMS) memory.are_queries_read[i].begin(READERS);
     if (late && i < ITEMS) late->are_changes_there[i].begin(1);
-    if (late && i < GROUPS) late->are_queries_changed[i].begin(WARPGROUP / WARP);
     barrier();
 }
 
 /// Everything, once for each kernel: a function of which there are two callers would be none of either's, and products do not
-/// run on beyond a call.
+/// run on beyond a call. Those that only bring take few registers.
 template <bool IS_LATE, typename T>
 __device__ __forceinline__ void attend(Memory<T> &memory, const Items<T> &items) {
-    begin(memory, items.late);
+    constexpr int CHANGERS = IS_LATE ? 2 : 0, BRINGERS = WARPGROUP - CHANGERS * WARP;
+    begin(memory, items.late, BRINGERS, CHANGERS);
     if (threadIdx.x < WARPGROUP) {
-        keep_registers<24>();
-        bring(memory, items);
-        return;
+        keep_registers<IS_LATE ? 88 : 24>();
+        if constexpr (IS_LATE) {
+            if (threadIdx.x >= BRINGERS) return change<CHANGERS>(items, (threadIdx.x - BRINGERS) / WARP);
+        }
+        return bring<BRINGERS>(memory, items);
     }
-    take_registers<240>();
-    int group = threadIdx.x / WARPGROUP - 1, parity = 0;
+    take_registers<IS_LATE ? 208 : 240>();
+    int group = threadIdx.x / WARPGROUP - 1;
     Turn turn, place;
     items.each([&](const Task<T> &task) __attribute__((always_inline)) {
         T *queries = memory.queries[place.stage][group];
-        Item<T> item = {memory, task, queries, memory.are_queries_read[place.stage], items.late, {}, parity};
-        if constexpr (IS_LATE) {
-            items.late->are_changes_there[place.stage].wait(place.parity);
-            item.changes = items.late->changes[place.stage];
-            if (item.changes.k.rank > 0) attend<Changing::WITH_KEYS>(item, turn);
-            else if (item.changes.is_any()) attend<Changing::WITHOUT_KEYS>(item, turn);
-            else attend<Changing::NOTHING>(item, turn);
-        } else {
-            attend<Changing::NOTHING>(item, turn);
-        }
+        Counter *are_ready = IS_LATE ? items.late->changed : memory.there;
+        Item<T> item = {memory, task, queries, memory.are_queries_read[place.stage], are_ready};
+        int own = task.past - task.first - group * QUERIES;
+        if (own > GROUPS * QUERIES) attend<2>(item, turn);
+        else if (own > 0) attend<1>(item, turn);
+        else pass(item, turn);
         place.advance(ITEMS);
     });
 }

@@ -84,30 +84,11 @@ template <int N> __device__ inline void scale_half(float (&y)[N][4], int half, f
     }
 }
 
-/// Divides what so many times 16 queries have gathered, of values and of what changes these, among its weights.
+/// Divides what so many times 16 queries have gathered among its weights.
 template <int TIMES, int N>
-__device__ inline void divide_gathered(float (&y)[TIMES][N][4], float (&ranks)[TIMES][LATE_RANKS / 8][4],
-                                       const Row (&rows)[TIMES][2]) {
+__device__ inline void divide_gathered(float (&y)[TIMES][N][4], const Row (&rows)[TIMES][2]) {
     UNROLL for (int time = 0; time < TIMES; time++) {
-        UNROLL for (int half = 0; half < 2; half++) {
-            float share = share_of(rows[time][half]);
-            scale_half(y[time], half, share);
-            scale_half(ranks[time], half, share);
-        }
-    }
-}
-
-/// After that: what was gathered of the left factors of values changes what was gathered of these.
-template <typename T, int TIMES, int N>
-__device__ inline void change_gathered(float (&y)[TIMES][N][4], const float (&ranks)[TIMES][LATE_RANKS / 8][4],
-                                       const Late<T> &late) {
-    unsigned right[N][2];
-    late.load_right(right);
-    warp_barrier();
-    UNROLL for (int time = 0; time < TIMES; time++) {
-        unsigned left[4];
-        pack<T>(left, ranks[time], 0);
-        UNROLL for (int n = 0; n < N; n++) multiply_add<T>(y[time][n], left, right[n][0], right[n][1]);
+        UNROLL for (int half = 0; half < 2; half++) scale_half(y[time], half, share_of(rows[time][half]));
     }
 }
 
@@ -133,14 +114,14 @@ template <typename T, int D> __device__ inline void load_left(unsigned (&left)[D
     UNROLL for (int d = 0; d < D / 16; d++) load_matrices(left[d], row + d * 16);
 }
 
-/// Products of left sides with each of so many rows of a block's memory, or added to what is there.
-template <typename T, int D, int ROWS, bool IS_SUM = false, int TIMES>
+/// Products of left sides with each of so many rows of a block's memory.
+template <typename T, int D, int ROWS, int TIMES>
 __device__ inline void multiply_rows(float (&y)[TIMES][ROWS / 8][4], const unsigned (&left)[TIMES][D / 16][4],
                                      const T *rows) {
     int lane = threadIdx.x % WARP;
     const T *row = rows + (lane / 16 * 8 + lane % 8) * PADDED<T, D> + lane / 8 % 2 * 8;
     UNROLL for (int n = 0; n < ROWS / 16; n++) {
-        UNROLL for (int time = 0; time < TIMES && !IS_SUM; time++) {
+        UNROLL for (int time = 0; time < TIMES; time++) {
             UNROLL for (int i = 0; i < 4; i++) y[time][2 * n][i] = y[time][2 * n + 1][i] = 0.0f;
         }
         UNROLL for (int d = 0; d < D / 16; d++) {
@@ -154,8 +135,8 @@ __device__ inline void multiply_rows(float (&y)[TIMES][ROWS / 8][4], const unsig
     }
 }
 
-/// Changes queries, 16 a time, whose left factors are given: N times eight columns, of which a lane has two numbers of its first
-/// query and two of the other, that `get(time, n, half)` gets and `set(time, n, half, pair)` sets.
+/// Changes rows that lie in a block's memory, 16 a time, whose left factors are given: N times eight columns, of which a lane has
+/// two numbers of row lane / 4 and two of the row 8 behind it, that `get(time, n, half)` gets and `set(time, n, half, pair)` sets.
 template <int N, typename T, int TIMES, typename G, typename S>
 __device__ inline void change_pairs(const unsigned (&left)[TIMES][4], const Late<T> &late, G get, S set) {
     unsigned right[N][2];
@@ -176,36 +157,25 @@ __device__ inline void change_pairs(const unsigned (&left)[TIMES][4], const Late
     }
 }
 
-/// Products of queries, 16 a time, with right factors of keys, as left sides of the next product; `load(own, time, d)` loads
-/// the d-th 16 of their columns.
-template <typename T, int D, int TIMES, typename F>
-__device__ inline void rank_queries(unsigned (&ranked)[TIMES][1][4], const Late<T> &late, F load) {
-    float sums[TIMES][LATE_RANKS / 8][4] = {};
-    unsigned right[D / 16][LATE_RANKS / 8][2];
-    late.load_depth(right);
-    warp_barrier();
-    UNROLL for (int d = 0; d < D / 16; d++) {
-        UNROLL for (int time = 0; time < TIMES; time++) {
-            unsigned own[4];
-            load(own, time, d);
-            UNROLL for (int n = 0; n < LATE_RANKS / 8; n++) {
-                multiply_add<T>(sums[time][n], own, right[d][n][0], right[d][n][1]);
-            }
-        }
-    }
-    UNROLL for (int time = 0; time < TIMES; time++) pack<T>(ranked[time][0], sums[time], 0);
+/// The same where rows lie one after the other, of 16 times TIMES rows a warp.
+template <int D, typename T, int TIMES>
+__device__ inline void change_rows(T *rows, const unsigned (&left)[TIMES][4], const Late<T> &late) {
+    if (late.rank == 0) return;
+    int row = threadIdx.x % WARP / 4, place = threadIdx.x % 4 * 2;
+    auto pair_of = [&](int time, int n, int half) {
+        return reinterpret_cast<unsigned *>(rows + (row + time * 16 + half * 8) * PADDED<T, D> + n * 8 + place);
+    };
+    auto get = [&](int time, int n, int half) { return *pair_of(time, n, half); };
+    auto set = [&](int time, int n, int half, unsigned pair) { *pair_of(time, n, half) = pair; };
+    change_pairs<D / 8>(left, late, get, set);
 }
 
 /// Of a warp, of so many that have queries of one head: so many times 16 queries, heads of up to D columns, and so many keys
 /// at once.
 template <typename T, int D, int TIMES, int KEYS, int WARPS = THREADS / WARP> struct Warp {
     unsigned q[TIMES][D / 16][4];
-    /// Times the right factors of keys that change late.
-    unsigned ranked[TIMES][1][4];
     float y[TIMES][D / 8][4] = {};
     float scores[TIMES][KEYS / 8][4];
-    /// What is gathered of the left factors of values that change late.
-    float ranks[TIMES][LATE_RANKS / 8][4] = {};
     Row rows[TIMES][2];
 
     /// The first of its queries, of the block's.
@@ -222,31 +192,11 @@ template <typename T, int D, int TIMES, int KEYS, int WARPS = THREADS / WARP> st
         }
     }
 
-    /// Changes them.
-    __device__ void change(const Task<T> &task, const Late<T> &late) {
-        unsigned left[TIMES][4];
-        UNROLL for (int time = 0; time < TIMES; time++) {
-            late.load_left(left[time], task.first + first() + time * 16, task.past);
-        }
-        auto word = [&](int time, int n, int half) -> unsigned & { return q[time][n / 2][n % 2 * 2 + half]; };
-        auto get = [&](int time, int n, int half) { return word(time, n, half); };
-        auto set = [&](int time, int n, int half, unsigned pair) { word(time, n, half) = pair; };
-        change_pairs<D / 8>(left, late, get, set);
-    }
-
-    /// Multiplies them with right factors of keys.
-    __device__ void rank(const Late<T> &late) {
-        rank_queries<T, D>(ranked, late, [&](unsigned (&own)[4], int time, int d) {
-            UNROLL for (int i = 0; i < 4; i++) own[i] = q[time][d][i];
-        });
-    }
-
-    /// Plain scores, with keys that lie row by row, and likewise the left factors of what changes them, if there are any.
-    __device__ void multiply_keys(const T *keys, const T *factors = nullptr) {
+    /// Plain scores, with keys that lie row by row.
+    __device__ void multiply_keys(const T *keys) {
         // Copies and scores let lanes go their own ways.
         warp_barrier();
         multiply_rows<T, D, KEYS>(scores, q, keys);
-        if (factors) multiply_rows<T, LATE_RANKS, KEYS, true>(scores, ranked, factors);
     }
 
     /// Scores become weights. To those of plain keys nothing is added, see `score_all`.
@@ -260,12 +210,11 @@ template <typename T, int D, int TIMES, int KEYS, int WARPS = THREADS / WARP> st
             float shrink[2];
             soften(scores[time], rows[time], shrink, scale);
             shrink_all(y[time], shrink);
-            shrink_all(ranks[time], shrink);
         }
     }
 
-    /// y += the values by weights, and likewise the left factors of what changes them, if there are any.
-    __device__ void multiply_values(const T *values, const T *factors = nullptr) {
+    /// y += the values by weights.
+    __device__ void multiply_values(const T *values) {
         warp_barrier();
         int lane = threadIdx.x % WARP;
         const T *row = values + lane % 16 * PADDED<T, D> + lane / 16 * 8;
@@ -280,21 +229,12 @@ template <typename T, int D, int TIMES, int KEYS, int WARPS = THREADS / WARP> st
                     multiply_add<T>(y[time][2 * d + 1], left[time], v[2], v[3]);
                 }
             }
-            if (factors) {
-                unsigned right[4];
-                load_transposed(right, factors + (n * 16 + lane % 16) * PADDED<T, LATE_RANKS> + lane / 16 * 8);
-                UNROLL for (int time = 0; time < TIMES; time++) {
-                    multiply_add<T>(ranks[time][0], left[time], right[0], right[1]);
-                    multiply_add<T>(ranks[time][1], left[time], right[2], right[3]);
-                }
-            }
         }
     }
 
-    /// Divides what was gathered among its weights, and writes it, changed if the values change.
-    __device__ void write(const Task<T> &task, const Late<T> &late = {}) {
-        divide_gathered(y, ranks, rows);
-        if (late.rank > 0) change_gathered(y, ranks, late);
+    /// Divides what was gathered among its weights, and writes it.
+    __device__ void write(const Task<T> &task) {
+        divide_gathered(y, rows);
         UNROLL for (int time = 0; time < TIMES; time++) {
             UNROLL for (int half = 0; half < 2; half++) {
                 write_row<T, D>(task, y[time], task.first + own(time) + half * 8, half);
@@ -315,18 +255,6 @@ __device__ inline void load_wide(T *memory, const Task<T> &task, const Head<T> &
         // Of what is not there nothing is read; its address is one of the head's all the same.
         const T *source = x + (is_there ? row * head.stride + column : 0);
         copy_later_or_zeros(memory + row * PADDED<T, D> + column, source, is_there);
-    }
-}
-
-/// Copies the left factors of keys or values that change late, likewise; zeros where there are no ranks, or no more.
-template <typename T, int ROWS>
-__device__ inline void load_factors(T *memory, const Late<T> &late, int first, int past) {
-    constexpr int PIECE = 16 / sizeof(T), PIECES = LATE_RANKS / PIECE;
-    UNROLL for (int i = threadIdx.x; i < ROWS * PIECES; i += THREADS) {
-        int row = i / PIECES, column = i % PIECES * PIECE;
-        bool is_there = row < past - first && column < late.rank;
-        const T *source = late.left + (is_there ? static_cast<long long>(first + row) * late.stride + column : 0);
-        copy_later_or_zeros(memory + row * PADDED<T, LATE_RANKS> + column, source, is_there);
     }
 }
 

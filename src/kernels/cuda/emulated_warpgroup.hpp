@@ -5,8 +5,6 @@
 
 #include "emulated.hpp"
 
-#include <cstdint>
-#include <cstdlib>
 #include <functional>
 
 namespace emulated {
@@ -35,25 +33,14 @@ void wait_for_products_but(int few);
 /// Shows products what this thread has written there, when it shows what it knows of.
 void write_unshown(void *place, int bytes);
 
-/// The number of T that products find in a place.
-template <typename T> float shown_number(const char *place) {
-    T number;
-    std::memcpy(&number, shown(place), sizeof number);
-    return to_float(number);
-}
-
 /// The number in a row and a column of 16, of a matrix as matrix_at and place_of describe it.
 template <typename T> float number_at(unsigned long long matrix, int row, int column) {
     unsigned long long first = matrix << 4, begin = first / 1024 * 1024;
     int piece = static_cast<int>(first - begin) / 16 + column / 8;
-    return shown_number<T>(reinterpret_cast<const char *>(begin) + place_of(row, piece) + column % 8 * sizeof(T));
-}
-
-/// The same of a narrow one.
-template <typename T> float narrow_number_at(unsigned long long matrix, int row, int column) {
-    const char *begin = reinterpret_cast<const char *>(matrix << 4);
-    if (reinterpret_cast<std::uintptr_t>(begin) % 256) std::abort();
-    return shown_number<T>(begin + narrow_place_of(row, column / 8) + column % 8 * sizeof(T));
+    const char *place = reinterpret_cast<const char *>(begin) + place_of(row, piece) + column % 8 * sizeof(T);
+    T number;
+    std::memcpy(&number, shown(place), sizeof number);
+    return to_float(number);
 }
 
 /// Two rows of a left matrix, which are a thread's, of 16 columns.
@@ -106,7 +93,6 @@ template <int COUNT> inline void keep_registers() { warp_barrier(); }
 template <int COUNT> inline void take_registers() { warp_barrier(); }
 
 inline unsigned long long matrix_at(const void *x) { return reinterpret_cast<unsigned long long>(x) >> 4; }
-inline unsigned long long narrow_matrix_at(const void *x) { return matrix_at(x); }
 
 inline void write_for_products(unsigned *target, unsigned word) {
     *target = word;
@@ -133,45 +119,24 @@ inline void multiply_matrices(float (&y)[SUMS], unsigned long long a, unsigned l
     });
 }
 
-namespace emulated {
-
-/// y += a * b, of COUNT sums of a thread; `right(column, k)` are b's numbers.
-template <typename T, int COUNT, typename F> void multiply_registers(float *y, const unsigned (&a)[4], F right) {
+template <typename T>
+inline void multiply_rows(float (&y)[ROW_SUMS], const unsigned (&a)[4], unsigned long long b) {
     struct Row {
         float numbers[16];
     };
     // Each of four lanes has a part of both rows.
-    Row *rows = static_cast<Row *>(memory_of_warp());
+    Row *rows = static_cast<Row *>(emulated::memory_of_warp());
     int lane = emulated::lane();
     for (int i = 0; i < 8; i++) {
         unsigned short bits = static_cast<unsigned short>(a[i / 2] >> i % 2 * 16);
         rows[lane / 4 + i / 2 % 2 * 8].numbers[lane % 4 * 2 + i / 4 * 8 + i % 2] = to_float(T{bits});
     }
-    wait_for_warp(MULTIPLY);
+    emulated::wait_for_warp(emulated::MULTIPLY);
     Row own[2] = {rows[lane / 4], rows[lane / 4 + 8]};
-    multiply_later([=] {
-        Left left;
+    emulated::multiply_later([=, sums = &y[0]] {
+        emulated::Left left;
         std::memcpy(left, own, sizeof left);
-        multiply<COUNT>(y, left, right, true);
+        auto right = [=](int column, int k) { return emulated::number_at<T>(b, k, column); };
+        emulated::multiply<ROW_SUMS>(sums, left, right, true);
     });
-}
-
-} // namespace emulated
-
-template <typename T>
-inline void multiply_rows(float (&y)[ROW_SUMS], const unsigned (&a)[4], unsigned long long b) {
-    auto right = [=](int column, int k) { return emulated::number_at<T>(b, k, column); };
-    emulated::multiply_registers<T, ROW_SUMS>(y, a, right);
-}
-
-template <typename T>
-inline void multiply_narrow(float (&y)[NARROW_SUMS], const unsigned (&a)[4], unsigned long long b) {
-    auto right = [=](int column, int k) { return emulated::narrow_number_at<T>(b, k, column); };
-    emulated::multiply_registers<T, NARROW_SUMS>(y, a, right);
-}
-
-template <typename T>
-inline void multiply_narrow_rows(float (&y)[SUMS], const unsigned (&a)[4], unsigned long long b) {
-    auto right = [=](int column, int k) { return emulated::narrow_number_at<T>(b, column, k); };
-    emulated::multiply_registers<T, SUMS>(y, a, right);
 }

@@ -1,6 +1,5 @@
-// Changes that are made late: of low rank, of queries, keys and values, by the attention that reads these. Nobody goes through
-// them only to change them then. Queries q change before anything else. With k + l b^T in place of keys k scores are
-// q k^T + (q b) l^T, and with the like of values v what weights p gather is p v + (p l) b^T.
+// Changes that are made late: of low rank, of queries, keys and values, by the attention that reads these, where it has them
+// in its block's memory. Nobody goes through them only to change them then.
 #pragma once
 
 #include "delta.cuh"
@@ -30,21 +29,6 @@ template <typename T> struct Late {
         bool is_wide = reinterpret_cast<unsigned long long>(right) % 4 == 0 && rank % 2 == 0;
         if (is_wide) load_right<true>(words);
         else load_right<false>(words);
-    }
-
-    /// Those of a product whose depth are all columns, 16 by 16, and whose columns are the ranks.
-    template <int N> __device__ void load_depth(unsigned (&words)[N][LATE_RANKS / 8][2]) const {
-        UNROLL for (int d = 0; d < N; d++) {
-            UNROLL for (int n = 0; n < LATE_RANKS / 8; n++) {
-                int place = n * 8 + threadIdx.x % WARP / 4;
-                UNROLL for (int i = 0; i < 2; i++) {
-                    const T *row = right + (d * 16 + i * 8 + threadIdx.x % 4 * 2) * rank + place;
-                    T zero = from_float<T>(0.0f);
-                    T pair[2] = {place < rank ? row[0] : zero, place < rank ? row[rank] : zero};
-                    memcpy(&words[d][n][i], pair, sizeof pair);
-                }
-            }
-        }
     }
 
   private:

@@ -20,15 +20,9 @@ constexpr int SUMS = LEFT_ROWS * RIGHT_ROWS / WARPGROUP;
 /// Sums of a thread of a product of 64 columns, likewise.
 constexpr int ROW_SUMS = LEFT_ROWS * DEPTH / WARPGROUP;
 
-/// Columns of a narrow right matrix, 32 bytes, and a thread's sums of a product of so many, likewise.
-constexpr int NARROW = 16, NARROW_SUMS = LEFT_ROWS * NARROW / WARPGROUP;
-
 /// Where 16 bytes of a row lie among the DEPTH columns of a matrix that begin at a multiple of 1024 bytes: the pieces of
 /// eight rows are exchanged so that neither a row nor a column of them falls on a bank twice.
 __device__ inline int place_of(int row, int piece) { return row * 128 + (piece ^ row % 8) * 16; }
-
-/// The same of a narrow matrix, which begins at a multiple of 256 bytes.
-__device__ inline int narrow_place_of(int row, int piece) { return row * 32 + (piece ^ row / 4 % 2) * 16; }
 
 #ifdef EMULATED
 #include "emulated_warpgroup.hpp"
@@ -93,17 +87,12 @@ template <int COUNT> __device__ inline void take_registers() {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(COUNT));
 }
 
-/// A matrix in the block's memory as products are told of it: of so many bytes eight rows, and how these are exchanged.
-__device__ inline unsigned long long matrix_at(const void *x, unsigned long long eight_rows,
-                                               unsigned long long exchanged) {
-    return (shared_address(x) & 0x3ffffu) >> 4 | 1ull << 16 | eight_rows >> 4 << 32 | exchanged << 62;
+/// DEPTH columns of a matrix in the block's memory, as products are told of them: rows of 128 bytes, eight of them 1024,
+/// exchanged as place_of says.
+__device__ inline unsigned long long matrix_at(const void *x) {
+    constexpr unsigned long long EIGHT_ROWS = 1024 >> 4, EXCHANGED_IN_128_BYTES = 1;
+    return (shared_address(x) & 0x3ffffu) >> 4 | 1ull << 16 | EIGHT_ROWS << 32 | EXCHANGED_IN_128_BYTES << 62;
 }
-
-/// DEPTH columns, rows of 128 bytes as place_of says.
-__device__ inline unsigned long long matrix_at(const void *x) { return matrix_at(x, 1024, 1); }
-
-/// NARROW columns, rows of 32 bytes as narrow_place_of says.
-__device__ inline unsigned long long narrow_matrix_at(const void *x) { return matrix_at(x, 256, 3); }
 
 /// What a product reads later of the block's memory, once it was shown to it.
 __device__ inline void write_for_products(unsigned *target, unsigned word) { *target = word; }
@@ -159,52 +148,25 @@ MULTIPLY_MATRICES(bf16, "bf16")
 MULTIPLY_MATRICES(f16, "f16")
 #undef MULTIPLY_MATRICES
 
-/// A product whose left side [64, 16] is in registers, of a warp's 16 rows as in multiply_add, and must stay there until the
-/// product is waited for; the right side lies in the block's memory.
-#define MULTIPLY_REGISTERS(NAME, T, COUNT, INSTRUCTION, SUMS_AND_LEFT, LAST, ...)                                      \
-    template <> __device__ inline void NAME<T>(float (&y)[COUNT], const unsigned (&a)[4], unsigned long long b) {      \
-        asm volatile("wgmma.mma_async.sync.aligned." INSTRUCTION " " SUMS_AND_LEFT ", 1, 1, 1, " LAST ";"              \
-                     : __VA_ARGS__                                                                                     \
+#define MULTIPLY_ROWS(T, NAME)                                                                                         \
+    template <>                                                                                                        \
+    __device__ inline void multiply_rows<T>(float (&y)[ROW_SUMS], const unsigned (&a)[4], unsigned long long b) {      \
+        asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32." NAME "." NAME " "                                   \
+                     "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                         \
+                     "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "               \
+                     "{%32, %33, %34, %35}, %36, 1, 1, 1, 1;"                                                          \
+                     : EIGHT_SUMS(0), EIGHT_SUMS(8), EIGHT_SUMS(16), EIGHT_SUMS(24)                                    \
                      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                                            \
     }
 
-#define EIGHT_AND_LEFT "{%0, %1, %2, %3, %4, %5, %6, %7}, {%8, %9, %10, %11}, %12"
-
-#define THIRTY_TWO_AND_LEFT                                                                                            \
-    "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                                          \
-    "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, {%32, %33, %34, %35}, %36"
-
-#define SIXTY_FOUR_AND_LEFT                                                                                            \
-    "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                                          \
-    "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "                                 \
-    "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "                                 \
-    "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, {%64, %65, %66, %67}, %68"
-
-#define MULTIPLY_ALL(T, NAME)                                                                                          \
-    MULTIPLY_REGISTERS(multiply_rows, T, ROW_SUMS, "m64n64k16.f32." NAME "." NAME, THIRTY_TWO_AND_LEFT, "1",           \
-                       EIGHT_SUMS(0), EIGHT_SUMS(8), EIGHT_SUMS(16), EIGHT_SUMS(24))                                   \
-    MULTIPLY_REGISTERS(multiply_narrow, T, NARROW_SUMS, "m64n16k16.f32." NAME "." NAME, EIGHT_AND_LEFT, "1",           \
-                       EIGHT_SUMS(0))                                                                                  \
-    MULTIPLY_REGISTERS(multiply_narrow_rows, T, SUMS, "m64n128k16.f32." NAME "." NAME, SIXTY_FOUR_AND_LEFT, "0",       \
-                       EIGHT_SUMS(0), EIGHT_SUMS(8), EIGHT_SUMS(16), EIGHT_SUMS(24), EIGHT_SUMS(32), EIGHT_SUMS(40),   \
-                       EIGHT_SUMS(48), EIGHT_SUMS(56))
-
-/// y [64, 64] += a [64, 16] * b [16, 64], of 16 rows of DEPTH numbers.
+/// y [64, 64] += a [64, 16] * b [16, 64]. The left side is in registers, of a warp's 16 rows as in multiply_add, and must
+/// stay there until the product is waited for; of the right side 16 rows of DEPTH numbers lie in the block's memory.
 template <typename T>
 __device__ inline void multiply_rows(float (&y)[ROW_SUMS], const unsigned (&a)[4], unsigned long long b);
 
-/// y [64, 16] += a [64, 16] * b [16, 16], of 16 rows of a narrow matrix.
-template <typename T>
-__device__ inline void multiply_narrow(float (&y)[NARROW_SUMS], const unsigned (&a)[4], unsigned long long b);
-
-/// y [64, 128] += a [64, 16] * b [128, 16]^T, of a narrow matrix.
-template <typename T>
-__device__ inline void multiply_narrow_rows(float (&y)[SUMS], const unsigned (&a)[4], unsigned long long b);
-
-MULTIPLY_ALL(bf16, "bf16")
-MULTIPLY_ALL(f16, "f16")
-#undef MULTIPLY_ALL
-#undef MULTIPLY_REGISTERS
+MULTIPLY_ROWS(bf16, "bf16")
+MULTIPLY_ROWS(f16, "f16")
+#undef MULTIPLY_ROWS
 #undef EIGHT_SUMS
 #endif
 
@@ -233,10 +195,12 @@ __device__ inline void wait_for_stage(Counter &there, int parity) {
     warp_barrier();
 }
 
-/// Asks for the product of DEPTH columns of two matrices in the place of what the sums are.
+/// Puts the product of DEPTH columns of two matrices in the place of what the sums are.
 template <typename T> __device__ inline void multiply_depth(float (&y)[SUMS], const T *left, const T *right) {
+    begin_products();
     UNROLL for (int part = 0; part < DEPTH / 16; part++) {
         // 32 bytes further.
         multiply_matrices<T>(y, matrix_at(left) + 2 * part, matrix_at(right) + 2 * part, part > 0);
     }
+    end_group_of_products();
 }
