@@ -16,6 +16,7 @@ __device__ inline void attend(const Task<T> &task, const AllChanges<T> &all = {}
         T *target = memory + (2 * stage + is_value) * SIZE;
         load_head<T, D, TIMES, KEYS>(target, task, is_value ? task.v : task.k, key, end);
     };
+    unsigned long long owner = IS_LATE ? all.owners[task.sequence] : 0;
     load_head<T, D, TIMES, ROWS>(memory, task, task.q, task.first, task.past);
     if (STAGES == 2) {
         load(1, false, start);
@@ -23,21 +24,23 @@ __device__ inline void attend(const Task<T> &task, const AllChanges<T> &all = {}
     }
     // While these are on their way.
     Changes<T> changes = {};
-    unsigned left_of_queries[TIMES][4], left[2][1][4];
+    const Late<T> &late_q = changes.of[QUERY], &late_k = changes.of[KEY], &late_v = changes.of[VALUE];
+    unsigned left_of_queries[TIMES][4], left_of_keys[1][4], left_of_values[1][4], right[D / 8][2];
     auto load_left_at = [&](int key) {
-        changes.k.load_left(left[0][0], key + own, end);
-        changes.v.load_left(left[1][0], key + own, end);
+        late_k.load_left(left_of_keys[0], key + own, end);
+        late_v.load_left(left_of_values[0], key + own, end);
     };
     if (IS_LATE) {
-        changes = changes_of(task, all);
+        changes = changes_of(task, all, owner);
         UNROLL for (int time = 0; time < TIMES; time++) {
-            changes.q.load_left(left_of_queries[time], task.first + warp.first() + time * 16, task.past);
+            late_q.load_left(left_of_queries[time], task.first + warp.first() + time * 16, task.past);
         }
+        late_q.load_right(right);
         load_left_at(start);
     }
     wait_for_copies();
     barrier();
-    if (IS_LATE) change_rows<D>(memory + warp.first() * PADDED<T, D>, left_of_queries, changes.q);
+    if (IS_LATE && late_q.rank > 0) change_rows<D>(memory + warp.first() * PADDED<T, D>, left_of_queries, right);
     warp.load(memory);
     if (STAGES == 1) {
         barrier();
@@ -55,9 +58,11 @@ __device__ inline void attend(const Task<T> &task, const AllChanges<T> &all = {}
             load(1 - stage, false, key + KEYS);
             load(1 - stage, true, key + KEYS);
         }
-        if (IS_LATE && (changes.k.rank > 0 || changes.v.rank > 0)) {
-            change_rows<D>(keys + own * PADDED<T, D>, left[0], changes.k);
-            change_rows<D>(values + own * PADDED<T, D>, left[1], changes.v);
+        if (IS_LATE && changes.are_keys_or_values()) {
+            late_k.load_right(right);
+            if (late_k.rank > 0) change_rows<D>(keys + own * PADDED<T, D>, left_of_keys, right);
+            late_v.load_right(right);
+            if (late_v.rank > 0) change_rows<D>(values + own * PADDED<T, D>, left_of_values, right);
             if (is_more) load_left_at(key + KEYS);
             barrier();
         }
@@ -89,24 +94,25 @@ __device__ inline void attend_two(const Call<T> &call, int heads, const AllChang
     Task<T> task = call.task(call.tiles[gridDim.x - 1 - blockIdx.x], FEW, min(head, heads - 1), heads);
     T *queries = memory + half * 3 * SIZE, *keys = queries + SIZE, *values = keys + SIZE;
     int start = task.sight.start, end = task.sight.end;
+    unsigned long long owner = IS_LATE ? all.owners[task.sequence] : 0;
     load_wide<T, D, FEW, HALF>(queries, task, task.q, start, end);
     load_wide<T, D, FEW, HALF>(keys, task, task.k, start, end);
     load_wide<T, D, FEW, HALF>(values, task, task.v, start, end);
     Changes<T> changes = {};
-    unsigned left[3][1][4];
-    if (IS_LATE) {
-        changes = changes_of(task, all);
-        changes.q.load_left(left[0][0], start + own, end);
-        changes.k.load_left(left[1][0], start + own, end);
-        changes.v.load_left(left[2][0], start + own, end);
+    unsigned left[READ][1][4], right[READ][D / 8][2];
+    if (IS_LATE) changes = changes_of(task, all, owner);
+    UNROLL for (int part = 0; part < READ && IS_LATE; part++) {
+        changes.of[part].load_left(left[part][0], start + own, end);
+        changes.of[part].load_right(right[part]);
     }
     wait_for_copies();
     barrier();
     // Of both heads the same.
     if (IS_LATE && changes.is_any()) {
-        change_rows<D>(queries + own * PADDED<T, D>, left[0], changes.q);
-        change_rows<D>(keys + own * PADDED<T, D>, left[1], changes.k);
-        change_rows<D>(values + own * PADDED<T, D>, left[2], changes.v);
+        UNROLL for (int part = 0; part < READ; part++) {
+            T *rows = queries + part * SIZE + own * PADDED<T, D>;
+            if (changes.of[part].rank > 0) change_rows<D>(rows, left[part], right[part]);
+        }
         barrier();
     }
     Warp<T, D, 1, FEW, HALF / WARP> warp;

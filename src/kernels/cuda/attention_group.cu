@@ -105,7 +105,7 @@ __device__ __forceinline__ void bring(Memory<T> &memory, const Items<T> &items) 
             next.advance(STAGES);
             // While copies are on their way.
             bool is_told = items.late && key == start && threadIdx.x == 0;
-            if (is_told) tell(*items.late, turn.stage, changes_of(task, items.all));
+            if (is_told) tell(*items.late, turn.stage, changes_of(task, items.all, items.all.owners[task.sequence]));
         }
         turn.advance(ITEMS);
     });
@@ -119,10 +119,11 @@ template <int CHANGERS, typename T>
 __device__ __forceinline__ void change_rows(T *matrix, const Late<T> &late, int warp, int first, int past) {
     if (late.rank == 0) return;
     constexpr int TIMES = KEYS / 16 / CHANGERS;
-    unsigned left[TIMES][4];
+    unsigned left[TIMES][4], right[DEPTH / 8][2];
     UNROLL for (int time = 0; time < TIMES; time++) {
         late.load_left(left[time], first + (warp * TIMES + time) * 16, past);
     }
+    late.load_right(right);
     int own = warp * TIMES * 16 + threadIdx.x % WARP / 4;
     auto pair_of = [&](int time, int n, int half) {
         char *piece = reinterpret_cast<char *>(matrix) + place_of(own + time * 16 + half * 8, n);
@@ -130,7 +131,7 @@ __device__ __forceinline__ void change_rows(T *matrix, const Late<T> &late, int 
     };
     auto get = [&](int time, int n, int half) { return *pair_of(time, n, half); };
     auto set = [&](int time, int n, int half, unsigned pair) { write_for_products(pair_of(time, n, half), pair); };
-    change_pairs<DEPTH / 8>(left, late, get, set);
+    change_pairs<T>(left, right, get, set);
 }
 
 /// Changes a stage's keys and values, from one key on, and with an item's first ones its queries, of which KEYS are two parts.
@@ -143,7 +144,7 @@ __device__ __forceinline__ void change_stage(LateMemory<T> &late, const Task<T> 
     // One after the other by the same instructions, which takes the fewest registers.
     ROLLED for (int part = -2; part < parts; part++) {
         T *matrix = part < -1 ? brought.keys : part < 0 ? brought.values : late.all.queries[item][2 * part];
-        const Late<T> &own = part < -1 ? changes.k : part < 0 ? changes.v : changes.q;
+        const Late<T> &own = changes.of[part < -1 ? KEY : part < 0 ? VALUE : QUERY];
         int first = part < 0 ? key : task.first + part * KEYS, past = part < 0 ? past_key(task) : task.past;
         change_rows<CHANGERS>(matrix, own, warp, first, past);
     }

@@ -5,9 +5,10 @@
 #include "attention.cuh"
 #include "late.cuh"
 
-/// What changes of what a task reads.
-template <typename T> __device__ inline Changes<T> changes_of(const Task<T> &task, const AllChanges<T> &all) {
-    return all.of(task.sequence, task.head * task.width, task.shared * task.width);
+/// What changes of what a task reads, whose sequence has an owner.
+template <typename T>
+__device__ inline Changes<T> changes_of(const Task<T> &task, const AllChanges<T> &all, unsigned long long owner) {
+    return all.of(owner, task.head * task.width, task.shared * task.width);
 }
 
 /// The scores that a lane has of two queries, times `scale`, become weights; what was gathered before is to shrink with
@@ -135,12 +136,11 @@ __device__ inline void multiply_rows(float (&y)[TIMES][ROWS / 8][4], const unsig
     }
 }
 
-/// Changes rows that lie in a block's memory, 16 a time, whose left factors are given: N times eight columns, of which a lane has
+/// Changes rows that lie in a block's memory, 16 a time, by the factors that a lane has loaded: N times eight columns, of which it has
 /// two numbers of row lane / 4 and two of the row 8 behind it, that `get(time, n, half)` gets and `set(time, n, half, pair)` sets.
-template <int N, typename T, int TIMES, typename G, typename S>
-__device__ inline void change_pairs(const unsigned (&left)[TIMES][4], const Late<T> &late, G get, S set) {
-    unsigned right[N][2];
-    late.load_right(right);
+template <typename T, int N, int TIMES, typename G, typename S>
+__device__ inline void change_pairs(const unsigned (&left)[TIMES][4], const unsigned (&right)[N][2], G get, S set) {
+    // To load lets lanes go their own ways.
     warp_barrier();
     UNROLL for (int time = 0; time < TIMES; time++) {
         UNROLL for (int n = 0; n < N; n++) {
@@ -159,15 +159,14 @@ __device__ inline void change_pairs(const unsigned (&left)[TIMES][4], const Late
 
 /// The same where rows lie one after the other, of 16 times TIMES rows a warp.
 template <int D, typename T, int TIMES>
-__device__ inline void change_rows(T *rows, const unsigned (&left)[TIMES][4], const Late<T> &late) {
-    if (late.rank == 0) return;
+__device__ inline void change_rows(T *rows, const unsigned (&left)[TIMES][4], const unsigned (&right)[D / 8][2]) {
     int row = threadIdx.x % WARP / 4, place = threadIdx.x % 4 * 2;
     auto pair_of = [&](int time, int n, int half) {
         return reinterpret_cast<unsigned *>(rows + (row + time * 16 + half * 8) * PADDED<T, D> + n * 8 + place);
     };
     auto get = [&](int time, int n, int half) { return *pair_of(time, n, half); };
     auto set = [&](int time, int n, int half, unsigned pair) { *pair_of(time, n, half) = pair; };
-    change_pairs<D / 8>(left, late, get, set);
+    change_pairs<T>(left, right, get, set);
 }
 
 /// Of a warp, of so many that have queries of one head: so many times 16 queries, heads of up to D columns, and so many keys

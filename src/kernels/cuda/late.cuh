@@ -48,19 +48,23 @@ struct LateSite {
     int site, rank;
 };
 
+/// What attention reads, and which of it changes.
+constexpr int QUERY = 0, KEY = 1, VALUE = 2, READ = 3;
+
 /// What a launch is told of sites, and how wide these rows are.
 struct LateSites {
     int width;
-    LateSite q, k, v;
+    LateSite of[READ];
 };
 
 static_assert(sizeof(LateSites) == 4 * 7, "late.rs tells something else");
 
 /// The changes of one sequence's queries, keys and values, of a head each.
 template <typename T> struct Changes {
-    Late<T> q, k, v;
+    Late<T> of[READ];
 
-    __device__ bool is_any() const { return q.rank > 0 || k.rank > 0 || v.rank > 0; }
+    __device__ bool is_any() const { return of[QUERY].rank > 0 || are_keys_or_values(); }
+    __device__ bool are_keys_or_values() const { return of[KEY].rank > 0 || of[VALUE].rank > 0; }
 };
 
 /// What a launch is told of changes.
@@ -71,10 +75,9 @@ template <typename T> struct AllChanges {
     const unsigned long long *owners;
     LateSites sites;
 
-    /// Of a sequence; a head of queries begins at the one column, and its keys and values at the other.
-    __device__ Changes<T> of(int sequence, int column, int shared) const {
-        unsigned long long entries = owners[sequence];
-        return {at(entries, sites.q, column), at(entries, sites.k, shared), at(entries, sites.v, shared)};
+    /// Of a sequence's owner; a head of queries begins at the one column, and its keys and values at the other.
+    __device__ Changes<T> of(unsigned long long owner, int column, int shared) const {
+        return {at(owner, sites.of[QUERY], column), at(owner, sites.of[KEY], shared), at(owner, sites.of[VALUE], shared)};
     }
 
   private:
