@@ -23,7 +23,7 @@ const TRANSPOSE: i32 = 1;
 /// Algorithms that are remembered; with more, all are forgotten.
 const ALGORITHMS_MAX: usize = 4096;
 /// Algorithms that are tried for a product of [`TRIED_ROWS`] or more.
-const LIKELY: i32 = 8;
+const LIKELY: i32 = 32;
 /// How often one is timed that takes no longer than this; others are once.
 const TRIES: u32 = 4;
 const SHORT: Duration = Duration::from_millis(1);
@@ -110,10 +110,10 @@ impl Multiplier {
             Some((if once <= SHORT { together(algorithm, TRIES)? } else { once }, *algorithm))
         };
         let times: Vec<_> = algorithms.iter().filter_map(time).collect();
-        let fastest = times.iter().min_by_key(|(time, _)| *time)?;
-        let (first, least) = (times[0].0, fastest.0);
-        tracing::debug!(?matmul, algorithms = times.len(), ?first, ?least, "cuBLASLt's algorithms are tried");
-        Some(fastest.1)
+        let (place, (least, fastest)) = times.iter().enumerate().min_by_key(|(_, (time, _))| *time)?;
+        let (first, algorithms) = (times[0].0, times.len());
+        tracing::debug!(?matmul, algorithms, ?first, ?least, place, "cuBLASLt's algorithms are tried");
+        Some(*fastest)
     }
 
     /// What cuBLASLt thinks fast, the fastest first; one at least.

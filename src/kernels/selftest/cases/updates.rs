@@ -154,12 +154,14 @@ impl Heads {
 
 /// What adapters change of queries, keys and values in these columns.
 fn late_changes(shape: &Shape, columns: &[Range<usize>; 3]) -> Vec<Changed> {
+    // Were scores to lie far apart, the least difference of two would decide which value comes through.
+    let spread = 0.4 / (shape.width as f64).sqrt();
     let mut changes = Vec::new();
     for (i, rows) in shape.offsets.windows(2).map(|span| span[0]..span[1]).enumerate() {
         let place = i % LATE.len();
         for ((site, columns), rank) in columns.iter().enumerate().zip(LATE[place]).filter(|(_, rank)| *rank > 0) {
             let outputs = columns.len();
-            let low_rank = Some([normal(0.05, (shape.width, rank)), normal(1.0, (rank, outputs))]);
+            let low_rank = Some([normal(spread, (shape.width, rank)), normal(1.0, (rank, outputs))]);
             let columns_too = (place + 1 == LATE.len()).then(|| [normal(1.0, outputs), normal(1.0, outputs)]);
             let change = Change { low_rank, columns: columns_too };
             changes.push(Changed { rows: rows.clone(), site, first: columns.start, change });
