@@ -2,8 +2,8 @@
 #include "attention_warp.cuh"
 
 /// Where a block's memory has room for two stages, of keys and their values, the next stage arrives while one is
-/// multiplied; else keys arrive while values are multiplied, and values while keys are. What changes late, of which there are
-/// two stages, is changed there before anybody reads it, by each warp as many rows.
+/// multiplied; else keys arrive while values are multiplied, and values while keys are. Where something changes late, there are
+/// two stages; each warp changes 16 rows of keys and of values where they lie, and a barrier later all read them.
 template <typename T, int D, int TIMES, bool IS_LATE>
 __device__ inline void attend(const Task<T> &task, const AllChanges<T> &all = {}) {
     constexpr int KEYS = D <= 128 ? 64 : 32, STAGES = D <= 64 ? 2 : 1, SIZE = KEYS * PADDED<T, D>, ROWS = QUERIES * TIMES;
@@ -25,7 +25,8 @@ __device__ inline void attend(const Task<T> &task, const AllChanges<T> &all = {}
     // While these are on their way.
     Changes<T> changes = {};
     const Late<T> &late_q = changes.of[QUERY], &late_k = changes.of[KEY], &late_v = changes.of[VALUE];
-    unsigned left_of_queries[TIMES][4], left_of_keys[1][4], left_of_values[1][4], right[D / 8][2];
+    unsigned left_of_queries[TIMES][4], left_of_keys[1][4], left_of_values[1][4];
+    unsigned right_of_keys[D / 8][2], right_of_values[D / 8][2];
     auto load_left_at = [&](int key) {
         late_k.load_left(left_of_keys[0], key + own, end);
         late_v.load_left(left_of_values[0], key + own, end);
@@ -35,12 +36,12 @@ __device__ inline void attend(const Task<T> &task, const AllChanges<T> &all = {}
         UNROLL for (int time = 0; time < TIMES; time++) {
             late_q.load_left(left_of_queries[time], task.first + warp.first() + time * 16, task.past);
         }
-        late_q.load_right(right);
+        late_q.load_right(right_of_keys);
         load_left_at(start);
     }
     wait_for_copies();
     barrier();
-    if (IS_LATE && late_q.rank > 0) change_rows<D>(memory + warp.first() * PADDED<T, D>, left_of_queries, right);
+    if (IS_LATE && late_q.rank > 0) change_rows<D>(memory + warp.first() * PADDED<T, D>, left_of_queries, right_of_keys);
     warp.load(memory);
     if (STAGES == 1) {
         barrier();
@@ -51,6 +52,10 @@ __device__ inline void attend(const Task<T> &task, const AllChanges<T> &all = {}
         bool is_more = key + KEYS < end;
         bool is_seen = first <= last && key < task.sight.past(last) && key + KEYS > task.sight.first(first);
         T *keys = memory + 2 * stage * SIZE, *values = keys + SIZE;
+        if (IS_LATE) {
+            late_k.load_right(right_of_keys);
+            late_v.load_right(right_of_values);
+        }
         wait_for_copies();
         barrier();
         if (STAGES == 1) load(0, true, key);
@@ -59,10 +64,8 @@ __device__ inline void attend(const Task<T> &task, const AllChanges<T> &all = {}
             load(1 - stage, true, key + KEYS);
         }
         if (IS_LATE && changes.are_keys_or_values()) {
-            late_k.load_right(right);
-            if (late_k.rank > 0) change_rows<D>(keys + own * PADDED<T, D>, left_of_keys, right);
-            late_v.load_right(right);
-            if (late_v.rank > 0) change_rows<D>(values + own * PADDED<T, D>, left_of_values, right);
+            if (late_k.rank > 0) change_rows<D>(keys + own * PADDED<T, D>, left_of_keys, right_of_keys);
+            if (late_v.rank > 0) change_rows<D>(values + own * PADDED<T, D>, left_of_values, right_of_values);
             if (is_more) load_left_at(key + KEYS);
             barrier();
         }

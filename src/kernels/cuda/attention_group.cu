@@ -92,6 +92,7 @@ __device__ __forceinline__ void bring(Memory<T> &memory, const Items<T> &items) 
     Turn turn, next;
     items.each([&](const Task<T> &task) {
         int start = first_key(task), end = past_key(task);
+        unsigned long long owner = items.late ? items.all.owners[task.sequence] : 0;
         memory.are_queries_read[turn.stage].wait(turn.parity ^ 1);
         ROLLED for (int part = 0; task.first + part * QUERIES < task.past; part++) {
             T *queries = memory.queries[turn.stage][part];
@@ -105,7 +106,7 @@ __device__ __forceinline__ void bring(Memory<T> &memory, const Items<T> &items) 
             next.advance(STAGES);
             // While copies are on their way.
             bool is_told = items.late && key == start && threadIdx.x == 0;
-            if (is_told) tell(*items.late, turn.stage, changes_of(task, items.all, items.all.owners[task.sequence]));
+            if (is_told) tell(*items.late, turn.stage, changes_of(task, items.all, owner));
         }
         turn.advance(ITEMS);
     });
@@ -113,10 +114,10 @@ __device__ __forceinline__ void bring(Memory<T> &memory, const Items<T> &items) 
     wait_for_copies();
 }
 
-/// Changes KEYS rows of a head that lie in the block's memory, from `first` of `late` on, and none from `past` on; by so many
-/// warps, this one the `warp`th.
-template <int CHANGERS, typename T>
-__device__ __forceinline__ void change_rows(T *matrix, const Late<T> &late, int warp, int first, int past) {
+/// Changes KEYS rows of a head in the block's memory, once `wait` has waited for them: from `first` of `late` on, and by nothing
+/// from `past` on, where they need not have been brought; by so many warps, this one the `warp`th.
+template <int CHANGERS, typename T, typename F>
+__device__ __forceinline__ void change_matrix(T *matrix, const Late<T> &late, int warp, int first, int past, F wait) {
     if (late.rank == 0) return;
     constexpr int TIMES = KEYS / 16 / CHANGERS;
     unsigned left[TIMES][4], right[DEPTH / 8][2];
@@ -124,6 +125,7 @@ __device__ __forceinline__ void change_rows(T *matrix, const Late<T> &late, int 
         late.load_left(left[time], first + (warp * TIMES + time) * 16, past);
     }
     late.load_right(right);
+    wait();
     int own = warp * TIMES * 16 + threadIdx.x % WARP / 4;
     auto pair_of = [&](int time, int n, int half) {
         char *piece = reinterpret_cast<char *>(matrix) + place_of(own + time * 16 + half * 8, n);
@@ -136,18 +138,22 @@ __device__ __forceinline__ void change_rows(T *matrix, const Late<T> &late, int 
 
 /// Changes a stage's keys and values, from one key on, and with an item's first ones its queries, of which KEYS are two parts.
 template <int CHANGERS, typename T>
-__device__ __forceinline__ void change_stage(LateMemory<T> &late, const Task<T> &task, int item, int stage, int key,
+__device__ __forceinline__ void change_stage(LateMemory<T> &late, const Task<T> &task, int item, Turn turn, int key,
                                              int warp) {
     const Changes<T> &changes = late.changes[item];
-    auto &brought = late.all.stages[stage];
+    auto &brought = late.all.stages[turn.stage];
+    auto wait = [&] { late.all.there[turn.stage].wait(turn.parity); };
     int parts = key == first_key(task) ? (task.past - task.first + KEYS - 1) / KEYS : 0;
     // One after the other by the same instructions, which takes the fewest registers.
     ROLLED for (int part = -2; part < parts; part++) {
         T *matrix = part < -1 ? brought.keys : part < 0 ? brought.values : late.all.queries[item][2 * part];
         const Late<T> &own = changes.of[part < -1 ? KEY : part < 0 ? VALUE : QUERY];
         int first = part < 0 ? key : task.first + part * KEYS, past = part < 0 ? past_key(task) : task.past;
-        change_rows<CHANGERS>(matrix, own, warp, first, past);
+        change_matrix<CHANGERS>(matrix, own, warp, first, past, wait);
     }
+    wait();
+    show_to_products();
+    arrive(late.changed[turn.stage]);
 }
 
 /// Changes what was brought; by so many warps, this one the `warp`th.
@@ -158,11 +164,7 @@ template <int CHANGERS, typename T> __device__ __forceinline__ void change(const
         int start = first_key(task), end = past_key(task);
         late.are_changes_there[turn.stage].wait(turn.parity);
         ROLLED for (int key = start; key < end; key += KEYS) {
-            late.all.there[next.stage].wait(next.parity);
-            warp_barrier();
-            change_stage<CHANGERS>(late, task, turn.stage, next.stage, key, warp);
-            show_to_products();
-            arrive(late.changed[next.stage]);
+            change_stage<CHANGERS>(late, task, turn.stage, next, key, warp);
             next.advance(STAGES);
         }
         turn.advance(ITEMS);
@@ -202,9 +204,8 @@ template <typename T, int TIMES> struct Parts {
 
     __device__ explicit Parts(const Item<T> &item) : item(item) {}
 
-    /// A warp's first query of each part, among the part's, and of a lane's two the first; the other is 8 behind it.
-    __device__ static int first() { return threadIdx.x % WARPGROUP / WARP * 16; }
-    __device__ static int own() { return first() + threadIdx.x % WARP / 4; }
+    /// Of a lane's two queries of each part the first, among the part's; the other is 8 behind it.
+    __device__ static int own() { return threadIdx.x % WARPGROUP / WARP * 16 + threadIdx.x % WARP / 4; }
 
     /// The task of one part.
     __device__ Task<T> part(int time) const {
@@ -329,7 +330,6 @@ template <typename T> __device__ __forceinline__ void pass(const Item<T> &item, 
     arrive(item.are_queries_read);
 }
 
-
 /// Before anything else, by all threads: there are so many that bring, and warps that change.
 template <typename T> __device__ inline void begin(Memory<T> &memory, LateMemory<T> *late, int bringers, int changers) {
     int i = threadIdx.x;
@@ -344,7 +344,7 @@ template <typename T> __device__ inline void begin(Memory<T> &memory, LateMemory
 }
 
 /// Everything, once for each kernel: a function of which there are two callers would be none of either's, and products do not
-/// run on beyond a call. Those that only bring take few registers.
+/// run on beyond a call. Those that only bring take few registers, and those that change as many as readers can do without.
 template <bool IS_LATE, typename T>
 __device__ __forceinline__ void attend(Memory<T> &memory, const Items<T> &items) {
     constexpr int CHANGERS = IS_LATE ? 2 : 0, BRINGERS = WARPGROUP - CHANGERS * WARP;

@@ -72,24 +72,18 @@ template <typename T, int N> __device__ inline void pack(unsigned (&left)[4], co
     }
 }
 
-/// The share of a weight among all of its row, which four lanes have counted.
-__device__ inline float share_of(const Row &row) {
-    float total = row.total + exchanged(row.total, 1);
-    return reciprocal(total + exchanged(total, 2));
-}
-
-/// What one of two queries has gathered times a factor.
-template <int N> __device__ inline void scale_half(float (&y)[N][4], int half, float factor) {
-    UNROLL for (int n = 0; n < N; n++) {
-        UNROLL for (int i = 0; i < 2; i++) y[n][2 * half + i] *= factor;
-    }
-}
-
-/// Divides what so many times 16 queries have gathered among its weights.
+/// Divides what so many times 16 queries have gathered among all weights of their rows, which four lanes have counted.
 template <int TIMES, int N>
 __device__ inline void divide_gathered(float (&y)[TIMES][N][4], const Row (&rows)[TIMES][2]) {
     UNROLL for (int time = 0; time < TIMES; time++) {
-        UNROLL for (int half = 0; half < 2; half++) scale_half(y[time], half, share_of(rows[time][half]));
+        UNROLL for (int half = 0; half < 2; half++) {
+            float total = rows[time][half].total;
+            total += exchanged(total, 1);
+            float share = reciprocal(total + exchanged(total, 2));
+            UNROLL for (int n = 0; n < N; n++) {
+                UNROLL for (int i = 0; i < 2; i++) y[time][n][2 * half + i] *= share;
+            }
+        }
     }
 }
 
@@ -136,8 +130,9 @@ __device__ inline void multiply_rows(float (&y)[TIMES][ROWS / 8][4], const unsig
     }
 }
 
-/// Changes rows that lie in a block's memory, 16 a time, by the factors that a lane has loaded: N times eight columns, of which it has
-/// two numbers of row lane / 4 and two of the row 8 behind it, that `get(time, n, half)` gets and `set(time, n, half, pair)` sets.
+/// Changes rows that lie in a block's memory, 16 a time, by the factors that a lane has loaded: N times eight columns, of which
+/// it has two numbers of row lane / 4 and two of the row 8 behind it, that `get(time, n, half)` gets and
+/// `set(time, n, half, pair)` sets.
 template <typename T, int N, int TIMES, typename G, typename S>
 __device__ inline void change_pairs(const unsigned (&left)[TIMES][4], const unsigned (&right)[N][2], G get, S set) {
     // To load lets lanes go their own ways.

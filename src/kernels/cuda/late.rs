@@ -183,7 +183,7 @@ mod tests {
             // Several items a block, tiles of all sizes, and stages that come round; twice with the most queries a block.
             let (lengths, [keys, group, width]): (Vec<usize>, _) = match round % 13 {
                 0 => (vec![256 - below(20); 5], [2, 2, 64]),
-                3 | 9 => (vec![300 + below(80), 1 + below(20), 200 - below(50), 40], [keys, group, 64]),
+                3 | 9 | 10 => (vec![300 + below(80), 1 + below(20), 200 - below(50), 40], [keys, group, 64]),
                 _ => {
                     let lengths = (0..1 + below(8)).map(|_| 1 + below([32, 90][round / 2 % 2])).collect();
                     (lengths, [keys, group, [32, 64][round / 4 % 2]])

@@ -1,5 +1,5 @@
 // What four warps of compute capability 9.0 do together: products whose matrices both lie in a block's memory, and
-// counters there by which threads wait for each other's copies. All lanes of a warp must come to each of these together,
+// counters there by which threads wait for what others copy or change. All lanes of a warp must come to each of these together,
 // but for Counter.
 #pragma once
 
@@ -75,8 +75,8 @@ struct alignas(8) Counter {
     }
 };
 
-/// What is known to have been copied to the block's memory, since a counter that was waited for said so, is what this warp's
-/// products read later.
+/// What this thread has written to the block's memory, or knows to have been copied there since a counter said so, is what
+/// products read later, of whoever waits for this thread then.
 __device__ inline void show_to_products() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 /// Registers of each thread from now on: fewer than it had, or more.
@@ -187,7 +187,7 @@ struct Turn {
     }
 };
 
-/// Waits for copies, and lets this warp's products read them.
+/// Waits for what others have brought, and lets this warp's products read it.
 __device__ inline void wait_for_stage(Counter &there, int parity) {
     there.wait(parity);
     show_to_products();
@@ -195,7 +195,7 @@ __device__ inline void wait_for_stage(Counter &there, int parity) {
     warp_barrier();
 }
 
-/// Puts the product of DEPTH columns of two matrices in the place of what the sums are.
+/// Asks for the product of DEPTH columns of two matrices, as a group, in the place of what the sums are.
 template <typename T> __device__ inline void multiply_depth(float (&y)[SUMS], const T *left, const T *right) {
     begin_products();
     UNROLL for (int part = 0; part < DEPTH / 16; part++) {
