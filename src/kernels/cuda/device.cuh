@@ -45,6 +45,25 @@ template <> __device__ inline unsigned packed<f16>(float low, float high) {
     return *reinterpret_cast<unsigned *>(&both);
 }
 
+// Both of them again, exactly.
+template <typename T> __device__ inline float2 unpacked(unsigned both);
+
+template <> __device__ inline float2 unpacked<bf16>(unsigned both) {
+    return {__uint_as_float(both << 16), __uint_as_float(both & 0xffff0000u)};
+}
+
+template <> __device__ inline float2 unpacked<f16>(unsigned both) {
+    return __half22float2(*reinterpret_cast<__half2 *>(&both));
+}
+
+// Four bytes, the lowest by the last digit: 0 to 3 are bytes of the first number, 4 to 7 of the second one, and with 8 more
+// they are the signs of these bytes, in all of their bits.
+__device__ inline unsigned bytes_of(unsigned first, unsigned second, unsigned digits) {
+    unsigned bytes;
+    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(bytes) : "r"(first), "r"(second), "r"(digits));
+    return bytes;
+}
+
 // The value of the lane whose number differs in these bits.
 __device__ inline float exchanged(float x, int bits) { return __shfl_xor_sync(0xffffffffu, x, bits); }
 

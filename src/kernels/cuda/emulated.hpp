@@ -33,6 +33,10 @@ struct __attribute__((may_alias, aligned(16))) float4 {
     float x, y, z, w;
 };
 
+struct float2 {
+    float x, y;
+};
+
 namespace emulated {
 
 struct Place {
@@ -192,6 +196,21 @@ inline void wait_for_copies() { emulated::wait_for_copies(); }
 
 template <typename T> inline unsigned packed(float low, float high) {
     return from_float<T>(low).bits | static_cast<unsigned>(from_float<T>(high).bits) << 16;
+}
+
+template <typename T> inline float2 unpacked(unsigned both) {
+    return {to_float(T{static_cast<unsigned short>(both)}), to_float(T{static_cast<unsigned short>(both >> 16)})};
+}
+
+inline unsigned bytes_of(unsigned first, unsigned second, unsigned digits) {
+    unsigned bytes = 0;
+    for (int i = 0; i < 4; i++) {
+        unsigned digit = digits >> 4 * i & 15;
+        unsigned byte = (digit & 4 ? second : first) >> digit % 4 * 8 & 255;
+        if (digit & 8) byte = byte & 128 ? 255 : 0;
+        bytes |= byte << 8 * i;
+    }
+    return bytes;
 }
 
 template <typename T> inline void write_pair(T *target, float low, float high) {

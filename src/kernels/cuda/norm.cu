@@ -12,7 +12,7 @@ constexpr int OF_WARP = 1024;
 constexpr int KEPT = 8;
 
 /// Pieces whose weights are read together.
-constexpr int FEW = 3;
+constexpr int FEW = 2;
 
 /// The sum of the numbers of so many threads, which share a row, to all of them.
 template <int SHARING> __device__ float sum_of_row(float x) {
@@ -31,59 +31,71 @@ template <int SHARING> __device__ float sum_of_row(float x) {
     }
 }
 
-/// Which columns of a row a thread has: N side by side, PIECES times, of those that SHARING threads have together.
-template <int N, int SHARING, int PIECES> struct Share {
-    static constexpr int COLUMNS = N * SHARING;
+/// Which columns of a row a thread has: N side by side, PIECES times, of those that SHARING threads have together. Where
+/// the pieces are just the row, its width is known to the compiler, which leaves out comparisons and knows where they are.
+template <int AT_ONCE, int THREADS_OF_ROW, int TIMES, bool IS_EXACT = false> struct Share {
+    static constexpr int N = AT_ONCE, SHARING = THREADS_OF_ROW, PIECES = TIMES, COLUMNS = N * SHARING;
     /// Whether there is nothing beyond the pieces: see `run`.
     static constexpr bool IS_ALL = N == WIDE && SHARING == WARP;
-    typedef float Kept[PIECES][N];
+    typedef float Piece[N];
 
     /// The first column of a piece.
     static __device__ int column(int piece) { return piece * COLUMNS + threadIdx.x % SHARING * N; }
 
+    static __device__ bool has(int column, int width) { return column < (IS_EXACT ? PIECES * COLUMNS : width); }
+
     /// Reads pieces, from one on, without waiting for one. What lies past the width is read at the row's beginning, since
     /// a load that may be left out would wait for a choice.
     template <int COUNT, typename X>
-    static __device__ void read(float (&pieces)[COUNT][N], X x, int width, int first = 0) {
+    static __device__ void read(Piece (&pieces)[COUNT], X x, int width, int first = 0) {
         for (int i = 0; i < COUNT; i++) {
             int place = column(first + i);
-            read_columns(pieces[i], x + (place < width ? place : 0));
+            read_columns(pieces[i], x + (has(place, width) ? place : 0));
         }
     }
 };
 
-/// `x + residual [width]`, of which this thread has its share. Both are pointers, or Split; the second may be null.
-template <int N, int SHARING, int PIECES, typename X, typename R> struct Row {
-    typedef Share<N, SHARING, PIECES> Own;
+/// `x + residual - less [width]`, of which this thread has its share. Both are pointers, or Split; the second may be null.
+template <typename Own, typename X, typename R> struct Row {
+    typedef typename Own::Piece Piece;
     X x;
     R residual;
     int width;
-    typename Own::Kept kept;
+    float less = 0.0f;
+    Piece kept[Own::PIECES];
 
     __device__ Row(X x, R residual, int width) : x(x), residual(residual), width(width) {
-        typename Own::Kept more = {};
+        Piece more[Own::PIECES] = {};
         if (residual) Own::read(more, residual, width);
         Own::read(kept, x, width);
-        for (int i = 0; i < PIECES; i++) {
-            for (int j = 0; j < N; j++) kept[i][j] += more[i][j];
+        for (int i = 0; i < Own::PIECES; i++) {
+            for (int j = 0; j < Own::N; j++) kept[i][j] += more[i][j];
+        }
+    }
+
+    /// Subtracts from all values, of which nothing was subtracted yet.
+    __device__ void subtract(float number) {
+        less = number;
+        for (Piece &piece : kept) {
+            for (float &value : piece) value -= number;
         }
     }
 
     /// Calls `f` with values, and the column of their first.
     template <typename F> __device__ void each(F f) const {
-        for (int i = 0; i < PIECES; i++) {
-            if (Own::column(i) < width) f(kept[i], Own::column(i));
+        for (int i = 0; i < Own::PIECES; i++) {
+            if (Own::has(Own::column(i), width)) f(kept[i], Own::column(i));
         }
         each_beyond(f);
     }
 
     /// The same with those that are not kept.
     template <typename F> __device__ void each_beyond(F f) const {
-        for (int column = Own::column(PIECES); !Own::IS_ALL && column < width; column += Own::COLUMNS) {
-            float values[N], more[N] = {};
+        for (int column = Own::column(Own::PIECES); !Own::IS_ALL && column < width; column += Own::COLUMNS) {
+            Piece values, more = {};
             read_columns(values, x + column);
             if (residual) read_columns(more, residual + column);
-            for (int i = 0; i < N; i++) values[i] += more[i];
+            for (int i = 0; i < Own::N; i++) values[i] = values[i] + more[i] - less;
             f(values, column);
         }
     }
@@ -91,27 +103,34 @@ template <int N, int SHARING, int PIECES, typename X, typename R> struct Row {
     /// The sum of `f` of all values.
     template <typename F> __device__ float sum(F f) const {
         float sum = 0.0f;
-        each([&](const float(&values)[N], int) {
-            for (int i = 0; i < N; i++) sum += f(values[i]);
+        each([&](const Piece &values, int) {
+            for (float value : values) sum += f(value);
         });
-        return sum_of_row<SHARING>(sum);
+        return sum_of_row<Own::SHARING>(sum);
     }
 };
+
+/// Runs an operation on a row that a warp has in so many pieces.
+template <int PIECES, typename Operation> __device__ void run_pieces(const Operation &operation, int width) {
+    bool is_exact = width == PIECES * WIDE * WARP;
+    is_exact ? operation.template run<Share<WIDE, WARP, PIECES, true>>()
+             : operation.template run<Share<WIDE, WARP, PIECES>>();
+}
 
 /// Runs an operation on a row, of columns that go by fours or not, with as many pieces as it needs. Whatever rows there
 /// are beside it, its sums are added up in the same order.
 template <typename Operation> __device__ void run(const Operation &operation, bool is_wide, int width) {
     constexpr int PIECE = WIDE * WARP;
     if (!is_wide) {
-        width > OF_WARP ? operation.template run<1, THREADS, 2>() : operation.template run<1, WARP, 2>();
+        width > OF_WARP ? operation.template run<Share<1, THREADS, 2>>() : operation.template run<Share<1, WARP, 2>>();
     } else if (width > OF_WARP) {
-        operation.template run<WIDE, THREADS, KEPT>();
+        operation.template run<Share<WIDE, THREADS, KEPT>>();
     } else if (width <= 3 * PIECE) {
-        operation.template run<WIDE, WARP, 3>();
+        run_pieces<3>(operation, width);
     } else if (width <= 6 * PIECE) {
-        operation.template run<WIDE, WARP, 6>();
+        run_pieces<6>(operation, width);
     } else {
-        operation.template run<WIDE, WARP, OF_WARP / PIECE>();
+        run_pieces<OF_WARP / PIECE>(operation, width);
     }
 }
 
@@ -143,26 +162,26 @@ template <typename Y, typename X, typename R> struct Norm {
     float eps;
     int width;
 
-    template <int N, int SHARING, int PIECES> __device__ void run() const {
-        Row<N, SHARING, PIECES, X, R> row(x, residual, width);
-        float mean = is_layer ? row.sum([](float v) { return v; }) / width : 0.0f;
-        float variance = row.sum([=](float v) { return (v - mean) * (v - mean); }) / width;
+    template <typename Own> __device__ void run() const {
+        constexpr int N = Own::N, PIECES = Own::PIECES;
+        Row<Own, X, R> row(x, residual, width);
+        if (is_layer) row.subtract(row.sum([](float v) { return v; }) / width);
+        float variance = row.sum([](float v) { return v * v; }) / width;
         float scale = rsqrtf(variance + eps);
         auto write = [&](const float(&values)[N], const float(&factors)[N], const float(&shifts)[N], int column) {
             float results[N];
-            for (int i = 0; i < N; i++) results[i] = (values[i] - mean) * scale * factors[i] + shifts[i];
+            for (int i = 0; i < N; i++) results[i] = values[i] * scale * factors[i] + shifts[i];
             y.write(column, results);
         };
         // All weights at once would take registers, and leave room for fewer rows side by side; those of one piece after the
         // other would be waited for each time.
-        typedef Share<N, SHARING, PIECES> Own;
         for (int first = 0; first < PIECES; first += FEW) {
             float factors[FEW][N], shifts[FEW][N] = {};
             Own::read(factors, weight, width, first);
             if (bias) Own::read(shifts, bias, width, first);
             for (int i = 0; i < FEW && first + i < PIECES; i++) {
                 int column = Own::column(first + i);
-                if (column < width) write(row.kept[first + i], factors[i], shifts[i], column);
+                if (Own::has(column, width)) write(row.kept[first + i], factors[i], shifts[i], column);
             }
         }
         row.each_beyond([&](const float(&values)[N], int column) {
@@ -179,14 +198,14 @@ struct Unit {
     const float *x;
     int width;
 
-    template <int N, int SHARING, int PIECES> __device__ void run() const {
-        Row<N, SHARING, PIECES, const float *, const float *> row(x, nullptr, width);
+    template <typename Own> __device__ void run() const {
+        Row<Own, const float *, const float *> row(x, nullptr, width);
         float length = sqrtf(row.sum([](float v) { return v * v; }));
         // Not `fmaxf`, which makes 1e-12 of NaN.
         float scale = 1.0f / (length < 1e-12f ? 1e-12f : length);
-        row.each([&](const float(&values)[N], int column) {
-            float results[N];
-            for (int i = 0; i < N; i++) results[i] = values[i] * scale;
+        row.each([&](const typename Own::Piece &values, int column) {
+            typename Own::Piece results;
+            for (int i = 0; i < Own::N; i++) results[i] = values[i] * scale;
             write_columns(y + column, results);
         });
     }
@@ -220,11 +239,12 @@ NORM(norm_f32_f16_f16, float, f16, float, f16)
 NORM(norm_bf16_bf16_bf16, bf16, bf16, bf16, bf16)
 NORM(norm_f16_f16_f16, f16, f16, f16, f16)
 
-// Of dense rows of T and of a residual, in f32 or split like the result.
+// Of dense rows of T and of a residual, in f32 or split like the result. Eight blocks leave each other the registers for rows
+// of 1024 columns; more blocks would not.
 #define NORM_SPLIT(NAME, T)                                                                                            \
-    KERNEL(NAME, T *y, signed char *y_rest, const T *x, const float *residual, const T *residual_high,                 \
-           const signed char *residual_rest, const float *weight, const float *bias, int is_layer, float eps,          \
-           int rows, int width) {                                                                                      \
+    CROWDED_KERNEL(8, NAME, T *y, signed char *y_rest, const T *x, const float *residual, const T *residual_high,      \
+                   const signed char *residual_rest, const float *weight, const float *bias, int is_layer, float eps,  \
+                   int rows, int width) {                                                                              \
         long long row = row_of(width), first = row * width;                                                            \
         if (row >= rows) return;                                                                                       \
         Split<T> split = Split<T>{y, y_rest} + first;                                                                  \

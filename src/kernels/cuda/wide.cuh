@@ -10,9 +10,24 @@ template <int N, typename T> struct alignas(N * sizeof(T)) Few {
     T numbers[N];
 };
 
+/// Their values, of 16 bits two at a time too.
+template <int N, typename T> __device__ inline void unpack(float (&values)[N], const Few<N, T> &few) {
+    if constexpr (sizeof(T) == 2 && N % 2 == 0) {
+        unsigned pairs[N / 2];
+        memcpy(pairs, &few, sizeof few);
+        for (int i = 0; i < N / 2; i++) {
+            float2 both = unpacked<T>(pairs[i]);
+            values[2 * i] = both.x;
+            values[2 * i + 1] = both.y;
+        }
+    } else {
+        for (int i = 0; i < N; i++) values[i] = to_float(few.numbers[i]);
+    }
+}
+
 template <int N, typename T> __device__ inline void read_columns(float (&values)[N], const T *x) {
     const Few<N, T> few = *reinterpret_cast<const Few<N, T> *>(x);
-    for (int i = 0; i < N; i++) values[i] = to_float(few.numbers[i]);
+    unpack(values, few);
 }
 
 /// The nearest numbers of T, those of 16 bits two at a time.
