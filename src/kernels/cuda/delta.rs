@@ -8,7 +8,7 @@
 use super::array::Array;
 use super::factors::{Factors, Kind, words};
 use super::late::{Attended, Late};
-use super::launch::{Launch, suffix};
+use super::launch::{BLOCK, Blocks, Launch, suffix};
 use crate::error::{Error, Result};
 use candle_core::DType;
 use std::ops::Range;
@@ -21,6 +21,17 @@ const RANKS: usize = 32;
 
 /// Columns of a block that expands.
 const COLUMNS: usize = 128;
+
+/// What a block of shrink.cu takes of the depth in a turn, in how many turns at most, and what memory each is.
+const TURN: usize = 256;
+const TURNS: usize = 4;
+const TURN_BYTES: usize = 16 << 10;
+
+/// Memory of its sums.
+const SUMS_BYTES: usize = 4 * 4 * TILE * (RANKS + 1);
+
+/// Blocks that have so much on a multiprocessor.
+const TOGETHER: usize = 2;
 
 /// Sites of a projection, at most, as delta.cu has them.
 const SITES: usize = 8;
@@ -112,7 +123,12 @@ impl Touched {
         let left = Array::new(x.gpu(), x.dtype(), &[tokens, width])?;
         let launch = Launch::on(x.gpu()).array(&left).array(x).array(&self.tiles).structure(told(&spans));
         let launch = launch.sizes([spans.len(), inputs, stride, width]);
-        launch.run(&format!("shrink_{}", suffix(x.dtype())), [self.tiles.elements() / 4, width.div_ceil(RANKS)])?;
+        let grid = [self.tiles.elements() / 4, width.div_ceil(RANKS)];
+        let kernel = |name: &str| format!("{name}_{}", suffix(x.dtype()));
+        match ahead(x, grid)? {
+            Some(blocks) => launch.sizes([grid[0]]).run_in(&kernel("shrink_ahead"), &blocks)?,
+            None => launch.run(&kernel("shrink"), grid)?,
+        }
         Ok(Some(Grouped { left, tiles: self.tiles.clone(), spans }))
     }
 
@@ -135,6 +151,22 @@ impl Touched {
         let (left, owners) = (grouped.left.clone(), self.owners.clone());
         sites.iter().any(Option::is_some).then(|| Late::new(left, owners, sites, attended.head_width))
     }
+}
+
+/// The blocks of shrink.cu for a grid of tiles and ranks: no more than run at once, each for several tiles. None where a GPU
+/// has not the memory, or rows are not for it.
+fn ahead(x: &Array, [tiles, ranks]: [usize; 2]) -> Result<Option<Blocks>> {
+    let [_, inputs, stride] = x.matrix()?;
+    let turns = inputs.div_ceil(TURN);
+    let is_aligned = [x.address() as usize / 2, inputs, stride].iter().all(|numbers| numbers.is_multiple_of(8));
+    let is_for_it = x.dtype() != DType::F32 && is_aligned && turns <= TURNS && ranks > 0;
+    // Those that are kept, and those on the way, as shrink.cu has them.
+    let turns = turns + if turns < TURNS { 3 } else { 2 };
+    Ok(x.gpu().warpgroups().filter(|_| is_for_it).map(|multiprocessors| Blocks {
+        grid: [tiles.min((TOGETHER * multiprocessors / ranks).max(1)), ranks],
+        threads: BLOCK,
+        shared: SUMS_BYTES + turns * TURN_BYTES,
+    }))
 }
 
 /// A site that adapters change.
@@ -220,6 +252,12 @@ impl Grouped {
 mod tests {
     use super::*;
     use crate::kernels::sample::below;
+    #[cfg(feature = "emulated")]
+    use {
+        super::super::{Change, Gpu, HostFactors, asked},
+        crate::kernels::sample::normal,
+        candle_core::Tensor,
+    };
 
     #[test]
     fn of_any_segments_every_row_is_in_one_tile_with_its_own_adapters_address() {
@@ -255,6 +293,55 @@ mod tests {
         assert_eq!(owners_of(&[0, 3, 5, 9, 10, 14, 20, 25]).unwrap(), expected);
         for offsets in [&[0, 4, 9][..], &[3, 10], &[0, 25], &[14, 21]] {
             assert!(matches!(owners_of(offsets), Err(Error::Internal(_))), "{offsets:?}");
+        }
+    }
+
+    /// Left factors of some rows by random adapters, and the kernel that made them, on each GPU.
+    #[cfg(feature = "emulated")]
+    fn left_factors<const N: usize>(gpus: [&Gpu; N], inputs: usize, dtype: DType) -> [(Vec<String>, Vec<u32>); N] {
+        let mut offsets = vec![0];
+        (0..12).for_each(|_| offsets.push(offsets[offsets.len() - 1] + 1 + below(90)));
+        let x = normal(1.0, (offsets[offsets.len() - 1], inputs)).to_dtype(dtype).unwrap();
+        // Matrices after ones of odd sizes are not aligned.
+        let change = |rank: usize| Change {
+            low_rank: Some([normal(0.1, (inputs, rank)), normal(1.0, (rank, 5))]),
+            columns: None::<[Tensor; 2]>,
+        };
+        let adapter = |_| {
+            let sites = (0..3).filter(|_| below(3) > 0);
+            sites.map(|site| (site, change(1 + below(24)))).collect::<Vec<_>>()
+        };
+        let adapters: Vec<_> = (0..offsets.len() - 1).map(adapter).collect();
+        gpus.map(|gpu| {
+            let factors = |changes: &Vec<(usize, Change<Tensor>)>| {
+                let list: Vec<_> = changes.iter().map(|(site, change)| (*site, change.each_ref())).collect();
+                Factors::new(gpu, &HostFactors::new(3, dtype, &list).unwrap()).unwrap()
+            };
+            let factors: Vec<_> = adapters.iter().map(factors).collect();
+            let rows = offsets.windows(2).map(|rows| rows[0]..rows[1]);
+            let touched = Touched::new(rows.zip(&factors).skip(1), &offsets).unwrap().unwrap();
+            let (spans, x) = (Spans::new(&[0, 1, 2].map(|site| (site, 5 * site, 5))), Array::of(gpu, &x).unwrap());
+            asked::names();
+            let left = touched.shrink(&spans, &x).unwrap().unwrap().left;
+            let left = left.depart().unwrap().wait().unwrap().flatten_all().unwrap();
+            let numbers = left.to_dtype(DType::F32).unwrap().to_vec1::<f32>().unwrap();
+            (asked::names(), numbers.into_iter().map(f32::to_bits).collect())
+        })
+    }
+
+    #[cfg(feature = "emulated")]
+    #[test]
+    fn what_is_asked_for_ahead_has_the_same_bits() {
+        let gpu = Gpu::emulated(64).unwrap();
+        // Of one warp and of all, with ends within a warp's turn and a step, and of most turns; then deeper, and not aligned.
+        let depths = [(40, true), (256, true), (384, true), (712, true), (1000, true), (1032, false), (300, false)];
+        for (round, (inputs, is_ahead)) in depths.into_iter().enumerate() {
+            let (dtype, suffix) = [(DType::BF16, "bf16"), (DType::F16, "f16")][round % 2];
+            let [(ahead, left), (usual, expected)] = left_factors([&gpu, &gpu.clone().of_warps()], inputs, dtype);
+            assert_eq!(ahead, [format!("shrink_{}{suffix}", if is_ahead { "ahead_" } else { "" })]);
+            assert_eq!(usual, [format!("shrink_{suffix}")]);
+            assert!(left == expected, "of {inputs}");
+            assert!(left.iter().any(|bits| !f32::from_bits(*bits).is_nan()));
         }
     }
 }

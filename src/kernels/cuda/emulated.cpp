@@ -89,6 +89,7 @@ void prepare(Context &context, char *stack, void (*begin)()) {
 struct Copy {
     void *target;
     const void *source;
+    int group;
 };
 
 struct Product {
@@ -123,6 +124,8 @@ struct Fiber {
     /// How often its warp has done something together.
     unsigned together;
     std::vector<Copy> copies;
+    /// Groups of them that have ended.
+    int copy_groups;
     /// What it has written since it showed that to products, and what addresses it has waited for since.
     std::vector<Written> unshown;
     std::vector<const void *> waited_for;
@@ -257,6 +260,7 @@ Outcome Block::run() {
         fiber.number = number;
         fiber.together = 0;
         fiber.copies.clear();
+        fiber.copy_groups = 0;
         fiber.unshown.clear();
         fiber.waited_for.clear();
         fiber.products.clear();
@@ -416,7 +420,7 @@ void copy_later(void *target, const void *source) {
     if (reinterpret_cast<std::uintptr_t>(target) % 16 || reinterpret_cast<std::uintptr_t>(source) % 16) std::abort();
     std::memset(target, 0xff, 16);
     if (is_of_launch(target)) std::memset(const_cast<char *>(shown(target)), 0xff, 16);
-    block->running->copies.push_back({target, source});
+    block->running->copies.push_back({target, source, block->running->copy_groups});
 }
 
 void tell_of_copies(const void *address, std::function<void()> tell) {
@@ -428,14 +432,23 @@ void tell_of_copies(const void *address, std::function<void()> tell) {
 
 void learn_of_copies(const void *address) { block->running->waited_for.push_back(address); }
 
-void wait_for_copies() {
+void end_group_of_copies() { block->running->copy_groups++; }
+
+void wait_for_copies_but(int few) {
     Fiber &fiber = *block->running;
-    while (block->awaits_copies()) block->arrive();
-    for (const Copy &copy : fiber.copies) {
+    auto is_older = [&](const Copy &copy) { return copy.group < fiber.copy_groups - few; };
+    auto end = std::find_if_not(fiber.copies.begin(), fiber.copies.end(), is_older);
+    std::for_each(fiber.copies.begin(), end, [&](const Copy &copy) {
         std::memcpy(copy.target, copy.source, 16);
         if (is_of_launch(copy.target)) fiber.unshown.push_back({copy.target, 16});
-    }
-    fiber.copies.clear();
+    });
+    fiber.copies.erase(fiber.copies.begin(), end);
+}
+
+void wait_for_copies() {
+    while (block->awaits_copies()) block->arrive();
+    end_group_of_copies();
+    wait_for_copies_but(0);
 }
 
 void multiply_later(std::function<void()> make) {

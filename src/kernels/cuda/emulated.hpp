@@ -97,6 +97,8 @@ void *memory_of_block(const void *key, std::size_t bytes);
 
 void copy_later(void *target, const void *source);
 void wait_for_copies();
+void end_group_of_copies();
+void wait_for_copies_but(int few);
 
 inline float float_of_bits(unsigned bits) {
     float x;
@@ -193,6 +195,8 @@ inline void copy_later_or_zeros(void *target, const void *source, bool is_there)
     emulated::copy_later(target, is_there ? source : &zeros);
 }
 inline void wait_for_copies() { emulated::wait_for_copies(); }
+inline void end_group_of_copies() { emulated::end_group_of_copies(); }
+template <int FEW> inline void wait_for_older_copies() { emulated::wait_for_copies_but(FEW); }
 
 template <typename T> inline unsigned packed(float low, float high) {
     return from_float<T>(low).bits | static_cast<unsigned>(from_float<T>(high).bits) << 16;

@@ -235,6 +235,6 @@ mod tests {
         case.adapters.extend([Vec::new(), Vec::new()]);
         let (names, _) = case.attend(&gpu, 0..3, true);
         let kernels = ["attention_two_late_bf16_64", "attention_late_bf16_64", "attention_group_late_bf16"];
-        assert_eq!(names, [&["shrink_bf16"][..], &kernels].concat());
+        assert_eq!(names, [&["shrink_ahead_bf16"][..], &kernels].concat());
     }
 }

@@ -66,6 +66,14 @@ __device__ inline void copy_later_or_zeros(void *target, const void *source, boo
 
 /// Waits for this thread's copies; others see them after a barrier.
 __device__ inline void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+
+/// Ends a group of this thread's copies, which may be empty.
+__device__ inline void end_group_of_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+/// Waits for this thread's groups of copies but for the last few.
+template <int FEW> __device__ inline void wait_for_older_copies() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(FEW) : "memory");
+}
 #endif
 
 /// Copies numbers that fill 16 bytes into a block's memory: the first `count` of them, which may be none or negative,

@@ -263,7 +263,7 @@ mod tests {
         let elsewhere = Deltas::new();
         // Of the base, of some rows, and of the base again.
         const THREE: [&str; 3] = ["multiply"; 3];
-        let changes = [&["shrink_bf16"][..], &THREE, &["expand_bf16", "activate_bf16"]].concat();
+        let changes = [&["shrink_ahead_bf16"][..], &THREE, &["expand_bf16", "activate_bf16"]].concat();
         // IA3 on inputs multiplies once more, what it has scaled.
         let otherwise = [&THREE[..], &["copy_bf16_bf16", "scale_columns_bf16", "multiply", "activate_bf16"]].concat();
         let twice = [&["multiply"; 5][..], &["expand_bf16", "activate_bf16", "activate_bf16"]].concat();

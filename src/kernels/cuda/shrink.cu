@@ -1,0 +1,151 @@
+// The left factors of updates where a block has the memory to ask for rows long before it multiplies them, and to keep what an
+// adapter multiplies them by: rows go by once, at the rate of the device's memory, if enough of them is on the way always.
+// The sums are those of delta.cu, to the bit.
+#include "delta_product.cuh"
+#include "warpgroup.cuh"
+
+namespace {
+
+/// Numbers that a thread copies at once, of a turn's columns as a lane has them: those of every row in so many steps.
+constexpr int PIECE = 8, STEPS = TURN / (4 * PIECE);
+
+/// Numbers of one turn of every warp. A thread copies what it multiplies itself, so nobody waits for anybody; neighbours'
+/// pieces lie side by side, so that no two of them fall on the same bank.
+template <typename T> struct Turn {
+    Piece<PIECE, T> pieces[STEPS][4][THREADS];
+
+    /// The first column that a lane has of a step.
+    __device__ static int column(int turn, int step) {
+        return (turn * WARPS + threadIdx.x / WARP) * TURN + (step * 4 + threadIdx.x % 4) * PIECE;
+    }
+
+    __device__ T *target(int step, int i) { return reinterpret_cast<T *>(&pieces[step][i][threadIdx.x]); }
+
+    /// Adds the product of two, which are there.
+    __device__ void add_to(Product<T> &product, const Turn &right) const {
+        Piece<PIECE, T> a[STEPS][4], b[STEPS][4];
+        UNROLL for (int step = 0; step < STEPS; step++) {
+            UNROLL for (int i = 0; i < 4; i++) {
+                a[step][i] = pieces[step][i][threadIdx.x];
+                b[step][i] = right.pieces[step][i][threadIdx.x];
+            }
+        }
+        product.add(a, b);
+    }
+};
+
+static_assert(sizeof(Turn<bf16>) == 16 << 10 && sizeof(Sums) == 4 * 4 * 32 * 33, "delta.rs gives other memory");
+
+/// What the rows are of, and which tiles' a block has: neighbours, which are mostly of one adapter.
+template <typename T> struct Given {
+    const T *x;
+    int in, stride;
+    const Tile *tiles;
+    int first, past;
+
+    /// Turns of a warp at a tile.
+    __device__ int turns() const {
+        return (in - static_cast<int>(threadIdx.x) / WARP * TURN + (WARPS - 1) * TURN + TURN - 1) / (WARPS * TURN);
+    }
+};
+
+/// What a thread asks for next: turn after turn of tile after tile.
+template <typename T> struct Ahead {
+    const Given<T> &given;
+    Rows<T> rows;
+    int number, turn, turns;
+
+    __device__ explicit Ahead(const Given<T> &given)
+        : given(given), number(given.first), turn(0), turns(given.turns()) {
+        rows = rows_of<T>(given.x, given.stride, given.tiles[number]);
+    }
+
+    /// Asks for a turn, which is a group of copies; none is left where no turn is.
+    __device__ void ask(Turn<T> &target) {
+        if (number < given.past && turns > 0) {
+            UNROLL for (int step = 0; step < STEPS; step++) {
+                int column = target.column(turn, step);
+                bool is_there = column < given.in;
+                UNROLL for (int i = 0; i < 4; i++) {
+                    // Of what is not there nothing is read; its address is one of the row's all the same.
+                    const T *source = rows[Product<T>::row(i)] + (is_there ? column : 0);
+                    copy_later_or_zeros(target.target(step, i), source, is_there);
+                }
+            }
+            if (++turn == turns) advance();
+        }
+        end_group_of_copies();
+    }
+
+  private:
+    __device__ void advance() {
+        turn = 0;
+        if (++number < given.past) rows = rows_of<T>(given.x, given.stride, given.tiles[number]);
+    }
+};
+
+/// Asks for all turns of the rows that a lane reads of an adapter's matrices. These need not be aligned.
+template <typename T> __device__ inline void keep(Turn<T> *kept, const T *const (&rows)[4], int turns, int in) {
+    ROLLED for (int i = 0; i < turns * STEPS; i++) {
+        int turn = i / STEPS, step = i % STEPS, column = kept->column(turn, step);
+        UNROLL for (int j = 0; j < 4; j++) copy_piece(kept[turn].target(step, j), rows[j] + column, in - column);
+    }
+}
+
+/// So many turns are on the way; the memory of a launch has room for these, for the sums, and for an adapter's turns.
+template <int AHEAD, typename T>
+__device__ inline void shrink_ahead(char *memory, T *left, const Given<T> &given, const Spans &spans, int count,
+                                    int left_width) {
+    Sums &sums = *reinterpret_cast<Sums *>(memory);
+    Turn<T> *coming = reinterpret_cast<Turn<T> *>(memory + sizeof sums), *kept = coming + AHEAD;
+    Ahead<T> ahead(given);
+    UNROLL for (int i = 0; i < AHEAD; i++) ahead.ask(coming[i]);
+    unsigned long long entries = 0, addresses = 0;
+    int next = 0;
+    ROLLED for (int number = given.first; number < given.past; number++) {
+        Tile tile = given.tiles[number];
+        if (tile.entries != entries) {
+            const T *rows[4];
+            entries = tile.entries;
+            addresses = find_ranks(rows, tile, spans, count, blockIdx.y * SIDE, given.in);
+            if (addresses) keep(kept, rows, ahead.turns, given.in);
+            wait_for_copies();
+        }
+        // What was kept and written lets lanes go their own ways.
+        warp_barrier();
+        Product<T> product;
+        ROLLED for (int turn = 0; turn < ahead.turns; turn++) {
+            wait_for_older_copies<AHEAD - 1>();
+            coming[next].add_to(product, kept[turn]);
+            ahead.ask(coming[next]);
+            next = next + 1 == AHEAD ? 0 : next + 1;
+        }
+        // Sums of the tile before are written.
+        barrier();
+        sums.put(product);
+        barrier();
+        // What an adapter without any of these ranks was multiplied by is not wanted.
+        if (addresses) sums.write(left, tile, blockIdx.y * SIDE, left_width);
+    }
+}
+
+/// The first tile of a block, or of one so many behind it: the first blocks have one more where they cannot all have as many.
+__device__ inline int first_of_block(int tile_count, int behind = 0) {
+    int blocks = gridDim.x, block = blockIdx.x + behind;
+    return tile_count / blocks * block + min(block, tile_count % blocks);
+}
+
+} // namespace
+
+#define SHRINK_AHEAD(NAME, T)                                                                                          \
+    CROWDED_KERNEL(2, shrink_ahead_##NAME, T *left, const T *x, const Tile *tiles, PARAMETER(Spans) spans, int count,  \
+                   int in, int x_stride, int left_width, int tile_count) {                                             \
+        ALL_SHARED(memory);                                                                                            \
+        Given<T> given = {x, in, x_stride, tiles, first_of_block(tile_count), first_of_block(tile_count, 1)};          \
+        /* delta.rs knows it too. */                                                                                   \
+        if (in <= 3 * WARPS * TURN) shrink_ahead<3>(memory, left, given, spans, count, left_width);                    \
+        else shrink_ahead<2>(memory, left, given, spans, count, left_width);                                           \
+    }
+
+SHRINK_AHEAD(bf16, bf16)
+SHRINK_AHEAD(f16, f16)
