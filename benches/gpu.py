@@ -70,7 +70,8 @@ def steps(options):
 
     yield "device", 20, ["nvidia-smi"], {}
     yield "selftest", 60, [*selftest, "--small"], {}
-    yield "selftest-attention", 60, [*selftest, "--only", "attention"], {}
+    # The CPU takes a minute for those of f32 alone.
+    yield "selftest-attention", 60, [*selftest, "--only", "attention BF16"], {}
     yield "models", 90, [*peers, "make", models, "--tokenizer", "tokenizer"], {}
     yield "parity", 60, [sys.executable, "gpu.py", "parity", "--device", options.device], {}
     for name, lengths in [("base", "512,32"), ("mini", "32")]:
@@ -89,7 +90,7 @@ def steps(options):
         yield tool, 60, [*sanitizer, "--small"], {}
         yield f"{tool}-large", 120, sanitizer, {}
     if pathlib.Path("workload.json").exists():
-        yield "http", 120, [sys.executable, "gpu.py", "http", "--device", options.device, "--dtype", options.dtype], {}
+        yield "http", 90, [sys.executable, "gpu.py", "http", "--device", options.device, "--dtype", options.dtype], {}
     command, environment = passes("base", "many", LENGTHS="512", ADAPTERS="1", ZIPF=str(MANY), ROUNDS="9", TURNS="turns")
     yield "many", 150, [sys.executable, "gpu.py", "many", *command], environment
 

@@ -29,6 +29,7 @@ TOKENS = 1 << 17
 
 def make(options):
     from peft import LoraConfig, get_peft_model
+    from safetensors.torch import load_file, save_file
     from transformers import BertConfig, BertModel
 
     options.folder.mkdir(parents=True, exist_ok=True)
@@ -51,12 +52,16 @@ def make(options):
         for rank, kind in [(16, "adapters"), (20, "adapters-of-20")]:
             config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=["query", "value"], init_lora_weights=False)
             model = get_peft_model(BertModel.from_pretrained(folder), config, adapter_name="a0")
-            for number in range(1, ADAPTERS):
-                model.add_adapter(f"a{number}", config)
             adapters = options.folder / f"{name}-{kind}"
             model.save_pretrained(adapters)
-            for adapter in adapters.glob("a*/adapter_config.json"):
-                adapter.write_text(json.dumps(json.loads(adapter.read_text()) | {"base_model_name_or_path": str(folder)}))
+            told = adapters / "a0/adapter_config.json"
+            told.write_text(json.dumps(json.loads(told.read_text()) | {"base_model_name_or_path": str(folder)}))
+            tensors = load_file(adapters / "a0/adapter_model.safetensors")
+            for number in range(1, ADAPTERS):
+                # PEFT takes a minute to make as many. The same numbers elsewhere are other ones.
+                other = shutil.copytree(adapters / "a0", adapters / f"a{number}", dirs_exist_ok=True)
+                mixed = {key: tensor.flatten()[torch.randperm(tensor.numel())].view_as(tensor) for key, tensor in tensors.items()}
+                save_file(mixed, other / "adapter_model.safetensors", {"format": "pt"})
 
 
 def texts(tokenizer):

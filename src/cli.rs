@@ -86,7 +86,7 @@ fn command() -> Command {
     let selftest = Command::new("selftest")
         .about("Run every operation on a GPU and on the CPU, and say how far apart and how fast they are")
         .arg(device)
-        .arg(one("only", "WORD", "Those whose name has it: product, attention, BF16, ..."))
+        .arg(one("only", "WORDS", "Those whose name has all of them: product, 'attention BF16', ..."))
         .arg(Arg::new("small").long("small").action(ArgAction::SetTrue).help("Small arguments only, and no times"));
     Command::new("veneer")
         .about("Sentence embeddings with any number of PEFT adapters, chosen per request")

@@ -40,7 +40,7 @@ pub async fn check(app: Arc<App>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Prints a line for every operation of a GPU whose name has a word in it; fails where one of them is not what the CPU makes
+/// Prints a line for every operation of a GPU whose name has some words in it; fails where one of them is not what the CPU makes
 /// of it.
 pub fn selftest(device: &str, only: &str, is_small: bool) -> anyhow::Result<()> {
     telemetry::log("error", false)?;

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <sys/mman.h>
+#include <unordered_set>
 #include <vector>
 
 #if !(defined(__x86_64__) && defined(__ELF__))
@@ -187,6 +188,8 @@ struct Block {
     std::vector<Sleeper> sleepers;
     std::vector<Arrival> arrivals;
     std::vector<Told> told;
+    /// Words that threads have written, and not shown to products yet.
+    std::unordered_set<const void *> unshown_words;
     std::size_t shared_bytes = 0, launch_bytes = 0;
     Queue ready;
     Fiber *running = nullptr;
@@ -247,6 +250,7 @@ Outcome Block::run() {
     sleepers.clear();
     arrivals.clear();
     told.clear();
+    unshown_words.clear();
     shared_bytes = 0;
     waiting = 0;
     unfinished = threads;
@@ -393,15 +397,24 @@ bool is_of_launch(const void *place) {
 
 void show() {
     Fiber &fiber = *block->running;
-    auto show_written = [](const Written &written) {
-        std::memcpy(const_cast<char *>(shown(written.place)), written.place, static_cast<std::size_t>(written.bytes));
+    auto show_place = [](const void *place, int bytes) {
+        std::memcpy(const_cast<char *>(shown(place)), place, static_cast<std::size_t>(bytes));
     };
-    std::for_each(fiber.unshown.begin(), fiber.unshown.end(), show_written);
+    for (const Written &written : fiber.unshown) {
+        show_place(written.place, written.bytes);
+        block->unshown_words.erase(written.place);
+    }
     for (const void *address : fiber.waited_for) {
         std::vector<Told> &told = block->told;
         auto is_other = [=](const Told &copy) { return copy.address != address; };
         auto known = std::stable_partition(told.begin(), told.end(), is_other);
-        std::for_each(known, told.end(), [&](const Told &copy) { show_written({copy.target, 16}); });
+        std::for_each(known, told.end(), [&](const Told &copy) {
+            // What another thread has written over it since is for that one to show.
+            for (int i = 0; i < 4; i++) {
+                const void *word = static_cast<const unsigned *>(copy.target) + i;
+                if (!block->unshown_words.count(word)) show_place(word, 4);
+            }
+        });
         told.erase(known, told.end());
     }
     fiber.unshown.clear();
@@ -413,6 +426,7 @@ void write_unshown(void *place, int bytes) {
     if (!is_of_launch(place)) std::abort();
     std::memset(const_cast<char *>(shown(place)), 0xff, static_cast<std::size_t>(bytes));
     block->running->unshown.push_back({place, bytes});
+    block->unshown_words.insert(place);
 }
 
 /// The target is spoilt until the copy is waited for, or somebody is told of it.

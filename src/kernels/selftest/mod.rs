@@ -107,17 +107,17 @@ impl Side {
     }
 }
 
-/// Runs every operation whose name has a word in it, in every type, on a device and on the CPU; `tell` hears each finding
+/// Runs every operation whose name has some words in it, in every type, on a device and on the CPU; `tell` hears each finding
 /// as it comes. What the device refuses is a finding too, and the rest goes on.
 ///
 /// # Errors
 /// A device that is no GPU, or one that is lost.
-pub fn selftest(device: &Device, size: Size, word: &str, mut tell: impl FnMut(&Finding)) -> Result<Vec<Finding>> {
-    let wanted = [DType::F32, DType::BF16, DType::F16].map(|dtype| (dtype, word));
+pub fn selftest(device: &Device, size: Size, words: &str, mut tell: impl FnMut(&Finding)) -> Result<Vec<Finding>> {
+    let wanted = [DType::F32, DType::BF16, DType::F16].map(|dtype| (dtype, words));
     of_size(device, &Threads::new(0)?, size, &wanted, &mut tell)
 }
 
-/// Runs every operation, small and in each of some types, whose name has the type's word in it, and says how many there are:
+/// Runs every operation, small and in each of some types, whose name has the type's words in it, and says how many there are:
 /// whether a device is to be trusted with them. The CPU's part is done by so many threads, see [`Threads::new`].
 ///
 /// # Errors
@@ -157,11 +157,11 @@ fn of_size(
     sample::restart();
     let (cases, mut findings) = (cases::all(size), Vec::new());
     let is_timed = size == Size::Large && !gpu.is_emulated();
-    for (dtype, word) in wanted {
+    for (dtype, words) in wanted {
         let mut peak = Peak::default();
         for case in &cases {
             let (name, bound) = (format!("{} {dtype:?}", case.name), case.bound * coarseness(*dtype));
-            if !name.contains(word) {
+            if !words.split_whitespace().all(|word| name.contains(word)) {
                 continue;
             }
             let (difference, microseconds, refusal) = match compare(threads, gpu, *dtype, case, is_timed) {
@@ -173,7 +173,7 @@ fn of_size(
                 }
             };
             // A part of the operations does not tell what the device can do.
-            let share = microseconds.filter(|_| word.is_empty()).map(|time| peak.share(&case.work, time));
+            let share = microseconds.filter(|_| words.is_empty()).map(|time| peak.share(&case.work, time));
             let finding = Finding { name, difference, bound, microseconds, share, refusal };
             tell(&finding);
             findings.push(finding);

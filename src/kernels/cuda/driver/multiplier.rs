@@ -23,7 +23,7 @@ const TRANSPOSE: i32 = 1;
 /// Algorithms that are remembered; with more, all are forgotten.
 const ALGORITHMS_MAX: usize = 4096;
 /// Algorithms that are tried for a product of [`TRIED_ROWS`] or more.
-const LIKELY: i32 = 32;
+const LIKELY: i32 = 8;
 /// How often one is timed that takes no longer than this; others are once.
 const TRIES: u32 = 4;
 const SHORT: Duration = Duration::from_millis(1);
