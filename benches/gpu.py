@@ -86,9 +86,10 @@ def steps(options):
         yield f"timeline-{name}", 60, command, environment
     yield "peers", 120, [*peers, "run", models, "--device", options.device.split(":")[0], "--rounds", "7"], {}
     for tool in ["racecheck", "memcheck", "synccheck", "initcheck"]:
-        sanitizer = ["compute-sanitizer", "--report-api-errors", "no", "--tool", tool, *selftest, "--only", "attention"]
-        yield tool, 60, [*sanitizer, "--small"], {}
-        yield f"{tool}-large", 120, sanitizer, {}
+        sanitizer = ["compute-sanitizer", "--report-api-errors", "no", "--tool", tool, *selftest, "--only"]
+        for what in ["attention", "updates BF16", "norm BF16"]:
+            yield f"{tool}-{what.split()[0]}", 60, [*sanitizer, what, "--small"], {}
+        yield f"{tool}-large", 120, [*sanitizer, "attention BF16"], {}
     if pathlib.Path("workload.json").exists():
         yield "http", 90, [sys.executable, "gpu.py", "http", "--device", options.device, "--dtype", options.dtype], {}
     command, environment = passes("base", "many", LENGTHS="512", ADAPTERS="1", ZIPF=str(MANY), ROUNDS="9", TURNS="turns")

@@ -40,7 +40,7 @@ pub async fn check(app: Arc<App>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Prints a line for every operation of a GPU whose name has some words in it; fails where one of them is not what the CPU makes
+/// Prints a line for every operation of a GPU whose name has all of some words; fails where one of them is not what the CPU makes
 /// of it.
 pub fn selftest(device: &str, only: &str, is_small: bool) -> anyhow::Result<()> {
     telemetry::log("error", false)?;
@@ -54,7 +54,7 @@ pub fn selftest(device: &str, only: &str, is_small: bool) -> anyhow::Result<()> 
         findings.extend(kernels::selftest(&device, size, only, |finding| println!("{finding}"))?);
     }
     let wrong = findings.iter().filter(|finding| !finding.is_good()).count();
-    ensure!(!findings.is_empty(), "no operation has '{only}' in its name");
+    ensure!(!findings.is_empty(), "no operation has all of '{only}' in its name");
     println!("{} of {} operations are as they should be", findings.len() - wrong, findings.len());
     ensure!(wrong == 0, "{wrong} operations are wrong");
     Ok(())

@@ -26,7 +26,7 @@ __device__ inline void attend(const Task<T> &task, const AllChanges<T> &all = {}
     Changes<T> changes = {};
     const Late<T> &late_q = changes.of[QUERY], &late_k = changes.of[KEY], &late_v = changes.of[VALUE];
     unsigned left_of_queries[TIMES][4], left_of_keys[1][4], left_of_values[1][4];
-    unsigned right_of_keys[D / 8][2], right_of_values[D / 8][2];
+    unsigned right_of_queries[D / 8][2], right_of_keys[D / 8][2], right_of_values[D / 8][2];
     auto load_left_at = [&](int key) {
         late_k.load_left(left_of_keys[0], key + own, end);
         late_v.load_left(left_of_values[0], key + own, end);
@@ -36,12 +36,14 @@ __device__ inline void attend(const Task<T> &task, const AllChanges<T> &all = {}
         UNROLL for (int time = 0; time < TIMES; time++) {
             late_q.load_left(left_of_queries[time], task.first + warp.first() + time * 16, task.past);
         }
-        late_q.load_right(right_of_keys);
+        late_q.load_right(right_of_queries);
         load_left_at(start);
     }
     wait_for_copies();
     barrier();
-    if (IS_LATE && late_q.rank > 0) change_rows<D>(memory + warp.first() * PADDED<T, D>, left_of_queries, right_of_keys);
+    if (IS_LATE && late_q.rank > 0) {
+        change_rows<D>(memory + warp.first() * PADDED<T, D>, left_of_queries, right_of_queries);
+    }
     warp.load(memory);
     if (STAGES == 1) {
         barrier();

@@ -22,7 +22,8 @@ const RANKS: usize = 32;
 /// Columns of a block that expands.
 const COLUMNS: usize = 128;
 
-/// What a block of shrink.cu takes of the depth in a turn, in how many turns at most, and what memory each is.
+/// What a block of shrink.cu takes of the depth in a turn, all of its warps together, in how many turns at most, and what
+/// memory each is.
 const TURN: usize = 256;
 const TURNS: usize = 4;
 const TURN_BYTES: usize = 16 << 10;
@@ -33,7 +34,7 @@ const SUMS_BYTES: usize = 4 * 4 * TILE * (RANKS + 1);
 /// Blocks that have so much on a multiprocessor.
 const TOGETHER: usize = 2;
 
-/// Sites of a projection, at most, as delta.cu has them.
+/// Sites of a projection, at most, as delta_product.cuh has them.
 const SITES: usize = 8;
 
 /// The sites of a projection, each with its columns of the output.
@@ -153,8 +154,8 @@ impl Touched {
     }
 }
 
-/// The blocks of shrink.cu for a grid of tiles and ranks: no more than run at once, each for several tiles. None where a GPU
-/// has not the memory, or rows are not for it.
+/// The blocks of shrink.cu for a grid of tiles and ranks: no more than run at once, each for several tiles. None where rows are
+/// not for it, or it was not compiled for the GPU: for those with warpgroups, whose multiprocessors have the memory.
 fn ahead(x: &Array, [tiles, ranks]: [usize; 2]) -> Result<Option<Blocks>> {
     let [_, inputs, stride] = x.matrix()?;
     let turns = inputs.div_ceil(TURN);
@@ -296,12 +297,17 @@ mod tests {
         }
     }
 
-    /// Left factors of some rows by random adapters, and the kernel that made them, on each GPU.
+    /// Left factors of some columns of rows by random adapters, and the kernel that made them, on each GPU.
     #[cfg(feature = "emulated")]
-    fn left_factors<const N: usize>(gpus: [&Gpu; N], inputs: usize, dtype: DType) -> [(Vec<String>, Vec<u32>); N] {
+    fn left_factors<const N: usize>(
+        gpus: [&Gpu; N],
+        columns: &Range<usize>,
+        dtype: DType,
+    ) -> [(Vec<String>, Vec<u32>); N] {
+        let inputs = columns.len();
         let mut offsets = vec![0];
         (0..12).for_each(|_| offsets.push(offsets[offsets.len() - 1] + 1 + below(90)));
-        let x = normal(1.0, (offsets[offsets.len() - 1], inputs)).to_dtype(dtype).unwrap();
+        let x = normal(1.0, (offsets[offsets.len() - 1], columns.end)).to_dtype(dtype).unwrap();
         // Matrices after ones of odd sizes are not aligned.
         let change = |rank: usize| Change {
             low_rank: Some([normal(0.1, (inputs, rank)), normal(1.0, (rank, 5))]),
@@ -320,7 +326,8 @@ mod tests {
             let factors: Vec<_> = adapters.iter().map(factors).collect();
             let rows = offsets.windows(2).map(|rows| rows[0]..rows[1]);
             let touched = Touched::new(rows.zip(&factors).skip(1), &offsets).unwrap().unwrap();
-            let (spans, x) = (Spans::new(&[0, 1, 2].map(|site| (site, 5 * site, 5))), Array::of(gpu, &x).unwrap());
+            let x = Array::of(gpu, &x).unwrap().narrow(1, columns.start, inputs).unwrap();
+            let spans = Spans::new(&[0, 1, 2].map(|site| (site, 5 * site, 5)));
             asked::names();
             let left = touched.shrink(&spans, &x).unwrap().unwrap().left;
             let left = left.depart().unwrap().wait().unwrap().flatten_all().unwrap();
@@ -333,14 +340,16 @@ mod tests {
     #[test]
     fn what_is_asked_for_ahead_has_the_same_bits() {
         let gpu = Gpu::emulated(64).unwrap();
-        // Of one warp and of all, with ends within a warp's turn and a step, and of most turns; then deeper, and not aligned.
-        let depths = [(40, true), (256, true), (384, true), (712, true), (1000, true), (1032, false), (300, false)];
-        for (round, (inputs, is_ahead)) in depths.into_iter().enumerate() {
+        // Of one warp and of all, with ends within a warp's turn and a step, and of most turns, also beside other columns; then
+        // deeper, and what is not aligned.
+        let ahead = [0..40, 0..256, 0..384, 0..712, 0..1000, 8..392].map(|columns| (columns, true));
+        let others = [0..1032, 0..300, 4..388, 0..404].map(|columns| (columns, false));
+        for (round, (columns, is_ahead)) in ahead.into_iter().chain(others).enumerate() {
             let (dtype, suffix) = [(DType::BF16, "bf16"), (DType::F16, "f16")][round % 2];
-            let [(ahead, left), (usual, expected)] = left_factors([&gpu, &gpu.clone().of_warps()], inputs, dtype);
+            let [(ahead, left), (usual, expected)] = left_factors([&gpu, &gpu.clone().of_warps()], &columns, dtype);
             assert_eq!(ahead, [format!("shrink_{}{suffix}", if is_ahead { "ahead_" } else { "" })]);
             assert_eq!(usual, [format!("shrink_{suffix}")]);
-            assert!(left == expected, "of {inputs}");
+            assert!(left == expected, "of {columns:?}");
             assert!(left.iter().any(|bits| !f32::from_bits(*bits).is_nan()));
         }
     }

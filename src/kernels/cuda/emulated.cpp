@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <sys/mman.h>
-#include <unordered_set>
+#include <unordered_map>
 #include <vector>
 
 #if !(defined(__x86_64__) && defined(__ELF__))
@@ -188,8 +188,8 @@ struct Block {
     std::vector<Sleeper> sleepers;
     std::vector<Arrival> arrivals;
     std::vector<Told> told;
-    /// Words that threads have written, and not shown to products yet.
-    std::unordered_set<const void *> unshown_words;
+    /// Who has written words and not shown them to products yet.
+    std::unordered_map<const void *, int> writers;
     std::size_t shared_bytes = 0, launch_bytes = 0;
     Queue ready;
     Fiber *running = nullptr;
@@ -250,7 +250,7 @@ Outcome Block::run() {
     sleepers.clear();
     arrivals.clear();
     told.clear();
-    unshown_words.clear();
+    writers.clear();
     shared_bytes = 0;
     waiting = 0;
     unfinished = threads;
@@ -397,24 +397,22 @@ bool is_of_launch(const void *place) {
 
 void show() {
     Fiber &fiber = *block->running;
-    auto show_place = [](const void *place, int bytes) {
-        std::memcpy(const_cast<char *>(shown(place)), place, static_cast<std::size_t>(bytes));
+    auto show_written = [&](const Written &written) {
+        for (int i = 0; i < written.bytes / 4; i++) {
+            const void *word = static_cast<const unsigned *>(written.place) + i;
+            auto writer = block->writers.find(word);
+            // What another thread has written over it since is for that one to show.
+            if (writer != block->writers.end() && writer->second != fiber.number) continue;
+            std::memcpy(const_cast<char *>(shown(word)), word, 4);
+            if (writer != block->writers.end()) block->writers.erase(writer);
+        }
     };
-    for (const Written &written : fiber.unshown) {
-        show_place(written.place, written.bytes);
-        block->unshown_words.erase(written.place);
-    }
+    std::for_each(fiber.unshown.begin(), fiber.unshown.end(), show_written);
     for (const void *address : fiber.waited_for) {
         std::vector<Told> &told = block->told;
         auto is_other = [=](const Told &copy) { return copy.address != address; };
         auto known = std::stable_partition(told.begin(), told.end(), is_other);
-        std::for_each(known, told.end(), [&](const Told &copy) {
-            // What another thread has written over it since is for that one to show.
-            for (int i = 0; i < 4; i++) {
-                const void *word = static_cast<const unsigned *>(copy.target) + i;
-                if (!block->unshown_words.count(word)) show_place(word, 4);
-            }
-        });
+        std::for_each(known, told.end(), [&](const Told &copy) { show_written({copy.target, 16}); });
         told.erase(known, told.end());
     }
     fiber.unshown.clear();
@@ -422,11 +420,11 @@ void show() {
 }
 
 /// Products find NaN there until it is shown to them.
-void write_unshown(void *place, int bytes) {
-    if (!is_of_launch(place)) std::abort();
-    std::memset(const_cast<char *>(shown(place)), 0xff, static_cast<std::size_t>(bytes));
-    block->running->unshown.push_back({place, bytes});
-    block->unshown_words.insert(place);
+void write_unshown(unsigned *word) {
+    if (!is_of_launch(word)) std::abort();
+    std::memset(const_cast<char *>(shown(word)), 0xff, sizeof *word);
+    block->running->unshown.push_back({word, sizeof *word});
+    block->writers[word] = block->running->number;
 }
 
 /// The target is spoilt until the copy is waited for, or somebody is told of it.
@@ -434,6 +432,7 @@ void copy_later(void *target, const void *source) {
     if (reinterpret_cast<std::uintptr_t>(target) % 16 || reinterpret_cast<std::uintptr_t>(source) % 16) std::abort();
     std::memset(target, 0xff, 16);
     if (is_of_launch(target)) std::memset(const_cast<char *>(shown(target)), 0xff, 16);
+    for (int i = 0; i < 4; i++) block->writers.erase(static_cast<unsigned *>(target) + i);
     block->running->copies.push_back({target, source, block->running->copy_groups});
 }
 

@@ -31,7 +31,7 @@ void end_group_of_products();
 void wait_for_products_but(int few);
 
 /// Shows products what this thread has written there, when it shows what it knows of.
-void write_unshown(void *place, int bytes);
+void write_unshown(unsigned *word);
 
 /// The number in a row and a column of 16, of a matrix as matrix_at and place_of describe it.
 template <typename T> float number_at(unsigned long long matrix, int row, int column) {
@@ -96,7 +96,7 @@ inline unsigned long long matrix_at(const void *x) { return reinterpret_cast<uns
 
 inline void write_for_products(unsigned *target, unsigned word) {
     *target = word;
-    emulated::write_unshown(target, sizeof word);
+    emulated::write_unshown(target);
 }
 
 inline void begin_products() { warp_barrier(); }

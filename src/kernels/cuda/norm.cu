@@ -240,7 +240,7 @@ NORM(norm_bf16_bf16_bf16, bf16, bf16, bf16, bf16)
 NORM(norm_f16_f16_f16, f16, f16, f16, f16)
 
 // Of dense rows of T and of a residual, in f32 or split like the result. Eight blocks leave each other the registers for rows
-// of 1024 columns; more blocks would not.
+// of just 384, 768 or 1024 columns; more blocks would not.
 #define NORM_SPLIT(NAME, T)                                                                                            \
     CROWDED_KERNEL(8, NAME, T *y, signed char *y_rest, const T *x, const float *residual, const T *residual_high,      \
                    const signed char *residual_rest, const float *weight, const float *bias, int is_layer, float eps,  \

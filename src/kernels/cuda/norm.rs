@@ -125,7 +125,8 @@ mod tests {
     #[test]
     fn what_is_passed_on_is_the_number_in_24_bits() {
         let gpu = Gpu::emulated(64).unwrap();
-        for (dtype, width) in [(DType::BF16, 384), (DType::F16, 64), (DType::BF16, 33), (DType::F16, 1500)] {
+        let widths = [64, 33, 384, 768, 1024, 1500];
+        for (dtype, width) in widths.into_iter().flat_map(|width| [(DType::BF16, width), (DType::F16, width)]) {
             let on = |t: &Tensor, dtype: DType| Array::of(&gpu, &t.to_dtype(dtype).unwrap()).unwrap();
             let x = on(&normal(1.0, (50, width)), dtype);
             let (weight, bias) = (on(&normal(1.0, width), DType::F32), on(&normal(1.0, width), DType::F32));

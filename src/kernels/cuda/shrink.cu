@@ -2,6 +2,7 @@
 // adapter multiplies them by: rows go by once, at the rate of the device's memory, if enough of them is on the way always.
 // The sums are those of delta.cu, to the bit.
 #include "delta_product.cuh"
+// For the memory of a launch, and to be compiled for the GPUs that have so much.
 #include "warpgroup.cuh"
 
 namespace {
@@ -11,7 +12,7 @@ constexpr int PIECE = 8, STEPS = TURN / (4 * PIECE);
 
 /// Numbers of one turn of every warp. A thread copies what it multiplies itself, so nobody waits for anybody; neighbours'
 /// pieces lie side by side, so that no two of them fall on the same bank.
-template <typename T> struct Turn {
+template <typename T> struct Slot {
     Piece<PIECE, T> pieces[STEPS][4][THREADS];
 
     /// The first column that a lane has of a step.
@@ -22,7 +23,7 @@ template <typename T> struct Turn {
     __device__ T *target(int step, int i) { return reinterpret_cast<T *>(&pieces[step][i][threadIdx.x]); }
 
     /// Adds the product of two, which are there.
-    __device__ void add_to(Product<T> &product, const Turn &right) const {
+    __device__ void add_to(Product<T> &product, const Slot &right) const {
         Piece<PIECE, T> a[STEPS][4], b[STEPS][4];
         UNROLL for (int step = 0; step < STEPS; step++) {
             UNROLL for (int i = 0; i < 4; i++) {
@@ -34,7 +35,7 @@ template <typename T> struct Turn {
     }
 };
 
-static_assert(sizeof(Turn<bf16>) == 16 << 10 && sizeof(Sums) == 4 * 4 * 32 * 33, "delta.rs gives other memory");
+static_assert(sizeof(Slot<bf16>) == 16 << 10 && sizeof(Sums) == 4 * 4 * 32 * 33, "delta.rs gives other memory");
 
 /// What the rows are of, and which tiles' a block has: neighbours, which are mostly of one adapter.
 template <typename T> struct Given {
@@ -61,7 +62,7 @@ template <typename T> struct Ahead {
     }
 
     /// Asks for a turn, which is a group of copies; none is left where no turn is.
-    __device__ void ask(Turn<T> &target) {
+    __device__ void ask(Slot<T> &target) {
         if (number < given.past && turns > 0) {
             UNROLL for (int step = 0; step < STEPS; step++) {
                 int column = target.column(turn, step);
@@ -85,7 +86,7 @@ template <typename T> struct Ahead {
 };
 
 /// Asks for all turns of the rows that a lane reads of an adapter's matrices. These need not be aligned.
-template <typename T> __device__ inline void keep(Turn<T> *kept, const T *const (&rows)[4], int turns, int in) {
+template <typename T> __device__ inline void keep(Slot<T> *kept, const T *const (&rows)[4], int turns, int in) {
     ROLLED for (int i = 0; i < turns * STEPS; i++) {
         int turn = i / STEPS, step = i % STEPS, column = kept->column(turn, step);
         UNROLL for (int j = 0; j < 4; j++) copy_piece(kept[turn].target(step, j), rows[j] + column, in - column);
@@ -97,7 +98,7 @@ template <int AHEAD, typename T>
 __device__ inline void shrink_ahead(char *memory, T *left, const Given<T> &given, const Spans &spans, int count,
                                     int left_width) {
     Sums &sums = *reinterpret_cast<Sums *>(memory);
-    Turn<T> *coming = reinterpret_cast<Turn<T> *>(memory + sizeof sums), *kept = coming + AHEAD;
+    Slot<T> *coming = reinterpret_cast<Slot<T> *>(memory + sizeof sums), *kept = coming + AHEAD;
     Ahead<T> ahead(given);
     UNROLL for (int i = 0; i < AHEAD; i++) ahead.ask(coming[i]);
     unsigned long long entries = 0, addresses = 0;

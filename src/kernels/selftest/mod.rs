@@ -107,7 +107,7 @@ impl Side {
     }
 }
 
-/// Runs every operation whose name has some words in it, in every type, on a device and on the CPU; `tell` hears each finding
+/// Runs every operation whose name has all of some words, in every type, on a device and on the CPU; `tell` hears each finding
 /// as it comes. What the device refuses is a finding too, and the rest goes on.
 ///
 /// # Errors
@@ -117,7 +117,7 @@ pub fn selftest(device: &Device, size: Size, words: &str, mut tell: impl FnMut(&
     of_size(device, &Threads::new(0)?, size, &wanted, &mut tell)
 }
 
-/// Runs every operation, small and in each of some types, whose name has the type's words in it, and says how many there are:
+/// Runs every operation, small and in each of some types, whose name has all of the type's words, and says how many there are:
 /// whether a device is to be trusted with them. The CPU's part is done by so many threads, see [`Threads::new`].
 ///
 /// # Errors
