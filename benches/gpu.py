@@ -75,8 +75,9 @@ def steps(options):
     yield "models", 90, [*peers, "make", models, "--tokenizer", "tokenizer"], {}
     yield "parity", 60, [sys.executable, "gpu.py", "parity", "--device", options.device], {}
     for name, lengths in [("base", "512,32"), ("mini", "32")]:
-        # Of fewer tokens, what is between two products lies in a cache; 11 and 22 texts of 512 occupy all multiprocessors.
-        for most in ["auto", "16384", "11264", "5632"]:
+        # Of fewer tokens, what is between two products lies in a cache; 11 and 22 texts of 512 occupy all multiprocessors, and 66
+        # are 264 times 128 rows, which 132 of them share evenly.
+        for most in ["auto", "33792", "16384", "11264", "5632"]:
             limit, counts = ([], "1,64") if most == "auto" else (["--max-batch-tokens", most], "64")
             command, environment = passes(name, f"{name}-adapters", *limit, LENGTHS=lengths, ADAPTERS=counts)
             yield f"passes-{name}-{most}", 60, command, environment
