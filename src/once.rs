@@ -49,7 +49,7 @@ pub fn selftest(device: &str, only: &str, is_small: bool) -> anyhow::Result<()> 
     // Where they are emulated, large arguments would take minutes.
     let large = (!is_small && !device.is_emulated()).then_some(Size::Large);
     let mut findings = Vec::new();
-    for size in [Size::Small, Size::Aligned].into_iter().chain(large) {
+    for size in kernels::small_sizes(&device).chain(large) {
         println!("{size:?} arguments");
         findings.extend(kernels::selftest(&device, size, only, |finding| println!("{finding}"))?);
     }

@@ -20,6 +20,8 @@ pub enum Size {
     Small,
     /// As few, as wide as what reads 16 bytes at once wants them.
     Aligned,
+    /// So many parts that a GPU's blocks have several, of the operations that keep something from one part to the next.
+    Repeated,
     /// Thousands of rows as wide as BERT-base's.
     Large,
 }
@@ -117,6 +119,11 @@ pub fn selftest(device: &Device, size: Size, words: &str, mut tell: impl FnMut(&
     of_size(device, &Threads::new(0)?, size, &wanted, &mut tell)
 }
 
+/// All sizes that take no longer than a moment. One whose kernels are emulated has few blocks, which have several parts anyway.
+pub fn small_sizes(device: &Device) -> impl Iterator<Item = Size> + use<> {
+    [Size::Small, Size::Aligned].into_iter().chain((!device.is_emulated()).then_some(Size::Repeated))
+}
+
 /// Runs every operation, small and in each of some types, whose name has all of the type's words, and says how many there are:
 /// whether a device is to be trusted with them. The CPU's part is done by so many threads, see [`Threads::new`].
 ///
@@ -125,7 +132,7 @@ pub fn selftest(device: &Device, size: Size, words: &str, mut tell: impl FnMut(&
 pub fn verify(device: &Device, threads: usize, wanted: &[(DType, &str)]) -> Result<usize> {
     let threads = Threads::new(threads)?;
     let of_size = |size| of_size(device, &threads, size, wanted, &mut |_| ());
-    let findings = [of_size(Size::Small)?, of_size(Size::Aligned)?].concat();
+    let findings = small_sizes(device).map(of_size).collect::<Result<Vec<_>>>()?.concat();
     let is_wrong = |finding: &&Finding| !finding.is_good();
     let Some(worst) = findings.iter().filter(is_wrong).max_by(|a, b| a.excess().total_cmp(&b.excess())) else {
         return Ok(findings.len());

@@ -50,6 +50,10 @@ impl Shape {
         match size {
             Size::Small => Self { offsets: vec![0, 1, 6, 70, 71, 133, 270], width: 60, heads: 3, rank: 5 },
             Size::Aligned => Self { offsets: vec![0, 3, 170], width: 128, heads: 2, rank: 16 },
+            // Of 32 heads there are more parts than three for every multiprocessor of the largest GPU.
+            Size::Repeated => {
+                Self { offsets: (0..=7).map(|sequence| 140 * sequence).collect(), width: 64, heads: 2, rank: 16 }
+            }
             // So many that every multiprocessor of the largest GPU has several parts of everything.
             Size::Large => {
                 Self { offsets: (0..=24).map(|sequence| 512 * sequence).collect(), width: 768, heads: 12, rank: 16 }
@@ -74,6 +78,9 @@ impl Shape {
 /// Every case.
 pub fn all(size: Size) -> Vec<Case> {
     let shape = Shape::of(size);
+    if size == Size::Repeated {
+        return updates::repeated(&shape);
+    }
     // Products first: the others' shares are of their rate.
     let mut cases = products::all(&shape);
     cases.extend(updates::all(&shape));

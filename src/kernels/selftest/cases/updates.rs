@@ -23,6 +23,14 @@ pub fn all(shape: &Shape) -> Vec<Case> {
     ]
 }
 
+/// Those whose blocks go through several parts, and come to memory that they had before.
+pub fn repeated(shape: &Shape) -> Vec<Case> {
+    let heads = Heads { head_width: 64, group: 16, causal: false, window: None };
+    // Of so many ranks that there are few blocks for each tile's.
+    let many = Shape { offsets: vec![0, 3, 30, 640], width: 384, heads: 1, rank: 240 };
+    vec![late(shape, heads), updates("updates of many ranks", &many, true, false)]
+}
+
 /// An adapter's change of one of two sites, whose columns begin somewhere.
 pub struct Changed {
     rows: Range<usize>,
