@@ -46,10 +46,8 @@ pub fn selftest(device: &str, only: &str, is_small: bool) -> anyhow::Result<()> 
     telemetry::log("error", false)?;
     let device = Device::named(device)?;
     println!("{device}: largest difference to the CPU's, what it may be, time, share of the ceiling");
-    // Where they are emulated, large arguments would take minutes.
-    let large = (!is_small && !device.is_emulated()).then_some(Size::Large);
     let mut findings = Vec::new();
-    for size in kernels::small_sizes(&device).chain(large) {
+    for size in Size::all(&device, is_small) {
         println!("{size:?} arguments");
         findings.extend(kernels::selftest(&device, size, only, |finding| println!("{finding}"))?);
     }

@@ -43,7 +43,7 @@ pub use pooling::Pooling;
 pub use rotary::rotary_tables;
 #[cfg(test)]
 pub(crate) use sample::below;
-pub use selftest::{Finding, Size, selftest, small_sizes, verify};
+pub use selftest::{Finding, Size, selftest, verify};
 pub use sequences::{Places, Sequences};
 pub use tensor::{Arrived, Departed, Tensor};
 pub use threads::{Threads, share_results, share_supply, threads};

@@ -54,6 +54,7 @@ __device__ inline void attend(const Task<T> &task, const AllChanges<T> &all = {}
         bool is_more = key + KEYS < end;
         bool is_seen = first <= last && key < task.sight.past(last) && key + KEYS > task.sight.first(first);
         T *keys = memory + 2 * stage * SIZE, *values = keys + SIZE;
+        // Every time: to keep them would take registers from the products.
         if (IS_LATE) {
             late_k.load_right(right_of_keys);
             late_v.load_right(right_of_values);

@@ -131,9 +131,7 @@ __device__ __forceinline__ void change_matrix(T *matrix, const Late<T> &late, in
         char *piece = reinterpret_cast<char *>(matrix) + place_of(own + time * 16 + half * 8, n);
         return reinterpret_cast<unsigned *>(piece) + threadIdx.x % 4;
     };
-    auto get = [&](int time, int n, int half) { return *pair_of(time, n, half); };
-    auto set = [&](int time, int n, int half, unsigned pair) { write_for_products(pair_of(time, n, half), pair); };
-    change_pairs<T>(left, right, get, set);
+    change_pairs<T>(left, right, pair_of, write_for_products);
 }
 
 /// Changes a stage's keys and values, from one key on, and with an item's first ones its queries, of which KEYS are two parts.

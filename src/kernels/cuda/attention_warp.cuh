@@ -131,22 +131,23 @@ __device__ inline void multiply_rows(float (&y)[TIMES][ROWS / 8][4], const unsig
 }
 
 /// Changes rows that lie in a block's memory, 16 a time, by the factors that a lane has loaded: N times eight columns, of which
-/// it has two numbers of row lane / 4 and two of the row 8 behind it, that `get(time, n, half)` gets and
-/// `set(time, n, half, pair)` sets.
-template <typename T, int N, int TIMES, typename G, typename S>
-__device__ inline void change_pairs(const unsigned (&left)[TIMES][4], const unsigned (&right)[N][2], G get, S set) {
+/// it has two numbers of row lane / 4 and two of the row 8 behind it, which lie where `pair_of(time, n, half)` says and are
+/// written by `write(place, pair)`.
+template <typename T, int N, int TIMES, typename P, typename W>
+__device__ inline void change_pairs(const unsigned (&left)[TIMES][4], const unsigned (&right)[N][2], P pair_of, W write) {
     // To load lets lanes go their own ways.
     warp_barrier();
     UNROLL for (int time = 0; time < TIMES; time++) {
         UNROLL for (int n = 0; n < N; n++) {
             float sums[4];
             UNROLL for (int half = 0; half < 2; half++) {
-                unsigned pair = get(time, n, half);
-                UNROLL for (int i = 0; i < 2; i++) sums[2 * half + i] = number_of<T>(pair, i);
+                float2 pair = unpacked<T>(*pair_of(time, n, half));
+                sums[2 * half] = pair.x;
+                sums[2 * half + 1] = pair.y;
             }
             multiply_add<T>(sums, left[time], right[n][0], right[n][1]);
             UNROLL for (int half = 0; half < 2; half++) {
-                set(time, n, half, packed<T>(sums[2 * half], sums[2 * half + 1]));
+                write(pair_of(time, n, half), packed<T>(sums[2 * half], sums[2 * half + 1]));
             }
         }
     }
@@ -159,9 +160,7 @@ __device__ inline void change_rows(T *rows, const unsigned (&left)[TIMES][4], co
     auto pair_of = [&](int time, int n, int half) {
         return reinterpret_cast<unsigned *>(rows + (row + time * 16 + half * 8) * PADDED<T, D> + n * 8 + place);
     };
-    auto get = [&](int time, int n, int half) { return *pair_of(time, n, half); };
-    auto set = [&](int time, int n, int half, unsigned pair) { *pair_of(time, n, half) = pair; };
-    change_pairs<T>(left, right, get, set);
+    change_pairs<T>(left, right, pair_of, [](unsigned *place, unsigned pair) { *place = pair; });
 }
 
 /// Of a warp, of so many that have queries of one head: so many times 16 queries, heads of up to D columns, and so many keys

@@ -56,10 +56,7 @@ template <typename T> struct Ahead {
     Rows<T> rows;
     int number, turn, turns;
 
-    __device__ explicit Ahead(const Given<T> &given)
-        : given(given), number(given.first), turn(0), turns(given.turns()) {
-        rows = rows_of<T>(given.x, given.stride, given.tiles[number]);
-    }
+    __device__ explicit Ahead(const Given<T> &given) : given(given), turns(given.turns()) { begin(given.first); }
 
     /// Asks for a turn, which is a group of copies; none is left where no turn is.
     __device__ void ask(Slot<T> &target) {
@@ -73,15 +70,16 @@ template <typename T> struct Ahead {
                     copy_later_or_zeros(target.target(step, i), source, is_there);
                 }
             }
-            if (++turn == turns) advance();
+            if (++turn == turns) begin(number + 1);
         }
         end_group_of_copies();
     }
 
   private:
-    __device__ void advance() {
+    __device__ void begin(int tile) {
+        number = tile;
         turn = 0;
-        if (++number < given.past) rows = rows_of<T>(given.x, given.stride, given.tiles[number]);
+        if (tile < given.past) rows = rows_of<T>(given.x, given.stride, given.tiles[tile]);
     }
 };
 

@@ -26,6 +26,19 @@ pub enum Size {
     Large,
 }
 
+impl Size {
+    /// All that there are for a device, or only those that take no longer than a moment. One whose kernels are emulated has few
+    /// blocks, which have several parts anyway, and would take minutes for large ones.
+    pub fn all(device: &Device, is_small: bool) -> Vec<Self> {
+        let mut sizes = vec![Self::Small, Self::Aligned];
+        if !device.is_emulated() {
+            sizes.push(Self::Repeated);
+            sizes.extend((!is_small).then_some(Self::Large));
+        }
+        sizes
+    }
+}
+
 /// What one operation did.
 #[derive(Clone)]
 pub struct Finding {
@@ -119,11 +132,6 @@ pub fn selftest(device: &Device, size: Size, words: &str, mut tell: impl FnMut(&
     of_size(device, &Threads::new(0)?, size, &wanted, &mut tell)
 }
 
-/// All sizes that take no longer than a moment. One whose kernels are emulated has few blocks, which have several parts anyway.
-pub fn small_sizes(device: &Device) -> impl Iterator<Item = Size> + use<> {
-    [Size::Small, Size::Aligned].into_iter().chain((!device.is_emulated()).then_some(Size::Repeated))
-}
-
 /// Runs every operation, small and in each of some types, whose name has all of the type's words, and says how many there are:
 /// whether a device is to be trusted with them. The CPU's part is done by so many threads, see [`Threads::new`].
 ///
@@ -132,7 +140,7 @@ pub fn small_sizes(device: &Device) -> impl Iterator<Item = Size> + use<> {
 pub fn verify(device: &Device, threads: usize, wanted: &[(DType, &str)]) -> Result<usize> {
     let threads = Threads::new(threads)?;
     let of_size = |size| of_size(device, &threads, size, wanted, &mut |_| ());
-    let findings = small_sizes(device).map(of_size).collect::<Result<Vec<_>>>()?.concat();
+    let findings = Size::all(device, true).into_iter().map(of_size).collect::<Result<Vec<_>>>()?.concat();
     let is_wrong = |finding: &&Finding| !finding.is_good();
     let Some(worst) = findings.iter().filter(is_wrong).max_by(|a, b| a.excess().total_cmp(&b.excess())) else {
         return Ok(findings.len());
@@ -271,7 +279,7 @@ mod tests {
     fn every_kernel_does_what_its_cpu_twin_does() {
         let device = Device::named("emulated").unwrap();
         let of_size = |size| selftest(&device, size, "", |finding| println!("{finding}")).unwrap();
-        let findings: Vec<_> = [Size::Small, Size::Aligned].into_iter().flat_map(of_size).collect();
+        let findings: Vec<_> = Size::all(&device, true).into_iter().flat_map(of_size).collect();
         let bad: Vec<_> = findings.iter().filter(|finding| !finding.is_good()).collect();
         let lines = bad.iter().map(|bad| format!("{}: {} > {}", bad.name, bad.difference, bad.bound));
         assert!(bad.is_empty(), "{:#?}", lines.collect::<Vec<_>>());
