@@ -126,12 +126,11 @@ __device__ __forceinline__ void change_matrix(T *matrix, const Late<T> &late, in
     }
     late.load_right(right);
     wait();
-    int own = warp * TIMES * 16 + threadIdx.x % WARP / 4;
-    auto pair_of = [&](int time, int n, int half) {
-        char *piece = reinterpret_cast<char *>(matrix) + place_of(own + time * 16 + half * 8, n);
-        return reinterpret_cast<unsigned *>(piece) + threadIdx.x % 4;
+    char *rows = reinterpret_cast<char *>(matrix) + warp * TIMES * 16 * 128;
+    auto row_at = [&](int time, int n) {
+        return rows + time * 16 * 128 + place_of(threadIdx.x % 16, n + threadIdx.x % WARP / 16);
     };
-    change_pairs<T>(left, right, pair_of, write_for_products);
+    change_rows<T>(left, right, row_at, store_for_products);
 }
 
 /// Changes a stage's keys and values, from one key on, and with an item's first ones its queries, of which KEYS are two parts.

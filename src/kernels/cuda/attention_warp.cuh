@@ -130,37 +130,52 @@ __device__ inline void multiply_rows(float (&y)[TIMES][ROWS / 8][4], const unsig
     }
 }
 
-/// Changes rows that lie in a block's memory, 16 a time, by the factors that a lane has loaded: N times eight columns, of which
-/// it has two numbers of row lane / 4 and two of the row 8 behind it, which lie where `pair_of(time, n, half)` says and are
-/// written by `write(place, pair)`.
-template <typename T, int N, int TIMES, typename P, typename W>
-__device__ inline void change_pairs(const unsigned (&left)[TIMES][4], const unsigned (&right)[N][2], P pair_of, W write) {
+/// Changes rows that lie in a block's memory, 16 a time, by the factors that a lane has loaded, N times eight columns of them.
+/// `row_at(time, n)` is where of 16 columns, from eight times n on, a lane's eight of row lane % 16 lie: the first eight of the
+/// first 16 lanes, and of the others the other ones. `store(row, pairs)` is store_matrices.
+template <typename T, int N, int TIMES, typename R, typename S>
+__device__ inline void change_rows(const unsigned (&left)[TIMES][4], const unsigned (&right)[N][2], R row_at, S store) {
+    // So many eights at once, and the next are read before these are written: what is written may be what is read, for all a
+    // compiler knows, and each would wait for the one before.
+    constexpr int EIGHTS = 4, GROUPS = TIMES * N / EIGHTS;
+    static_assert(N % EIGHTS == 0, "a group is of one time");
+    unsigned words[EIGHTS / 2][4];
+    auto row_of = [&](int group, int n) { return row_at(group * EIGHTS / N, group * EIGHTS % N + n); };
+    auto read = [&](int group) {
+        UNROLL for (int n = 0; n < EIGHTS; n += 2) load_matrices(words[n / 2], row_of(group, n));
+    };
     // To load lets lanes go their own ways.
     warp_barrier();
-    UNROLL for (int time = 0; time < TIMES; time++) {
-        UNROLL for (int n = 0; n < N; n++) {
-            float sums[4];
-            UNROLL for (int half = 0; half < 2; half++) {
-                float2 pair = unpacked<T>(*pair_of(time, n, half));
-                sums[2 * half] = pair.x;
-                sums[2 * half + 1] = pair.y;
+    read(0);
+    UNROLL for (int group = 0; group < GROUPS; group++) {
+        float sums[EIGHTS][4];
+        UNROLL for (int i = 0; i < 2 * EIGHTS; i++) {
+            float2 pair = unpacked<T>(words[i / 4][i % 4]);
+            sums[i / 2][i % 2 * 2] = pair.x;
+            sums[i / 2][i % 2 * 2 + 1] = pair.y;
+        }
+        if (group + 1 < GROUPS) read(group + 1);
+        UNROLL for (int n = 0; n < EIGHTS; n++) {
+            const unsigned(&both)[2] = right[group * EIGHTS % N + n];
+            multiply_add<T>(sums[n], left[group * EIGHTS / N], both[0], both[1]);
+        }
+        UNROLL for (int n = 0; n < EIGHTS; n += 2) {
+            unsigned changed[4];
+            UNROLL for (int i = 0; i < 4; i++) {
+                const float *pair = sums[n + i / 2] + i % 2 * 2;
+                changed[i] = packed<T>(pair[0], pair[1]);
             }
-            multiply_add<T>(sums, left[time], right[n][0], right[n][1]);
-            UNROLL for (int half = 0; half < 2; half++) {
-                write(pair_of(time, n, half), packed<T>(sums[2 * half], sums[2 * half + 1]));
-            }
+            store(row_of(group, n), changed);
         }
     }
 }
 
-/// The same where rows lie one after the other, of 16 times TIMES rows a warp.
+/// The same where rows lie one after the other.
 template <int D, typename T, int TIMES>
 __device__ inline void change_rows(T *rows, const unsigned (&left)[TIMES][4], const unsigned (&right)[D / 8][2]) {
-    int row = threadIdx.x % WARP / 4, place = threadIdx.x % 4 * 2;
-    auto pair_of = [&](int time, int n, int half) {
-        return reinterpret_cast<unsigned *>(rows + (row + time * 16 + half * 8) * PADDED<T, D> + n * 8 + place);
-    };
-    change_pairs<T>(left, right, pair_of, [](unsigned *place, unsigned pair) { *place = pair; });
+    T *own = rows + threadIdx.x % 16 * PADDED<T, D> + threadIdx.x % WARP / 16 * 8;
+    auto row_at = [&](int time, int n) { return own + time * 16 * PADDED<T, D> + n * 8; };
+    change_rows<T>(left, right, row_at, [](T *row, const unsigned(&pairs)[4]) { store_matrices(row, pairs); });
 }
 
 /// Of a warp, of so many that have queries of one head: so many times 16 queries, heads of up to D columns, and so many keys

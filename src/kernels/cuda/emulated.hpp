@@ -79,7 +79,7 @@ Kernel::Kernel(const char *name, void (*kernel)(A...))
       sizes(sizes_of<A...>()), count(sizeof...(A)), next(enlist(this)) {}
 
 /// What all lanes of a warp do together.
-enum Together { EXCHANGE, MEET, MULTIPLY, LOAD };
+enum Together { EXCHANGE, MEET, MULTIPLY, LOAD, STORE };
 
 /// The number of this thread within its warp.
 int lane();
@@ -261,7 +261,23 @@ inline void load(unsigned (&y)[4], const void *row, bool is_transposed) {
     }
 }
 
+/// The other way round; `tell` is told of each word that was written.
+template <typename F> void store(void *row, const unsigned (&x)[4], F tell) {
+    typedef char *Row;
+    Row *rows = static_cast<Row *>(memory_of_warp());
+    rows[lane()] = static_cast<char *>(row);
+    wait_for_warp(STORE);
+    for (int i = 0; i < 4; i++) {
+        unsigned *target = reinterpret_cast<unsigned *>(rows[8 * i + lane() / 4]) + lane() % 4;
+        *target = x[i];
+        tell(target);
+    }
+}
+
 } // namespace emulated
 
 inline void load_matrices(unsigned (&y)[4], const void *row) { emulated::load(y, row, false); }
 inline void load_transposed(unsigned (&y)[4], const void *row) { emulated::load(y, row, true); }
+inline void store_matrices(void *row, const unsigned (&x)[4]) {
+    emulated::store(row, x, [](unsigned *) {});
+}

@@ -15,29 +15,34 @@ template <typename T> struct Late {
     /// 0 where there is none.
     int rank;
 
-    /// A lane's numbers of 16 rows from `first` on, and zeros from `past` on.
+    /// A lane's numbers of 16 rows from `first` on, and zeros from `past` on. Of a row it has four ranks side by side: products
+    /// do not care in which order a sum's terms come if it is the same on both sides.
     __device__ void load_left(unsigned (&words)[4], int first, int past) const {
-        UNROLL for (int i = 0; i < 4; i++) {
-            int row = first + threadIdx.x % WARP / 4 + i % 2 * 8, place = threadIdx.x % 4 * 2 + i / 2 * 8;
+        UNROLL for (int i = 0; i < 2; i++) {
+            int row = first + threadIdx.x % WARP / 4 + i * 8;
             const T *numbers = left + static_cast<long long>(row) * stride;
-            words[i] = piece_of<2, true>(numbers, place, row < past ? rank : 0).words[0];
+            Piece<OWN, T> piece = piece_of<OWN, true>(numbers, own(), row < past ? rank : 0);
+            UNROLL for (int half = 0; half < 2; half++) words[i + half * 2] = piece.words[half];
         }
     }
 
     /// Those of all columns, eight by eight; beyond the ranks they are zeros.
     template <int N> __device__ void load_right(unsigned (&words)[N][2]) const {
-        bool is_wide = reinterpret_cast<unsigned long long>(right) % 4 == 0 && rank % 2 == 0;
+        bool is_wide = reinterpret_cast<unsigned long long>(right) % sizeof(Piece<OWN, T>) == 0 && rank % OWN == 0;
         if (is_wide) load_right<true>(words);
         else load_right<false>(words);
     }
 
   private:
+    /// Ranks that a lane has of a row, and the first of them.
+    static constexpr int OWN = LATE_RANKS / 4;
+    __device__ static int own() { return threadIdx.x % 4 * OWN; }
+
     template <bool IS_WIDE, int N> __device__ void load_right(unsigned (&words)[N][2]) const {
         const T *row = right + threadIdx.x % WARP / 4 * rank;
         UNROLL for (int n = 0; n < N; n++) {
-            UNROLL for (int i = 0; i < 2; i++) {
-                words[n][i] = piece_of<2, IS_WIDE>(row, threadIdx.x % 4 * 2 + i * 8, rank).words[0];
-            }
+            Piece<OWN, T> piece = piece_of<OWN, IS_WIDE>(row, own(), rank);
+            UNROLL for (int half = 0; half < 2; half++) words[n][half] = piece.words[half];
             row += 8 * rank;
         }
     }

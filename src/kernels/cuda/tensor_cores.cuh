@@ -47,6 +47,21 @@ __device__ inline void load_transposed(unsigned (&y)[4], const void *row) {
                  : "memory");
 }
 
+/// Writes four matrices where load_matrices reads them.
+__device__ inline void store_matrices(void *row, const unsigned (&x)[4]) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};"
+                 :
+                 : "r"(shared_address(row)), "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3])
+                 : "memory");
+#else
+    UNROLL for (int i = 0; i < 4; i++) {
+        unsigned target = __shfl_sync(0xffffffffu, shared_address(row), 8 * i + threadIdx.x % WARP / 4);
+        asm volatile("st.shared.u32 [%0], %1;" : : "r"(target + threadIdx.x % 4 * 4), "r"(x[i]) : "memory");
+    }
+#endif
+}
+
 /// Copies 16 bytes into a block's memory. Both addresses are multiples of 16. Not fewer: ptxas
 /// adds how many are left out to the address, which compute-sanitizer then reports as not aligned.
 __device__ inline void copy_later(void *target, const void *source) {

@@ -94,8 +94,8 @@ __device__ inline unsigned long long matrix_at(const void *x) {
     return (shared_address(x) & 0x3ffffu) >> 4 | 1ull << 16 | EIGHT_ROWS << 32 | EXCHANGED_IN_128_BYTES << 62;
 }
 
-/// What a product reads later of the block's memory, once it was shown to it.
-__device__ inline void write_for_products(unsigned *target, unsigned word) { *target = word; }
+/// store_matrices, of what a product reads later, once it was shown to it.
+__device__ inline void store_for_products(void *row, const unsigned (&x)[4]) { store_matrices(row, x); }
 
 /// Before products: registers that these threads wrote are read by products from now on.
 __device__ inline void begin_products() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
