@@ -3,8 +3,10 @@
 // computed, and the others, which go by fours, have up to twice 64 queries of the tile. While one weighs its scores the
 // other's are multiplied, and so are its own weights of the keys before.
 //
-// What changes late is changed where it lies, between those who bring it and those who read it, by half of the warps that
-// bring: they have the time, and those who read find the same as if it had been changed before.
+// What changes late is changed where it lies, between those who bring it and those who read it, by the warps that bring: they
+// have the time, and those who read find the same as if it had been changed before. All four of them: products of a warp take
+// turns with the readers' on its own quarter of the tensor cores, while one of all four would wait for all that these have asked
+// for.
 #include "attention_warp.cuh"
 #include "warpgroup.cuh"
 
@@ -29,8 +31,10 @@ template <typename T> struct Memory {
     Counter there[STAGES], read[STAGES], are_queries_read[ITEMS];
 };
 
-/// Beside it, where something changes late: of each item its changes.
+/// Beside it, where something changes late: of each item its changes, and what is a right side of them, a row of columns each
+/// rank.
 template <typename T> struct LateMemory {
+    T right[ITEMS][READ][LATE_RANKS * DEPTH];
     Memory<T> all;
     Changes<T> changes[ITEMS];
     /// The last one is of stages, and of the queries that come with them.
@@ -38,8 +42,9 @@ template <typename T> struct LateMemory {
 };
 
 /// What of a block's memory its launch must ask for.
-static_assert(sizeof(Memory<bf16>) == 196688 && sizeof(LateMemory<bf16>) == 196880,
+static_assert(sizeof(Memory<bf16>) == 196688 && sizeof(LateMemory<bf16>) == 209168,
               "attention.rs asks for something else");
+static_assert(sizeof(LateMemory<bf16>::right) % 1024 == 0, "matrices begin at multiples of 1024 bytes");
 
 /// The items of a block: tiles, of no more than so many queries, of every head. Where nothing changes late there is no
 /// memory for it.
@@ -58,17 +63,22 @@ template <typename T> struct Items {
             f(call.task(call.tiles[tiles - 1 - item % tiles], queries, item / tiles, heads));
         }
     }
+
+    /// What changes of what one reads.
+    __device__ Changes<T> changes(const Task<T> &task) const {
+        return changes_of(task, all, all.owners[task.sequence]);
+    }
 };
 
 /// Where the keys begin and end that a task's queries see.
 template <typename T> __device__ inline int first_key(const Task<T> &task) { return task.sight.first(task.first); }
 template <typename T> __device__ inline int past_key(const Task<T> &task) { return task.sight.past(task.past - 1); }
 
-/// Asks for rows of a head, from `first` on, and zeros from `past` on; by so many threads. A thread's rows are so far apart that
-/// their pieces lie alike, which takes few registers.
-template <int ROWS, int BRINGERS, typename T>
+/// Asks for rows of a head, from `first` on, and zeros from `past` on; by a warpgroup. A thread's rows are so far apart that their
+/// pieces lie alike, which takes few registers.
+template <int ROWS, typename T>
 __device__ inline void copy_rows(T *matrix, const Head<T> &head, int first, int past) {
-    constexpr int OWN = 16 / sizeof(T), PIECES = DEPTH / OWN, STEP = BRINGERS / PIECES;
+    constexpr int OWN = 16 / sizeof(T), PIECES = DEPTH / OWN, STEP = WARPGROUP / PIECES;
     static_assert(STEP % 8 == 0, "see place_of");
     int row = threadIdx.x / PIECES, piece = threadIdx.x % PIECES, count = past - first - row;
     char *place = reinterpret_cast<char *>(matrix) + place_of(row, piece);
@@ -80,92 +90,116 @@ __device__ inline void copy_rows(T *matrix, const Head<T> &head, int first, int 
     }
 }
 
-/// Says what changes of an item, whose place in the block's memory nobody reads any more.
+/// Says what changes of an item, whose place in the block's memory nobody reads any more; by a warpgroup, a warp the ranks that a
+/// lane of it loads elsewhere, and a lane two columns of them.
 template <typename T> __device__ inline void tell(LateMemory<T> &late, int place, const Changes<T> &changes) {
-    late.changes[place] = changes;
-    late.are_changes_there[place].arrive();
+    if (threadIdx.x == 0) late.changes[place] = changes;
+    int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+    UNROLL for (int part = 0; part < READ; part++) {
+        if (changes.of[part].rank == 0) continue;
+        auto left = changes.of[part].right_of(2 * lane, warp), right = changes.of[part].right_of(2 * lane + 1, warp);
+        char *rows = reinterpret_cast<char *>(late.right[place][part]);
+        UNROLL for (int i = 0; i < 4; i++) {
+            int row = Late<T>::row_of(warp, i);
+            unsigned pair = bytes_of(left.words[i / 2], right.words[i / 2], i % 2 == 0 ? 0x5410 : 0x7632);
+            char *piece = rows + place_of(row, lane / 4);
+            reinterpret_cast<unsigned *>(piece)[lane % 4] = pair;
+        }
+    }
+    arrive(late.are_changes_there[place]);
 }
 
-/// Brings what all items need; by so many threads, the first of the block.
-template <int BRINGERS, typename T>
-__device__ __forceinline__ void bring(Memory<T> &memory, const Items<T> &items) {
-    Turn turn, next;
+/// A part of what was brought: rows that a warpgroup changes at once, of which each warp has 16.
+template <typename T> struct Part {
+    T *rows;
+    int first, past;
+    /// What changes of them, and its right side in the block's memory.
+    const Late<T> &change;
+    const T *right;
+
+    __device__ bool is_any() const { return first < past && change.rank > 0; }
+
+    __device__ void load_left(unsigned (&left)[4]) const {
+        change.load_left(left, first + threadIdx.x / WARP * 16, past);
+    }
+
+    __device__ void make(const unsigned (&left)[1][4]) const {
+        // Of 16 rows and columns from one on: a lane's row, and the first or the other eight columns.
+        auto within = [](int n) { return place_of(threadIdx.x % 16, n + threadIdx.x % WARP / 16); };
+        char *own = reinterpret_cast<char *>(rows) + threadIdx.x / WARP * 16 * 128;
+        auto row_at = [=](int, int n) { return own + within(n); };
+        auto load_right = [&](unsigned(&both)[4], int n) {
+            load_transposed(both, reinterpret_cast<const char *>(right) + within(n));
+        };
+        change_rows<T, DEPTH / 8>(left, load_right, row_at, store_for_products);
+    }
+};
+
+/// Changes a stage's keys and values, which were asked for, from one key on, and with an item's first ones its queries; shows
+/// them to those who read.
+template <typename T>
+__device__ inline void change(LateMemory<T> &late, const Task<T> &task, Turn item, Turn stage, int key) {
+    constexpr int OF_STAGE = KEYS / QUERIES;
+    auto &brought = late.all.stages[stage.stage];
+    int queries = key == first_key(task) ? (task.past - task.first + QUERIES - 1) / QUERIES : 0;
+    auto part = [&](int number) {
+        int own = number - 2 * OF_STAGE, row = number % OF_STAGE * QUERIES;
+        int read = own >= 0 ? QUERY : number < OF_STAGE ? KEY : VALUE;
+        T *rows = own >= 0 ? late.all.queries[item.stage][own] : (read == KEY ? brought.keys : brought.values) + row * DEPTH;
+        int first = own >= 0 ? task.first + own * QUERIES : key + row, past = own >= 0 ? task.past : past_key(task);
+        return Part<T>{rows, first, past, late.changes[item.stage].of[read], late.right[item.stage][read]};
+    };
+    int parts = 2 * OF_STAGE + queries;
+    auto next_from = [&](int number) {
+        while (number < parts && !part(number).is_any()) number++;
+        return number;
+    };
+    late.are_changes_there[item.stage].wait(item.parity);
+    int number = next_from(0);
+    unsigned left[1][4], coming[4] = {};
+    if (number < parts) part(number).load_left(left[0]);
+    late.all.there[stage.stage].wait(stage.parity);
+    // One after the other by the same instructions, which takes the fewest registers.
+    ROLLED while (number < parts) {
+        int next = next_from(number + 1);
+        // While this one is changed.
+        if (next < parts) part(next).load_left(coming);
+        part(number).make(left);
+        UNROLL for (int i = 0; i < 4; i++) left[0][i] = coming[i];
+        number = next;
+    }
+    show_to_products();
+    arrive(late.changed[stage.stage]);
+}
+
+/// Brings what all items need, and changes it, a stage once the next one was asked for; by the first warpgroup of the block.
+template <bool IS_LATE, typename T> __device__ __forceinline__ void bring(Memory<T> &memory, const Items<T> &items) {
+    Turn turn, next, changing;
     items.each([&](const Task<T> &task) {
         int start = first_key(task), end = past_key(task);
-        unsigned long long owner = items.late ? items.all.owners[task.sequence] : 0;
         memory.are_queries_read[turn.stage].wait(turn.parity ^ 1);
         ROLLED for (int part = 0; task.first + part * QUERIES < task.past; part++) {
             T *queries = memory.queries[turn.stage][part];
-            copy_rows<QUERIES, BRINGERS>(queries, task.q, task.first + part * QUERIES, task.past);
+            copy_rows<QUERIES>(queries, task.q, task.first + part * QUERIES, task.past);
         }
-        ROLLED for (int key = start; key < end; key += KEYS) {
-            memory.read[next.stage].wait(next.parity ^ 1);
-            copy_rows<KEYS, BRINGERS>(memory.stages[next.stage].keys, task.k, key, end);
-            copy_rows<KEYS, BRINGERS>(memory.stages[next.stage].values, task.v, key, end);
-            memory.there[next.stage].arrive_with_copies();
-            next.advance(STAGES);
-            // While copies are on their way.
-            bool is_told = items.late && key == start && threadIdx.x == 0;
-            if (is_told) tell(*items.late, turn.stage, changes_of(task, items.all, owner));
+        ROLLED for (int key = start; key < end + (IS_LATE ? KEYS : 0); key += KEYS) {
+            if (key < end) {
+                memory.read[next.stage].wait(next.parity ^ 1);
+                copy_rows<KEYS>(memory.stages[next.stage].keys, task.k, key, end);
+                copy_rows<KEYS>(memory.stages[next.stage].values, task.v, key, end);
+                memory.there[next.stage].arrive_with_copies();
+                next.advance(STAGES);
+            }
+            if (IS_LATE && key == start) tell(*items.late, turn.stage, items.changes(task));
+            if (IS_LATE && key > start) {
+                change(*items.late, task, turn, changing, key - KEYS);
+                changing.advance(STAGES);
+            }
         }
         turn.advance(ITEMS);
     });
     // Copies outlive no thread.
     wait_for_copies();
-}
-
-/// Changes KEYS rows of a head in the block's memory, once `wait` has waited for them: from `first` of `late` on, and by nothing
-/// from `past` on, where they need not have been brought; by so many warps, this one the `warp`th.
-template <int CHANGERS, typename T, typename F>
-__device__ __forceinline__ void change_matrix(T *matrix, const Late<T> &late, int warp, int first, int past, F wait) {
-    if (late.rank == 0) return;
-    constexpr int TIMES = KEYS / 16 / CHANGERS;
-    unsigned left[TIMES][4], right[DEPTH / 8][2];
-    UNROLL for (int time = 0; time < TIMES; time++) {
-        late.load_left(left[time], first + (warp * TIMES + time) * 16, past);
-    }
-    late.load_right(right);
-    wait();
-    char *rows = reinterpret_cast<char *>(matrix) + warp * TIMES * 16 * 128;
-    auto row_at = [&](int time, int n) {
-        return rows + time * 16 * 128 + place_of(threadIdx.x % 16, n + threadIdx.x % WARP / 16);
-    };
-    change_rows<T>(left, right, row_at, store_for_products);
-}
-
-/// Changes a stage's keys and values, from one key on, and with an item's first ones its queries, of which KEYS are two parts.
-template <int CHANGERS, typename T>
-__device__ __forceinline__ void change_stage(LateMemory<T> &late, const Task<T> &task, int item, Turn turn, int key,
-                                             int warp) {
-    const Changes<T> &changes = late.changes[item];
-    auto &brought = late.all.stages[turn.stage];
-    auto wait = [&] { late.all.there[turn.stage].wait(turn.parity); };
-    int parts = key == first_key(task) ? (task.past - task.first + KEYS - 1) / KEYS : 0;
-    // One after the other by the same instructions, which takes the fewest registers.
-    ROLLED for (int part = -2; part < parts; part++) {
-        T *matrix = part < -1 ? brought.keys : part < 0 ? brought.values : late.all.queries[item][2 * part];
-        const Late<T> &own = changes.of[part < -1 ? KEY : part < 0 ? VALUE : QUERY];
-        int first = part < 0 ? key : task.first + part * KEYS, past = part < 0 ? past_key(task) : task.past;
-        change_matrix<CHANGERS>(matrix, own, warp, first, past, wait);
-    }
-    wait();
-    show_to_products();
-    arrive(late.changed[turn.stage]);
-}
-
-/// Changes what was brought; by so many warps, this one the `warp`th.
-template <int CHANGERS, typename T> __device__ __forceinline__ void change(const Items<T> &items, int warp) {
-    LateMemory<T> &late = *items.late;
-    Turn turn, next;
-    items.each([&](const Task<T> &task) {
-        int start = first_key(task), end = past_key(task);
-        late.are_changes_there[turn.stage].wait(turn.parity);
-        ROLLED for (int key = start; key < end; key += KEYS) {
-            change_stage<CHANGERS>(late, task, turn.stage, next, key, warp);
-            next.advance(STAGES);
-        }
-        turn.advance(ITEMS);
-    });
 }
 
 /// Four lanes have two of every eight columns each, and get all of every fourth eight.
@@ -327,16 +361,16 @@ template <typename T> __device__ __forceinline__ void pass(const Item<T> &item, 
     arrive(item.are_queries_read);
 }
 
-/// Before anything else, by all threads: there are so many that bring, and warps that change.
-template <typename T> __device__ inline void begin(Memory<T> &memory, LateMemory<T> *late, int bringers, int changers) {
+/// Before anything else, by all threads.
+template <typename T> __device__ inline void begin(Memory<T> &memory, LateMemory<T> *late) {
     int i = threadIdx.x;
     if (i < STAGES) {
-        memory.there[i].begin(bringers);
+        memory.there[i].begin(WARPGROUP);
         memory.read[i].begin(READERS);
-        if (late) late->changed[i].begin(changers);
+        if (late) late->changed[i].begin(WARPGROUP / WARP);
     }
     if (i < ITEMS) memory.are_queries_read[i].begin(READERS);
-    if (late && i < ITEMS) late->are_changes_there[i].begin(1);
+    if (late && i < ITEMS) late->are_changes_there[i].begin(WARPGROUP / WARP);
     barrier();
 }
 
@@ -344,16 +378,12 @@ template <typename T> __device__ inline void begin(Memory<T> &memory, LateMemory
 /// run on beyond a call. Those that only bring take few registers, and those that change as many as readers can do without.
 template <bool IS_LATE, typename T>
 __device__ __forceinline__ void attend(Memory<T> &memory, const Items<T> &items) {
-    constexpr int CHANGERS = IS_LATE ? 2 : 0, BRINGERS = WARPGROUP - CHANGERS * WARP;
-    begin(memory, items.late, BRINGERS, CHANGERS);
+    begin(memory, items.late);
     if (threadIdx.x < WARPGROUP) {
-        keep_registers<IS_LATE ? 88 : 24>();
-        if constexpr (IS_LATE) {
-            if (threadIdx.x >= BRINGERS) return change<CHANGERS>(items, (threadIdx.x - BRINGERS) / WARP);
-        }
-        return bring<BRINGERS>(memory, items);
+        keep_registers<IS_LATE ? 40 : 24>();
+        return bring<IS_LATE>(memory, items);
     }
-    take_registers<IS_LATE ? 208 : 240>();
+    take_registers<IS_LATE ? 232 : 240>();
     int group = threadIdx.x / WARPGROUP - 1;
     Turn turn, place;
     items.each([&](const Task<T> &task) __attribute__((always_inline)) {

@@ -130,52 +130,45 @@ __device__ inline void multiply_rows(float (&y)[TIMES][ROWS / 8][4], const unsig
     }
 }
 
-/// Changes rows that lie in a block's memory, 16 a time, by the factors that a lane has loaded, N times eight columns of them.
-/// `row_at(time, n)` is where of 16 columns, from eight times n on, a lane's eight of row lane % 16 lie: the first eight of the
-/// first 16 lanes, and of the others the other ones. `store(row, pairs)` is store_matrices.
-template <typename T, int N, int TIMES, typename R, typename S>
-__device__ inline void change_rows(const unsigned (&left)[TIMES][4], const unsigned (&right)[N][2], R row_at, S store) {
-    // So many eights at once, and the next are read before these are written: what is written may be what is read, for all a
+/// Changes rows that lie in a block's memory, 16 a time, N times eight columns of them, by left factors that a lane has loaded.
+/// `load_right(words, n)` gives those of 16 columns from eight times n on, a column's two after the other. `row_at(time, n)` is
+/// where of as many a lane's eight of row lane % 16 lie: the first eight of the first 16 lanes, and of the others the other
+/// ones. `store(row, pairs)` is store_matrices.
+template <typename T, int N, int TIMES, typename F, typename R, typename S>
+__device__ inline void change_rows(const unsigned (&left)[TIMES][4], F load_right, R row_at, S store) {
+    // Columns go by twice eight, and the next are read before these are written: what is written may be what is read, for all a
     // compiler knows, and each would wait for the one before.
-    constexpr int EIGHTS = 4, GROUPS = TIMES * N / EIGHTS;
-    static_assert(N % EIGHTS == 0, "a group is of one time");
-    unsigned words[EIGHTS / 2][4];
-    auto row_of = [&](int group, int n) { return row_at(group * EIGHTS / N, group * EIGHTS % N + n); };
-    auto read = [&](int group) {
-        UNROLL for (int n = 0; n < EIGHTS; n += 2) load_matrices(words[n / 2], row_of(group, n));
-    };
+    constexpr int PAIRS = N / 2;
+    unsigned words[4];
     // To load lets lanes go their own ways.
     warp_barrier();
-    read(0);
-    UNROLL for (int group = 0; group < GROUPS; group++) {
-        float sums[EIGHTS][4];
-        UNROLL for (int i = 0; i < 2 * EIGHTS; i++) {
-            float2 pair = unpacked<T>(words[i / 4][i % 4]);
+    load_matrices(words, row_at(0, 0));
+    UNROLL for (int step = 0; step < TIMES * PAIRS; step++) {
+        int time = step / PAIRS, n = step % PAIRS * 2, next = step + 1;
+        float sums[2][4];
+        UNROLL for (int i = 0; i < 4; i++) {
+            float2 pair = unpacked<T>(words[i]);
             sums[i / 2][i % 2 * 2] = pair.x;
             sums[i / 2][i % 2 * 2 + 1] = pair.y;
         }
-        if (group + 1 < GROUPS) read(group + 1);
-        UNROLL for (int n = 0; n < EIGHTS; n++) {
-            const unsigned(&both)[2] = right[group * EIGHTS % N + n];
-            multiply_add<T>(sums[n], left[group * EIGHTS / N], both[0], both[1]);
-        }
-        UNROLL for (int n = 0; n < EIGHTS; n += 2) {
-            unsigned changed[4];
-            UNROLL for (int i = 0; i < 4; i++) {
-                const float *pair = sums[n + i / 2] + i % 2 * 2;
-                changed[i] = packed<T>(pair[0], pair[1]);
-            }
-            store(row_of(group, n), changed);
-        }
+        if (next < TIMES * PAIRS) load_matrices(words, row_at(next / PAIRS, next % PAIRS * 2));
+        unsigned right[4], changed[4];
+        load_right(right, n);
+        UNROLL for (int i = 0; i < 2; i++) multiply_add<T>(sums[i], left[time], right[2 * i], right[2 * i + 1]);
+        UNROLL for (int i = 0; i < 4; i++) changed[i] = packed<T>(sums[i / 2][i % 2 * 2], sums[i / 2][i % 2 * 2 + 1]);
+        store(row_at(time, n), changed);
     }
 }
 
-/// The same where rows lie one after the other.
+/// The same where rows lie one after the other, by right factors that it has loaded too.
 template <int D, typename T, int TIMES>
 __device__ inline void change_rows(T *rows, const unsigned (&left)[TIMES][4], const unsigned (&right)[D / 8][2]) {
+    auto load_right = [&](unsigned(&both)[4], int n) {
+        UNROLL for (int i = 0; i < 4; i++) both[i] = right[n + i / 2][i % 2];
+    };
     T *own = rows + threadIdx.x % 16 * PADDED<T, D> + threadIdx.x % WARP / 16 * 8;
     auto row_at = [&](int time, int n) { return own + time * 16 * PADDED<T, D> + n * 8; };
-    change_rows<T>(left, right, row_at, [](T *row, const unsigned(&pairs)[4]) { store_matrices(row, pairs); });
+    change_rows<T, D / 8>(left, load_right, row_at, [](T *row, const unsigned(&pairs)[4]) { store_matrices(row, pairs); });
 }
 
 /// Of a warp, of so many that have queries of one head: so many times 16 queries, heads of up to D columns, and so many keys

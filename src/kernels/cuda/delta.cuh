@@ -12,8 +12,8 @@ struct Entry {
     unsigned long long a, b, factor, shift;
     int rank, unused;
 
-    /// Whether it is one that attention makes itself, where it may; factors.rs knows it too.
-    __device__ bool is_late() const { return rank > 0 && rank <= LATE_RANKS && !factor; }
+    /// Whether it is one that attention makes itself, where it may; factors.rs knows it too. All is read at once, whatever the rank.
+    __device__ bool is_late() const { return (rank > 0) & (rank <= LATE_RANKS) & !factor; }
 };
 
 /// The n-th number in 32 bits.

@@ -95,7 +95,7 @@ template <int COUNT> inline void take_registers() { warp_barrier(); }
 inline unsigned long long matrix_at(const void *x) { return reinterpret_cast<unsigned long long>(x) >> 4; }
 
 inline void store_for_products(void *row, const unsigned (&x)[4]) {
-    emulated::store(row, x, [](unsigned *target) { emulated::write_unshown(target); });
+    emulated::store(row, x, emulated::write_unshown);
 }
 
 inline void begin_products() { warp_barrier(); }

@@ -28,15 +28,27 @@ template <typename T> struct Late {
 
     /// Those of all columns, eight by eight; beyond the ranks they are zeros.
     template <int N> __device__ void load_right(unsigned (&words)[N][2]) const {
-        bool is_wide = reinterpret_cast<unsigned long long>(right) % sizeof(Piece<OWN, T>) == 0 && rank % OWN == 0;
-        if (is_wide) load_right<true>(words);
+        if (is_wide()) load_right<true>(words);
         else load_right<false>(words);
     }
 
-  private:
-    /// Ranks that a lane has of a row, and the first of them.
+    /// Ranks that a lane has of a row.
     static constexpr int OWN = LATE_RANKS / 4;
+
+    /// Of one column the ranks that the lanes of a place among four have of each, beyond all ranks zeros.
+    __device__ Piece<OWN, T> right_of(int column, int place) const {
+        const T *row = right + column * rank;
+        return is_wide() ? piece_of<OWN, true>(row, place * OWN, rank) : piece_of<OWN, false>(row, place * OWN, rank);
+    }
+
+    /// The row of a right side, of LATE_RANKS, that products take the i-th of these ranks for.
+    __device__ static int row_of(int place, int i) { return place * 2 + i % 2 + i / 2 * 8; }
+
+  private:
     __device__ static int own() { return threadIdx.x % 4 * OWN; }
+    __device__ bool is_wide() const {
+        return reinterpret_cast<unsigned long long>(right) % sizeof(Piece<OWN, T>) == 0 && rank % OWN == 0;
+    }
 
     template <bool IS_WIDE, int N> __device__ void load_right(unsigned (&words)[N][2]) const {
         const T *row = right + threadIdx.x % WARP / 4 * rank;
@@ -82,19 +94,17 @@ template <typename T> struct AllChanges {
 
     /// Of a sequence's owner; a head of queries begins at the one column, and its keys and values at the other.
     __device__ Changes<T> of(unsigned long long owner, int column, int shared) const {
+        Late<T> none = {left, nullptr, sites.width, 0};
+        if (!owner) return {none, none, none};
         return {at(owner, sites.of[QUERY], column), at(owner, sites.of[KEY], shared), at(owner, sites.of[VALUE], shared)};
     }
 
   private:
+    /// Without a choice, which the others would wait for.
     __device__ Late<T> at(unsigned long long entries, const LateSite &site, int column) const {
-        Late<T> late = {left, nullptr, sites.width, 0};
-        if (!entries || site.site < 0) return late;
-        Entry entry = reinterpret_cast<const Entry *>(entries)[site.site];
-        if (!entry.is_late()) return late;
-        late.left += site.rank;
-        late.right = reinterpret_cast<const T *>(entry.b) + static_cast<long long>(column) * entry.rank;
-        late.rank = entry.rank;
-        return late;
+        const Entry entry = reinterpret_cast<const Entry *>(entries)[max(site.site, 0)];
+        const T *right = reinterpret_cast<const T *>(entry.b) + static_cast<long long>(column) * entry.rank;
+        return {left + site.rank, right, sites.width, site.site >= 0 && entry.is_late() ? entry.rank : 0};
     }
 };
 
