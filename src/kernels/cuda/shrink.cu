@@ -44,6 +44,9 @@ template <typename T> struct Given {
     const Tile *tiles;
     int first, past;
 
+    /// A tile, long before it is looked at: it would be waited for. Past the last one, the last one.
+    __device__ Tile tile(int number) const { return tiles[min(number, past - 1)]; }
+
     /// Turns of a warp at a tile.
     __device__ int turns() const {
         return (in - static_cast<int>(threadIdx.x) / WARP * TURN + (WARPS - 1) * TURN + TURN - 1) / (WARPS * TURN);
@@ -54,9 +57,13 @@ template <typename T> struct Given {
 template <typename T> struct Ahead {
     const Given<T> &given;
     Rows<T> rows;
+    Tile next;
     int number, turn, turns;
 
-    __device__ explicit Ahead(const Given<T> &given) : given(given), turns(given.turns()) { begin(given.first); }
+    __device__ explicit Ahead(const Given<T> &given) : given(given), turns(given.turns()) {
+        next = given.tile(given.first);
+        begin(given.first);
+    }
 
     /// Asks for a turn, which is a group of copies; none is left where no turn is.
     __device__ void ask(Slot<T> &target) {
@@ -79,7 +86,8 @@ template <typename T> struct Ahead {
     __device__ void begin(int tile) {
         number = tile;
         turn = 0;
-        if (tile < given.past) rows = rows_of<T>(given.x, given.stride, given.tiles[tile]);
+        rows = rows_of<T>(given.x, given.stride, next);
+        next = given.tile(tile + 1);
     }
 };
 
@@ -101,8 +109,10 @@ __device__ inline void shrink_ahead(char *memory, T *left, const Given<T> &given
     UNROLL for (int i = 0; i < AHEAD; i++) ahead.ask(coming[i]);
     unsigned long long entries = 0, addresses = 0;
     int next = 0;
+    Tile tile, following = given.tile(given.first);
     ROLLED for (int number = given.first; number < given.past; number++) {
-        Tile tile = given.tiles[number];
+        tile = following;
+        following = given.tile(number + 1);
         if (tile.entries != entries) {
             const T *rows[4];
             entries = tile.entries;
