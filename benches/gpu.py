@@ -7,10 +7,12 @@ and PEFT: packed here into one folder, run there.
     FOLDER/gpu.py run RESULTS [--steps STEP...]
 
 Steps run in this order, each no longer than its limit, and none begins that could outlast --seconds. What they print goes
-to RESULTS/results.txt, with how each ended. With a load generator (see server.py) one of them is the server over HTTP.
+to RESULTS/results.txt, with how each ended, and the GPU's clock and power to RESULTS/clocks.txt. With a load generator (see
+server.py) one of them is the server over HTTP.
 """
 
 import argparse
+import csv
 import json
 import lzma
 import math
@@ -85,6 +87,8 @@ def steps(options):
         yield f"passes-{name}-of-20", 60, command, environment
         command, environment = passes(name, f"{name}-adapters", log="trace", LENGTHS=lengths, ADAPTERS="64", ROUNDS="1")
         yield f"timeline-{name}", 60, command, environment
+        command, environment = passes(name, f"{name}-adapters", LENGTHS=lengths.split(",")[0], ADAPTERS="64", ROUNDS="1")
+        yield f"profile-{name}", 60, [sys.executable, "gpu.py", "profile", *command], environment
     yield "peers", 120, [*peers, "run", models, "--device", options.device.split(":")[0], "--rounds", "7"], {}
     for tool in ["racecheck", "memcheck", "synccheck", "initcheck"]:
         sanitizer = ["compute-sanitizer", "--report-api-errors", "no", "--tool", tool, *selftest, "--only"]
@@ -102,22 +106,32 @@ def run(options):
     with lzma.open(BINARIES) as packed, tarfile.open(fileobj=packed) as archive:
         archive.extractall(".", filter="data")
     prepared(options.results)
+    # What a GPU may draw bounds its clock, and so everything.
+    clocks = ["nvidia-smi", "--query-gpu=timestamp,clocks.sm,power.draw,clocks_event_reasons.active", "--format=csv", "-lms", "500"]
+    with open(options.results / "results.txt", "w") as log, open(options.results / "clocks.txt", "w") as told:
+        watch = subprocess.Popen(clocks, stdout=told)
+        try:
+            run_steps(options, log)
+        finally:
+            watch.kill()
+
+
+def run_steps(options, log):
     began = time.monotonic()
-    with open(options.results / "results.txt", "w") as log:
 
-        def say(line):
-            print(line, flush=True)
-            print(line, file=log, flush=True)
+    def say(line):
+        print(line, flush=True)
+        print(line, file=log, flush=True)
 
-        for name, limit, command, environment in steps(options):
-            if options.steps and name not in options.steps:
-                continue
-            if time.monotonic() - began + limit > options.seconds:
-                say(f"== {name}: not begun, {limit} s are not left")
-                continue
-            say(f"== {name}: {' '.join(f'{key}={value}' for key, value in environment.items())} {' '.join(map(str, command))}")
-            since = time.monotonic()
-            say(f"== {name}: {ended(command, environment, limit, log)} after {time.monotonic() - since:.1f} s")
+    for name, limit, command, environment in steps(options):
+        if options.steps and name not in options.steps:
+            continue
+        if time.monotonic() - began + limit > options.seconds:
+            say(f"== {name}: not begun, {limit} s are not left")
+            continue
+        say(f"== {name}: {' '.join(f'{key}={value}' for key, value in environment.items())} {' '.join(map(str, command))}")
+        since = time.monotonic()
+        say(f"== {name}: {ended(command, environment, limit, log)} after {time.monotonic() - since:.1f} s")
 
 
 def ended(command, environment, limit, log):
@@ -183,6 +197,46 @@ def http(options):
                     print(json.dumps({"model": name, "models": row, "clients": clients, **figures}), flush=True)
 
 
+def profile(options):
+    """What a profiler says of our kernels that take long, of each one's longest launch, and where its threads wait."""
+    kernels = "regex:attention_.*late|shrink|norm_split"
+    sections = ["SpeedOfLight", "MemoryWorkloadAnalysis", "LaunchStats", "Occupancy", "WarpStateStats", "SourceCounters"]
+    sections = [word for section in sections for word in ("--section", section)]
+    # The first batches may be of a few texts.
+    ncu = ["ncu", "--clock-control", "none", "-k", kernels, "-c", "48", *sections, "-f", "-o", "profile", *options.command]
+    subprocess.run(ncu, check=True, stdout=subprocess.DEVNULL)
+
+    def page(name):
+        told = subprocess.run(["ncu", "--import", "profile.ncu-rep", "--csv", "--page", name], check=True, stdout=subprocess.PIPE, text=True)
+        return list(csv.reader(told.stdout.splitlines()))
+
+    launches = {}
+    for row in named(page("details")):
+        launches.setdefault(row["ID"], []).append(row)
+    sources = []
+    for line in page("source"):
+        sources.append([]) if line[:1] == ["Kernel Name"] else sources[-1].append(line)
+    longest = {}
+    for rows, source in zip(launches.values(), sources):
+        duration = next(float(row["Metric Value"].replace(",", "")) for row in rows if row["Metric Name"] == "Duration")
+        if duration > longest.get(rows[0]["Kernel Name"], (0,))[0]:
+            longest[rows[0]["Kernel Name"]] = duration, rows, source
+    for kernel, (_, rows, source) in longest.items():
+        print(f"{kernel}: grid {rows[0]['Grid Size']}")
+        for row in rows:
+            print(f"    {row['Metric Name']}: {row['Metric Value']} {row['Metric Unit']}") if row["Metric Name"] else None
+        instructions = list(named(source))
+        samples = [int(row["# Samples"] or 0) for row in instructions]
+        for number, (row, count) in enumerate(zip(instructions, samples)):
+            if count * 200 > sum(samples):
+                stalls = {name: int(value) for name, value in row.items() if name.startswith("stall_") and value.isdigit()}
+                print(f"    {number:5} {row['Source'].strip():60} {count:6} of {sum(samples)}, {max(stalls, key=stalls.get)}")
+
+
+def named(lines):
+    return [dict(zip(lines[0], line)) for line in lines[1:]]
+
+
 def many(options):
     """Lays out so many adapters as links to a few, and runs what is left of the command; beside it, in turns with it, the same with
     the few alone."""
@@ -221,7 +275,8 @@ def main():
         parts.add_argument("--device", default="cuda")
     for parts in [running, asking]:
         parts.add_argument("--dtype", default="bfloat16")
-    jobs.add_parser("many").add_argument("command", nargs=argparse.REMAINDER)
+    for job in ["many", "profile"]:
+        jobs.add_parser(job).add_argument("command", nargs=argparse.REMAINDER)
     options = parser.parse_args()
     globals()[options.job](options)
 
