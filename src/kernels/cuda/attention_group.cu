@@ -90,8 +90,8 @@ __device__ inline void copy_rows(T *matrix, const Head<T> &head, int first, int 
     }
 }
 
-/// Says what changes of an item, whose place in the block's memory nobody reads any more; by a warpgroup, a warp the ranks that a
-/// lane of it loads elsewhere, and a lane two columns of them.
+/// Says what changes of an item, whose place in the block's memory nobody reads any more; by a warpgroup. A warp lays out the four
+/// ranks that a lane of that number among four has of left sides, and a lane two columns of them.
 template <typename T> __device__ inline void tell(LateMemory<T> &late, int place, const Changes<T> &changes) {
     if (threadIdx.x == 0) late.changes[place] = changes;
     int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;

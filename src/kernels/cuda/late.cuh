@@ -35,13 +35,13 @@ template <typename T> struct Late {
     /// Ranks that a lane has of a row.
     static constexpr int OWN = LATE_RANKS / 4;
 
-    /// Of one column the ranks that the lanes of a place among four have of each, beyond all ranks zeros.
+    /// Of one column the ranks that a lane of a place among four has of every left side, and zeros beyond the last one.
     __device__ Piece<OWN, T> right_of(int column, int place) const {
         const T *row = right + column * rank;
         return is_wide() ? piece_of<OWN, true>(row, place * OWN, rank) : piece_of<OWN, false>(row, place * OWN, rank);
     }
 
-    /// The row of a right side, of LATE_RANKS, that products take the i-th of these ranks for.
+    /// Where products look for the i-th of these ranks in a right side that has a row each.
     __device__ static int row_of(int place, int i) { return place * 2 + i % 2 + i / 2 * 8; }
 
   private:
