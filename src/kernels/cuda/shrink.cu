@@ -10,17 +10,21 @@ namespace {
 /// Numbers that a thread copies at once, of a turn's columns as a lane has them: those of every row in so many steps.
 constexpr int PIECE = 8, STEPS = TURN / (4 * PIECE);
 
-/// Numbers of one turn of every warp. A thread copies what it multiplies itself, so nobody waits for anybody; neighbours'
-/// pieces lie side by side, so that no two of them fall on the same bank.
+/// Numbers of one turn of every warp. A warp copies what it multiplies itself, so no warp waits for others; neighbours' pieces
+/// lie side by side, so that no two of them fall on the same bank.
 template <typename T> struct Slot {
     Piece<PIECE, T> pieces[STEPS][4][THREADS];
 
-    /// The first column that a lane has of a step.
-    __device__ static int column(int turn, int step) {
-        return (turn * WARPS + threadIdx.x / WARP) * TURN + (step * 4 + threadIdx.x % 4) * PIECE;
+    /// Where a piece of a row begins, of those that a warp has in a turn.
+    __device__ static int column(int turn, int piece) {
+        return (turn * WARPS + threadIdx.x / WARP) * TURN + piece * PIECE;
     }
 
-    __device__ T *target(int step, int i) { return reinterpret_cast<T *>(&pieces[step][i][threadIdx.x]); }
+    /// Where the thread of this warp that multiplies a piece of a row finds it.
+    __device__ T *place(int row, int piece) {
+        int lane = row % 8 * 4 + piece % 4;
+        return reinterpret_cast<T *>(&pieces[piece / 4][row / 8][threadIdx.x / WARP * WARP + lane]);
+    }
 
     /// Adds the product of two, which are there.
     __device__ void add_to(Product<T> &product, const Slot &right) const {
@@ -65,17 +69,17 @@ template <typename T> struct Ahead {
         begin(given.first);
     }
 
-    /// Asks for a turn, which is a group of copies; none is left where no turn is.
+    /// Asks for a turn, which is a group of copies; none is left where no turn is. Neighbouring lanes have all of a row's pieces,
+    /// and memory is asked for whole lines.
     __device__ void ask(Slot<T> &target) {
         if (number < given.past && turns > 0) {
-            UNROLL for (int step = 0; step < STEPS; step++) {
-                int column = target.column(turn, step);
-                bool is_there = column < given.in;
-                UNROLL for (int i = 0; i < 4; i++) {
-                    // Of what is not there nothing is read; its address is one of the row's all the same.
-                    const T *source = rows[Product<T>::row(i)] + (is_there ? column : 0);
-                    copy_later_or_zeros(target.target(step, i), source, is_there);
-                }
+            constexpr int PIECES = TURN / PIECE, ROWS = WARP / PIECES;
+            int piece = threadIdx.x % PIECES, column = target.column(turn, piece);
+            bool is_there = column < given.in;
+            UNROLL for (int i = 0; i < SIDE / ROWS; i++) {
+                int row = i * ROWS + threadIdx.x % WARP / PIECES;
+                // Of what is not there nothing is read; its address is one of the row's all the same.
+                copy_later_or_zeros(target.place(row, piece), rows[row] + (is_there ? column : 0), is_there);
             }
             if (++turn == turns) begin(number + 1);
         }
@@ -94,8 +98,10 @@ template <typename T> struct Ahead {
 /// Asks for all turns of the rows that a lane reads of an adapter's matrices. These need not be aligned.
 template <typename T> __device__ inline void keep(Slot<T> *kept, const T *const (&rows)[4], int turns, int in) {
     ROLLED for (int i = 0; i < turns * STEPS; i++) {
-        int turn = i / STEPS, step = i % STEPS, column = kept->column(turn, step);
-        UNROLL for (int j = 0; j < 4; j++) copy_piece(kept[turn].target(step, j), rows[j] + column, in - column);
+        int turn = i / STEPS, piece = i % STEPS * 4 + threadIdx.x % 4, column = kept->column(turn, piece);
+        UNROLL for (int j = 0; j < 4; j++) {
+            copy_piece(kept[turn].place(Product<T>::row(j), piece), rows[j] + column, in - column);
+        }
     }
 }
 
@@ -125,7 +131,10 @@ __device__ inline void shrink_ahead(char *memory, T *left, const Given<T> &given
         Product<T> product;
         ROLLED for (int turn = 0; turn < ahead.turns; turn++) {
             wait_for_older_copies<AHEAD - 1>();
+            // Every lane's copies are there, and then every lane has read them.
+            warp_barrier();
             coming[next].add_to(product, kept[turn]);
+            warp_barrier();
             ahead.ask(coming[next]);
             next = next + 1 == AHEAD ? 0 : next + 1;
         }
