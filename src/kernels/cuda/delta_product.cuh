@@ -127,18 +127,28 @@ __device__ inline unsigned long long find_ranks(const T *(&rows)[N], const Tile 
                                                 int first, int in) {
     const Entry *entries = reinterpret_cast<const Entry *>(tile.entries);
     unsigned long long addresses = 0;
-    ROLLED for (int i = 0; i < count; i++) {
-        int place = first - spans.all[i].rank;
-        Entry entry = entries[spans.all[i].site];
-        if (entry.rank == 0 || place + SIDE <= 0 || place >= entry.rank) continue;
-        const T *a = reinterpret_cast<const T *>(entry.a);
-        UNROLL for (int j = 0; j < N; j++) {
-            int rank = place + Product<T>::right(j);
-            const T *row = a + static_cast<long long>(min(max(rank, 0), entry.rank - 1)) * in;
-            // What is no rank of any site is not wanted, but read all the same.
-            rows[j] = rank >= 0 || !addresses ? row : rows[j];
+    // So many sites are asked for at once, and without a choice, which the next ones would wait for.
+    constexpr int FEW = 2;
+    ROLLED for (int begin = 0; begin < count; begin += FEW) {
+        unsigned long long a[FEW];
+        int ranks[FEW];
+        UNROLL for (int i = 0; i < FEW; i++) {
+            const Entry &entry = entries[spans.all[min(begin + i, count - 1)].site];
+            a[i] = entry.a;
+            ranks[i] = begin + i < count ? entry.rank : 0;
         }
-        addresses |= entry.a;
+        UNROLL for (int i = 0; i < FEW; i++) {
+            int place = first - spans.all[min(begin + i, count - 1)].rank;
+            bool is_among = ranks[i] > 0 && place + SIDE > 0 && place < ranks[i];
+            UNROLL for (int j = 0; j < N; j++) {
+                int rank = place + Product<T>::right(j);
+                long long row = min(max(rank, 0), max(ranks[i] - 1, 0));
+                // What is no rank of any site is not wanted, but read all the same.
+                bool is_read = is_among && (rank >= 0 || !addresses);
+                rows[j] = is_read ? reinterpret_cast<const T *>(a[i]) + row * in : rows[j];
+            }
+            addresses |= is_among ? a[i] : 0;
+        }
     }
     return addresses;
 }
