@@ -215,7 +215,10 @@ def profile(options):
         launches.setdefault(row["ID"], []).append(row)
     sources = []
     for line in page("source"):
-        sources.append([]) if line[:1] == ["Kernel Name"] else sources[-1].append(line)
+        if line[:1] == ["Kernel Name"]:
+            sources.append([])
+        else:
+            sources[-1].append(line)
     longest = {}
     for rows, source in zip(launches.values(), sources):
         duration = next(float(row["Metric Value"].replace(",", "")) for row in rows if row["Metric Name"] == "Duration")
@@ -224,7 +227,8 @@ def profile(options):
     for kernel, (_, rows, source) in longest.items():
         print(f"{kernel}: grid {rows[0]['Grid Size']}")
         for row in rows:
-            print(f"    {row['Metric Name']}: {row['Metric Value']} {row['Metric Unit']}") if row["Metric Name"] else None
+            if row["Metric Name"]:
+                print(f"    {row['Metric Name']}: {row['Metric Value']} {row['Metric Unit']}")
         instructions = list(named(source))
         samples = [int(row["# Samples"] or 0) for row in instructions]
         for number, (row, count) in enumerate(zip(instructions, samples)):
