@@ -132,17 +132,18 @@ __device__ inline unsigned long long find_ranks(const T *(&rows)[N], const Tile 
     ROLLED for (int begin = 0; begin < count; begin += FEW) {
         unsigned long long a[FEW];
         int ranks[FEW];
+        auto span = [&](int i) { return &spans.all[min(begin + i, count - 1)]; };
         UNROLL for (int i = 0; i < FEW; i++) {
-            const Entry &entry = entries[spans.all[min(begin + i, count - 1)].site];
+            const Entry &entry = entries[span(i)->site];
             a[i] = entry.a;
             ranks[i] = begin + i < count ? entry.rank : 0;
         }
         UNROLL for (int i = 0; i < FEW; i++) {
-            int place = first - spans.all[min(begin + i, count - 1)].rank;
+            int place = first - span(i)->rank;
             bool is_among = ranks[i] > 0 && place + SIDE > 0 && place < ranks[i];
             UNROLL for (int j = 0; j < N; j++) {
                 int rank = place + Product<T>::right(j);
-                long long row = min(max(rank, 0), max(ranks[i] - 1, 0));
+                long long row = min(max(rank, 0), ranks[i] - 1);
                 // What is no rank of any site is not wanted, but read all the same.
                 bool is_read = is_among && (rank >= 0 || !addresses);
                 rows[j] = is_read ? reinterpret_cast<const T *>(a[i]) + row * in : rows[j];

@@ -21,7 +21,7 @@ template <typename T> struct Late {
         UNROLL for (int i = 0; i < 2; i++) {
             int row = first + threadIdx.x % WARP / 4 + i * 8;
             const T *numbers = left + static_cast<long long>(row) * stride;
-            Piece<OWN, T> piece = piece_of<OWN, true>(numbers, own(), row < past ? rank : 0);
+            Piece<OWN, T> piece = piece_of<OWN, true>(numbers, threadIdx.x % 4 * OWN, row < past ? rank : 0);
             UNROLL for (int half = 0; half < 2; half++) words[i + half * 2] = piece.words[half];
         }
     }
@@ -37,25 +37,25 @@ template <typename T> struct Late {
 
     /// Of one column the ranks that a lane of a place among four has of every left side, and zeros beyond the last one.
     __device__ Piece<OWN, T> right_of(int column, int place) const {
-        const T *row = right + column * rank;
-        return is_wide() ? piece_of<OWN, true>(row, place * OWN, rank) : piece_of<OWN, false>(row, place * OWN, rank);
+        return is_wide() ? right_of<true>(column, place) : right_of<false>(column, place);
     }
 
     /// Where products look for the i-th of these ranks in a right side that has a row each.
     __device__ static int row_of(int place, int i) { return place * 2 + i % 2 + i / 2 * 8; }
 
   private:
-    __device__ static int own() { return threadIdx.x % 4 * OWN; }
     __device__ bool is_wide() const {
         return reinterpret_cast<unsigned long long>(right) % sizeof(Piece<OWN, T>) == 0 && rank % OWN == 0;
     }
 
+    template <bool IS_WIDE> __device__ Piece<OWN, T> right_of(int column, int place) const {
+        return piece_of<OWN, IS_WIDE>(right + column * rank, place * OWN, rank);
+    }
+
     template <bool IS_WIDE, int N> __device__ void load_right(unsigned (&words)[N][2]) const {
-        const T *row = right + threadIdx.x % WARP / 4 * rank;
         UNROLL for (int n = 0; n < N; n++) {
-            Piece<OWN, T> piece = piece_of<OWN, IS_WIDE>(row, own(), rank);
+            Piece<OWN, T> piece = right_of<IS_WIDE>(threadIdx.x % WARP / 4 + n * 8, threadIdx.x % 4);
             UNROLL for (int half = 0; half < 2; half++) words[n][half] = piece.words[half];
-            row += 8 * rank;
         }
     }
 };
