@@ -3,10 +3,9 @@
 // computed, and the others, which go by fours, have up to twice 64 queries of the tile. While one weighs its scores the
 // other's are multiplied, and so are its own weights of the keys before.
 //
-// What changes late is changed where it lies, between those who bring it and those who read it, by the warps that bring: they
-// have the time, and those who read find the same as if it had been changed before. All four of them: products of a warp take
-// turns with the readers' on its own quarter of the tensor cores, while one of all four would wait for all that these have asked
-// for.
+// Queries and keys that change late are changed where they lie, between those who bring them and those who read them, who find
+// the same as if they had been changed before: two of the four warps bring then, and two change. Values stay as they are, see
+// late.cuh: their left factors are brought beside them, as more columns of the same products.
 #include "attention_warp.cuh"
 #include "warpgroup.cuh"
 
@@ -15,6 +14,8 @@ namespace {
 constexpr int GROUPS = 2, BLOCK = (1 + GROUPS) * WARPGROUP;
 /// Warps that read what the others bring.
 constexpr int READERS = GROUPS * WARPGROUP / WARP;
+/// Where something changes late, warps that change what those before them bring.
+constexpr int CHANGERS = 2;
 constexpr int KEYS = RIGHT_ROWS;
 constexpr int STAGES = 4;
 
@@ -22,27 +23,30 @@ constexpr int STAGES = 4;
 constexpr int PARTS = 2 * GROUPS, ITEMS = 2;
 
 /// A block's memory: queries, then stages of keys and their values, and what they are counted by. Queries come with the
-/// first keys.
+/// first keys; once an item is read, so are they, and all that changes of it.
 template <typename T> struct Memory {
     T queries[ITEMS][PARTS][QUERIES * DEPTH];
     struct {
         T keys[KEYS * DEPTH], values[KEYS * DEPTH];
     } stages[STAGES];
-    Counter there[STAGES], read[STAGES], are_queries_read[ITEMS];
+    Counter there[STAGES], read[STAGES], are_items_read[ITEMS];
 };
 
 /// Beside it, where something changes late: of each item its changes, and what is a right side of them, a row of columns each
-/// rank.
+/// rank; and of each stage's values their left factors, one stage's columns beside the other's.
 template <typename T> struct LateMemory {
     T right[ITEMS][READ][LATE_RANKS * DEPTH];
     Memory<T> all;
+    alignas(1024) T factors[KEYS * DEPTH];
     Changes<T> changes[ITEMS];
-    /// The last one is of stages, and of the queries that come with them.
-    Counter are_changes_there[ITEMS], changed[STAGES];
+    /// Of items: changes are known, right sides lie here, and queries do. The last one is of stages, and of an item's first with
+    /// its queries.
+    Counter are_known[ITEMS], are_laid_out[ITEMS], are_queries_there[ITEMS], changed[STAGES];
 };
 
 /// What of a block's memory its launch must ask for.
-static_assert(sizeof(Memory<bf16>) == 196688 && sizeof(LateMemory<bf16>) == 209168,
+static_assert(STAGES * LATE_RANKS == DEPTH && LATE_RANKS == BESIDE, "all stages' factors have a matrix");
+static_assert(sizeof(Memory<bf16>) == 196688 && sizeof(LateMemory<bf16>) == 227328,
               "attention.rs asks for something else");
 static_assert(sizeof(LateMemory<bf16>::right) % 1024 == 0, "matrices begin at multiples of 1024 bytes");
 
@@ -74,11 +78,11 @@ template <typename T> struct Items {
 template <typename T> __device__ inline int first_key(const Task<T> &task) { return task.sight.first(task.first); }
 template <typename T> __device__ inline int past_key(const Task<T> &task) { return task.sight.past(task.past - 1); }
 
-/// Asks for rows of a head, from `first` on, and zeros from `past` on; by a warpgroup. A thread's rows are so far apart that their
-/// pieces lie alike, which takes few registers.
-template <int ROWS, typename T>
+/// Asks for rows of a head, from `first` on, and zeros from `past` on; by so many threads. A thread's rows are so far apart that
+/// their pieces lie alike, which takes few registers.
+template <int ROWS, int BRINGERS, typename T>
 __device__ inline void copy_rows(T *matrix, const Head<T> &head, int first, int past) {
-    constexpr int OWN = 16 / sizeof(T), PIECES = DEPTH / OWN, STEP = WARPGROUP / PIECES;
+    constexpr int OWN = 16 / sizeof(T), PIECES = DEPTH / OWN, STEP = BRINGERS / PIECES;
     static_assert(STEP % 8 == 0, "see place_of");
     int row = threadIdx.x / PIECES, piece = threadIdx.x % PIECES, count = past - first - row;
     char *place = reinterpret_cast<char *>(matrix) + place_of(row, piece);
@@ -90,116 +94,130 @@ __device__ inline void copy_rows(T *matrix, const Head<T> &head, int first, int 
     }
 }
 
-/// Says what changes of an item, whose place in the block's memory nobody reads any more; by a warpgroup. A warp lays out the four
-/// ranks that a lane of that number among four has of left sides, and a lane two columns of them.
-template <typename T> __device__ inline void tell(LateMemory<T> &late, int place, const Changes<T> &changes) {
-    if (threadIdx.x == 0) late.changes[place] = changes;
-    int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
-    UNROLL for (int part = 0; part < READ; part++) {
-        if (changes.of[part].rank == 0) continue;
-        auto left = changes.of[part].right_of(2 * lane, warp), right = changes.of[part].right_of(2 * lane + 1, warp);
-        char *rows = reinterpret_cast<char *>(late.right[place][part]);
-        UNROLL for (int i = 0; i < 4; i++) {
-            int row = Late<T>::row_of(warp, i);
-            unsigned pair = bytes_of(left.words[i / 2], right.words[i / 2], i % 2 == 0 ? 0x5410 : 0x7632);
-            char *piece = rows + place_of(row, lane / 4);
-            reinterpret_cast<unsigned *>(piece)[lane % 4] = pair;
-        }
+/// Asks for the left factors of a stage's values, and zeros from `past` on; by so many threads.
+template <int BRINGERS, typename T>
+__device__ inline void copy_factors(T *matrix, int stage, const Late<T> &change, int first, int past) {
+    UNROLL for (int i = 0; i < KEYS / BRINGERS; i++) {
+        int row = i * BRINGERS + hidden(threadIdx.x);
+        auto place = [=](int piece) { return reinterpret_cast<char *>(matrix) + place_of(row, 2 * stage + piece); };
+        change.copy_left(first + row, first + row < past, place);
     }
-    arrive(late.are_changes_there[place]);
 }
 
-/// A part of what was brought: rows that a warpgroup changes at once, of which each warp has 16.
-template <typename T> struct Part {
-    T *rows;
-    int first, past;
-    /// What changes of them, and its right side in the block's memory.
-    const Late<T> &change;
-    const T *right;
-
-    __device__ bool is_any() const { return first < past && change.rank > 0; }
-
-    __device__ void load_left(unsigned (&left)[4]) const {
-        change.load_left(left, first + threadIdx.x / WARP * 16, past);
-    }
-
-    __device__ void make(const unsigned (&left)[1][4]) const {
-        // Of 16 rows and columns from one on: a lane's row, and the first or the other eight columns.
-        auto within = [](int n) { return place_of(threadIdx.x % 16, n + threadIdx.x % WARP / 16); };
-        char *own = reinterpret_cast<char *>(rows) + threadIdx.x / WARP * 16 * 128;
-        auto row_at = [=](int, int n) { return own + within(n); };
-        auto load_right = [&](unsigned(&both)[4], int n) {
-            load_transposed(both, reinterpret_cast<const char *>(right) + within(n));
-        };
-        change_rows<T, DEPTH / 8>(left, load_right, row_at, store_for_products);
-    }
-};
-
-/// Changes a stage's keys and values, which were asked for, from one key on, and with an item's first ones its queries; shows
-/// them to those who read.
-template <typename T>
-__device__ inline void change(LateMemory<T> &late, const Task<T> &task, Turn item, Turn stage, int key) {
-    constexpr int OF_STAGE = KEYS / QUERIES;
-    auto &brought = late.all.stages[stage.stage];
-    int queries = key == first_key(task) ? (task.past - task.first + QUERIES - 1) / QUERIES : 0;
-    auto part = [&](int number) {
-        int own = number - 2 * OF_STAGE, row = number % OF_STAGE * QUERIES;
-        int read = own >= 0 ? QUERY : number < OF_STAGE ? KEY : VALUE;
-        T *rows = own >= 0 ? late.all.queries[item.stage][own] : (read == KEY ? brought.keys : brought.values) + row * DEPTH;
-        int first = own >= 0 ? task.first + own * QUERIES : key + row, past = own >= 0 ? task.past : past_key(task);
-        return Part<T>{rows, first, past, late.changes[item.stage].of[read], late.right[item.stage][read]};
-    };
-    int parts = 2 * OF_STAGE + queries;
-    auto next_from = [&](int number) {
-        while (number < parts && !part(number).is_any()) number++;
-        return number;
-    };
-    late.are_changes_there[item.stage].wait(item.parity);
-    int number = next_from(0);
-    unsigned left[1][4], coming[4] = {};
-    if (number < parts) part(number).load_left(left[0]);
-    late.all.there[stage.stage].wait(stage.parity);
-    // One after the other by the same instructions, which takes the fewest registers.
-    ROLLED while (number < parts) {
-        int next = next_from(number + 1);
-        // While this one is changed.
-        if (next < parts) part(next).load_left(coming);
-        part(number).make(left);
-        UNROLL for (int i = 0; i < 4; i++) left[0][i] = coming[i];
-        number = next;
-    }
-    show_to_products();
-    arrive(late.changed[stage.stage]);
-}
-
-/// Brings what all items need, and changes it, a stage once the next one was asked for; by the first warpgroup of the block.
-template <bool IS_LATE, typename T> __device__ __forceinline__ void bring(Memory<T> &memory, const Items<T> &items) {
-    Turn turn, next, changing;
+/// Brings what all items need; by so many threads, the first of the block. One of them finds what changes.
+template <int BRINGERS, bool IS_LATE, typename T>
+__device__ __forceinline__ void bring(Memory<T> &memory, const Items<T> &items) {
+    Turn turn, next;
     items.each([&](const Task<T> &task) {
         int start = first_key(task), end = past_key(task);
-        memory.are_queries_read[turn.stage].wait(turn.parity ^ 1);
+        memory.are_items_read[turn.stage].wait(turn.parity ^ 1);
         ROLLED for (int part = 0; task.first + part * QUERIES < task.past; part++) {
             T *queries = memory.queries[turn.stage][part];
-            copy_rows<QUERIES>(queries, task.q, task.first + part * QUERIES, task.past);
+            copy_rows<QUERIES, BRINGERS>(queries, task.q, task.first + part * QUERIES, task.past);
         }
-        ROLLED for (int key = start; key < end + (IS_LATE ? KEYS : 0); key += KEYS) {
-            if (key < end) {
-                memory.read[next.stage].wait(next.parity ^ 1);
-                copy_rows<KEYS>(memory.stages[next.stage].keys, task.k, key, end);
-                copy_rows<KEYS>(memory.stages[next.stage].values, task.v, key, end);
-                memory.there[next.stage].arrive_with_copies();
-                next.advance(STAGES);
+        if (IS_LATE) {
+            // Before there is room for keys: until then queries can be changed.
+            items.late->are_queries_there[turn.stage].arrive_with_copies();
+            if (threadIdx.x == 0) {
+                items.late->changes[turn.stage] = items.changes(task);
+                items.late->are_known[turn.stage].arrive();
             }
-            if (IS_LATE && key == start) tell(*items.late, turn.stage, items.changes(task));
-            if (IS_LATE && key > start) {
-                change(*items.late, task, turn, changing, key - KEYS);
-                changing.advance(STAGES);
+        }
+        ROLLED for (int key = start; key < end; key += KEYS) {
+            memory.read[next.stage].wait(next.parity ^ 1);
+            copy_rows<KEYS, BRINGERS>(memory.stages[next.stage].keys, task.k, key, end);
+            copy_rows<KEYS, BRINGERS>(memory.stages[next.stage].values, task.v, key, end);
+            if (IS_LATE) {
+                LateMemory<T> &late = *items.late;
+                late.are_known[turn.stage].wait(turn.parity);
+                copy_factors<BRINGERS>(late.factors, next.stage, late.changes[turn.stage].of[VALUE], key, end);
             }
+            memory.there[next.stage].arrive_with_copies();
+            next.advance(STAGES);
         }
         turn.advance(ITEMS);
     });
     // Copies outlive no thread.
     wait_for_copies();
+}
+
+/// A warp's number among those that change.
+__device__ inline int changer() { return threadIdx.x / WARP - (WARPGROUP / WARP - CHANGERS); }
+
+/// Eight by 16 numbers of a right side in a block's memory, of columns from one on, and those of the next eight.
+template <typename T> __device__ inline void load_laid_out(unsigned (&both)[4], const T *right, int column) {
+    int lane = hidden(threadIdx.x % WARP);
+    load_transposed(both, reinterpret_cast<const char *>(right) + place_of(lane % 16, column / 8 + lane / 16));
+}
+
+/// Lays out the right sides of an item's changes, of a lane two columns. One warp has those of queries and of keys, the other those
+/// of values: most adapters change queries and values, and each warp waits for one of them.
+template <typename T> __device__ inline void lay_out(LateMemory<T> &late, int item) {
+    static_assert(CHANGERS == 2, "one of them has values");
+    int column = threadIdx.x % WARP * 2, first = changer() == 0 ? QUERY : VALUE, past = changer() == 0 ? VALUE : READ;
+    ROLLED for (int part = first; part < past; part++) {
+        const Late<T> &change = late.changes[item].of[part];
+        if (change.rank == 0) continue;
+        unsigned ranks[2][LATE_RANKS / 2];
+        change.load_columns(ranks, column);
+        char *rows = reinterpret_cast<char *>(late.right[item][part]);
+        UNROLL for (int i = 0; i < LATE_RANKS; i++) {
+            unsigned pair = bytes_of(ranks[0][i / 2], ranks[1][i / 2], i % 2 == 0 ? 0x5410 : 0x7632);
+            reinterpret_cast<unsigned *>(rows + place_of(i, column / 8))[column % 8 / 2] = pair;
+        }
+    }
+    arrive(late.are_laid_out[item]);
+}
+
+/// Changes an item's queries, or a stage's keys: rows from `first` on, of which the first lies there, once they have been counted.
+template <typename T>
+__device__ inline void change_brought(LateMemory<T> &late, int item, int read, T *rows, int first, int past, Counter &there,
+                                      int parity) {
+    // Each warp has so many times 16 of 64 rows.
+    constexpr int TIMES = QUERIES / 16 / CHANGERS;
+    const Late<T> &change = late.changes[item].of[read];
+    int own = changer() * TIMES * 16;
+    auto load = [&](unsigned(&left)[TIMES][4], int row) {
+        UNROLL for (int time = 0; time < TIMES; time++) change.load_left(left[time], row + own + time * 16, past);
+    };
+    unsigned left[TIMES][4], coming[TIMES][4] = {};
+    bool is_any = change.rank > 0;
+    if (is_any) load(left, first);
+    there.wait(parity);
+    ROLLED for (int row = first; is_any && row < past; row += QUERIES) {
+        // While these are changed.
+        if (row + QUERIES < past) load(coming, row + QUERIES);
+        int lane = hidden(threadIdx.x % WARP);
+        char *from = reinterpret_cast<char *>(rows + (row - first + own) * DEPTH);
+        auto row_at = [=](int time, int n) { return from + time * 16 * 128 + place_of(lane % 16, n + lane / 16); };
+        auto load_right = [&](unsigned(&both)[4], int n) { load_laid_out(both, late.right[item][read], n * 8); };
+        change_rows<T, DEPTH / 8>(left, load_right, row_at, store_for_products);
+        UNROLL for (int i = 0; i < 4 * TIMES; i++) left[i / 4][i % 4] = coming[i / 4][i % 4];
+    }
+}
+
+/// Changes what others bring, and shows it to those who read.
+template <typename T> __device__ __forceinline__ void change(LateMemory<T> &late, const Items<T> &items) {
+    Memory<T> &memory = late.all;
+    Turn turn, next;
+    items.each([&](const Task<T> &task) {
+        int start = first_key(task), end = past_key(task), item = turn.stage;
+        // Nobody reads what lay there any more: those who bring have waited for it.
+        late.are_known[item].wait(turn.parity);
+        lay_out(late, item);
+        late.are_laid_out[item].wait(turn.parity);
+        T *queries = memory.queries[item][0];
+        change_brought(late, item, QUERY, queries, task.first, task.past, late.are_queries_there[item], turn.parity);
+        ROLLED for (int key = start; key < end; key += KEYS) {
+            T *keys = memory.stages[next.stage].keys;
+            int past = min(key + KEYS, end);
+            change_brought(late, item, KEY, keys, key, past, memory.there[next.stage], next.parity);
+            show_to_products();
+            arrive(late.changed[next.stage]);
+            next.advance(STAGES);
+        }
+        turn.advance(ITEMS);
+    });
 }
 
 /// Four lanes have two of every eight columns each, and get all of every fourth eight.
@@ -221,15 +239,20 @@ template <typename T> struct Item {
     const Task<T> &task;
     /// Of its first part.
     T *queries;
-    Counter &are_queries_read;
+    Counter &are_items_read;
     /// Of each stage: its keys and values can be read, and with the first of them the queries.
     Counter *are_ready;
+    /// Null where nothing changes late; and which of ITEMS it is.
+    LateMemory<T> *late;
+    int place;
 };
 
 /// What one warpgroup knows of TIMES parts of a tile, a stage's keys and values at a time.
-template <typename T, int TIMES> struct Parts {
+template <typename T, int TIMES, bool IS_LATE> struct Parts {
+    static constexpr int COLUMNS = GATHERED<DEPTH, IS_LATE>;
     const Item<T> &item;
-    float scores[KEYS / 8][4], y[TIMES][DEPTH / 8][4] = {};
+    /// What is gathered of left factors stands behind what is gathered of values.
+    float scores[KEYS / 8][4], y[TIMES][COLUMNS / 8][4] = {};
     unsigned left[KEYS / 16][4];
     Row rows[TIMES][2];
 
@@ -259,7 +282,13 @@ template <typename T, int TIMES> struct Parts {
         begin_products();
         UNROLL for (int n = 0; n < KEYS / 16; n++) {
             // 16 rows of 128 bytes further.
-            multiply_rows<T>(sums(time), left[n], matrix_at(values) + n * (16 * 128 >> 4));
+            auto rows = matrix_at(values) + n * (16 * 128 >> 4);
+            if constexpr (IS_LATE) {
+                // Of a stage two pieces of each row.
+                multiply_rows<T>(sums(time), left[n], rows, matrix_at(item.late->factors) + n * (16 * 128 >> 4) + 2 * stage);
+            } else {
+                multiply_rows<T>(sums(time), left[n], rows);
+            }
         }
         end_group_of_products();
     }
@@ -270,7 +299,7 @@ template <typename T, int TIMES> struct Parts {
         hold(sums(time));
     }
 
-    __device__ float (&sums(int time))[ROW_SUMS] { return reinterpret_cast<float(&)[ROW_SUMS]>(y[time]); }
+    __device__ float (&sums(int time))[COLUMNS / 2] { return reinterpret_cast<float(&)[COLUMNS / 2]>(y[time]); }
 
     /// A part's scores of the keys from one on, but for those of the last so many groups, become weights.
     template <int FEW> __device__ void weigh(int time, int key, float (&shrink)[2]) {
@@ -290,6 +319,12 @@ template <typename T, int TIMES> struct Parts {
     __device__ void pack_all(int time, const float (&shrink)[2]) {
         shrink_all(y[time], shrink);
         UNROLL for (int n = 0; n < KEYS / 16; n++) pack<T>(left[n], scores, n);
+    }
+
+    /// Changes what was gathered of values.
+    __device__ void change_values() {
+        const T *laid_out = item.late->right[item.place][VALUE];
+        change_gathered<T, DEPTH>(y, [&](unsigned(&both)[4], int n) { load_laid_out(both, laid_out, n * 8); });
     }
 
     __device__ void write() const {
@@ -313,8 +348,9 @@ template <typename T, int TIMES> struct Parts {
 };
 
 /// One warpgroup's parts of a tile, so many. While scores are weighed the weights before are multiplied.
-template <int TIMES, typename T> __device__ __forceinline__ void attend(const Item<T> &item, Turn &turn) {
-    Parts<T, TIMES> parts(item);
+template <int TIMES, bool IS_LATE, typename T>
+__device__ __forceinline__ void attend(const Item<T> &item, Turn &turn) {
+    Parts<T, TIMES, IS_LATE> parts(item);
     constexpr int LAST = TIMES - 1;
     Memory<T> &memory = item.memory;
     float shrink[2];
@@ -343,11 +379,15 @@ template <int TIMES, typename T> __device__ __forceinline__ void attend(const It
         parts.pack_all(0, shrink);
         stage = turn.stage;
     }
-    arrive(item.are_queries_read);
+    if (!IS_LATE) arrive(item.are_items_read);
     parts.multiply_values(LAST, stage);
     parts.wait_for(LAST);
     arrive(memory.read[stage]);
     divide_gathered(parts.y, parts.rows);
+    if constexpr (IS_LATE) {
+        if (item.late->changes[item.place].is(VALUE)) parts.change_values();
+        arrive(item.are_items_read);
+    }
     parts.write();
 }
 
@@ -358,19 +398,23 @@ template <typename T> __device__ __forceinline__ void pass(const Item<T> &item, 
         arrive(item.memory.read[turn.stage]);
         turn.advance(STAGES);
     }
-    arrive(item.are_queries_read);
+    arrive(item.are_items_read);
 }
 
 /// Before anything else, by all threads.
 template <typename T> __device__ inline void begin(Memory<T> &memory, LateMemory<T> *late) {
     int i = threadIdx.x;
     if (i < STAGES) {
-        memory.there[i].begin(WARPGROUP);
+        memory.there[i].begin(late ? WARPGROUP - CHANGERS * WARP : WARPGROUP);
         memory.read[i].begin(READERS);
-        if (late) late->changed[i].begin(WARPGROUP / WARP);
+        if (late) late->changed[i].begin(CHANGERS);
     }
-    if (i < ITEMS) memory.are_queries_read[i].begin(READERS);
-    if (late && i < ITEMS) late->are_changes_there[i].begin(WARPGROUP / WARP);
+    if (i < ITEMS) memory.are_items_read[i].begin(READERS);
+    if (late && i < ITEMS) {
+        late->are_known[i].begin(1);
+        late->are_laid_out[i].begin(CHANGERS);
+        late->are_queries_there[i].begin(WARPGROUP - CHANGERS * WARP);
+    }
     barrier();
 }
 
@@ -379,20 +423,22 @@ template <typename T> __device__ inline void begin(Memory<T> &memory, LateMemory
 template <bool IS_LATE, typename T>
 __device__ __forceinline__ void attend(Memory<T> &memory, const Items<T> &items) {
     begin(memory, items.late);
+    constexpr int BRINGERS = IS_LATE ? WARPGROUP - CHANGERS * WARP : WARPGROUP;
     if (threadIdx.x < WARPGROUP) {
-        keep_registers<IS_LATE ? 40 : 24>();
-        return bring<IS_LATE>(memory, items);
+        keep_registers<IS_LATE ? 56 : 24>();
+        if (threadIdx.x < BRINGERS) return bring<BRINGERS, IS_LATE>(memory, items);
+        return change(*items.late, items);
     }
-    take_registers<IS_LATE ? 232 : 240>();
+    take_registers<IS_LATE ? 224 : 240>();
     int group = threadIdx.x / WARPGROUP - 1;
     Turn turn, place;
     items.each([&](const Task<T> &task) __attribute__((always_inline)) {
         T *queries = memory.queries[place.stage][group];
         Counter *are_ready = IS_LATE ? items.late->changed : memory.there;
-        Item<T> item = {memory, task, queries, memory.are_queries_read[place.stage], are_ready};
+        Item<T> item = {memory, task, queries, memory.are_items_read[place.stage], are_ready, items.late, place.stage};
         int own = task.past - task.first - group * QUERIES;
-        if (own > GROUPS * QUERIES) attend<2>(item, turn);
-        else if (own > 0) attend<1>(item, turn);
+        if (own > GROUPS * QUERIES) attend<2, IS_LATE>(item, turn);
+        else if (own > 0) attend<1, IS_LATE>(item, turn);
         else pass(item, turn);
         place.advance(ITEMS);
     });

@@ -88,8 +88,8 @@ __device__ inline void divide_gathered(float (&y)[TIMES][N][4], const Row (&rows
 }
 
 /// One query's result, of which each of its four lanes has two of every eight columns.
-template <typename T, int D>
-__device__ inline void write_row(const Task<T> &task, const float (&y)[D / 8][4], int row, int half) {
+template <typename T, int D, int N>
+__device__ inline void write_row(const Task<T> &task, const float (&y)[N][4], int row, int half) {
     if (row >= task.past) return;
     T *target = task.y + static_cast<long long>(row) * task.y_stride;
     bool is_even = task.width % 2 == 0;
@@ -160,22 +160,46 @@ __device__ inline void change_rows(const unsigned (&left)[TIMES][4], F load_righ
     }
 }
 
+/// Gives right factors that a lane has loaded, of 16 columns.
+template <int N> __device__ inline auto right_of_two(const unsigned (&right)[N][2]) {
+    return [&](unsigned(&both)[4], int n) {
+        UNROLL for (int i = 0; i < 4; i++) both[i] = right[n + i / 2][i % 2];
+    };
+}
+
 /// The same where rows lie one after the other, by right factors that it has loaded too.
 template <int D, typename T, int TIMES>
 __device__ inline void change_rows(T *rows, const unsigned (&left)[TIMES][4], const unsigned (&right)[D / 8][2]) {
-    auto load_right = [&](unsigned(&both)[4], int n) {
-        UNROLL for (int i = 0; i < 4; i++) both[i] = right[n + i / 2][i % 2];
-    };
     T *own = rows + threadIdx.x % 16 * PADDED<T, D> + threadIdx.x % WARP / 16 * 8;
     auto row_at = [&](int time, int n) { return own + time * 16 * PADDED<T, D> + n * 8; };
-    change_rows<T, D / 8>(left, load_right, row_at, [](T *row, const unsigned(&pairs)[4]) { store_matrices(row, pairs); });
+    change_rows<T, D / 8>(left, right_of_two(right), row_at, [](T *row, const unsigned(&pairs)[4]) { store_matrices(row, pairs); });
 }
+
+/// Adds what was gathered of left factors, behind what was of values, times right ones: `load_right(words, n)` as above.
+template <typename T, int D, int TIMES, int N, typename F>
+__device__ inline void change_gathered(float (&y)[TIMES][N][4], F load_right) {
+    static_assert(N == (D + LATE_RANKS) / 8, "both are there");
+    // To load right factors lets lanes go their own ways.
+    warp_barrier();
+    UNROLL for (int n = 0; n < D / 8; n += 2) {
+        unsigned right[4];
+        load_right(right, n);
+        UNROLL for (int time = 0; time < TIMES; time++) {
+            unsigned left[4];
+            pack<T>(left, y[time], D / 16);
+            UNROLL for (int i = 0; i < 2; i++) multiply_add<T>(y[time][n + i], left, right[2 * i], right[2 * i + 1]);
+        }
+    }
+}
+
+/// Columns of what is gathered: of values, and where they change late of their left factors.
+template <int D, bool IS_LATE> constexpr int GATHERED = D + (IS_LATE ? LATE_RANKS : 0);
 
 /// Of a warp, of so many that have queries of one head: so many times 16 queries, heads of up to D columns, and so many keys
 /// at once.
-template <typename T, int D, int TIMES, int KEYS, int WARPS = THREADS / WARP> struct Warp {
+template <typename T, int D, int TIMES, int KEYS, bool IS_LATE = false, int WARPS = THREADS / WARP> struct Warp {
     unsigned q[TIMES][D / 16][4];
-    float y[TIMES][D / 8][4] = {};
+    float y[TIMES][GATHERED<D, IS_LATE> / 8][4] = {};
     float scores[TIMES][KEYS / 8][4];
     Row rows[TIMES][2];
 
@@ -190,6 +214,21 @@ template <typename T, int D, int TIMES, int KEYS, int WARPS = THREADS / WARP> st
         warp_barrier();
         UNROLL for (int time = 0; time < TIMES; time++) {
             load_left<T, D>(q[time], memory + (first() + time * 16) * PADDED<T, D>);
+        }
+    }
+
+    /// Changes them, by factors that a lane has loaded.
+    __device__ void change_queries(const unsigned (&left)[TIMES][4], const unsigned (&right)[D / 8][2]) {
+        UNROLL for (int time = 0; time < TIMES; time++) {
+            UNROLL for (int n = 0; n < D / 8; n++) {
+                // A left side has the rows of these columns side by side, and a product has them one by one.
+                unsigned *pairs = &q[time][n / 2][n % 2 * 2];
+                float2 upper = unpacked<T>(pairs[0]), lower = unpacked<T>(pairs[1]);
+                float sums[4] = {upper.x, upper.y, lower.x, lower.y};
+                multiply_add<T>(sums, left[time], right[n][0], right[n][1]);
+                pairs[0] = packed<T>(sums[0], sums[1]);
+                pairs[1] = packed<T>(sums[2], sums[3]);
+            }
         }
     }
 
@@ -214,17 +253,19 @@ template <typename T, int D, int TIMES, int KEYS, int WARPS = THREADS / WARP> st
         }
     }
 
-    /// y += the values by weights.
-    __device__ void multiply_values(const T *values) {
+    /// y += the values by weights, and where they change late their left factors too.
+    __device__ void multiply_values(const T *values, const T *factors = nullptr) {
         warp_barrier();
         int lane = threadIdx.x % WARP;
         const T *row = values + lane % 16 * PADDED<T, D> + lane / 16 * 8;
+        const T *row_of_factors = IS_LATE ? factors + lane % 16 * PADDED<T, LATE_RANKS> + lane / 16 * 8 : nullptr;
         UNROLL for (int n = 0; n < KEYS / 16; n++) {
             unsigned left[TIMES][4];
             UNROLL for (int time = 0; time < TIMES; time++) pack<T>(left[time], scores[time], n);
-            UNROLL for (int d = 0; d < D / 16; d++) {
+            UNROLL for (int d = 0; d < GATHERED<D, IS_LATE> / 16; d++) {
                 unsigned v[4];
-                load_transposed(v, row + n * 16 * PADDED<T, D> + d * 16);
+                if (d < D / 16) load_transposed(v, row + n * 16 * PADDED<T, D> + d * 16);
+                else load_transposed(v, row_of_factors + n * 16 * PADDED<T, LATE_RANKS>);
                 UNROLL for (int time = 0; time < TIMES; time++) {
                     multiply_add<T>(y[time][2 * d], left[time], v[0], v[1]);
                     multiply_add<T>(y[time][2 * d + 1], left[time], v[2], v[3]);
@@ -233,9 +274,13 @@ template <typename T, int D, int TIMES, int KEYS, int WARPS = THREADS / WARP> st
         }
     }
 
-    /// Divides what was gathered among its weights, and writes it.
-    __device__ void write(const Task<T> &task) {
-        divide_gathered(y, rows);
+    /// Divides what was gathered among its weights.
+    __device__ void divide() { divide_gathered(y, rows); }
+
+    /// After that, changes what was gathered of values, by right factors that a lane has loaded.
+    __device__ void change_values(const unsigned (&right)[D / 8][2]) { change_gathered<T, D>(y, right_of_two(right)); }
+
+    __device__ void write(const Task<T> &task) const {
         UNROLL for (int time = 0; time < TIMES; time++) {
             UNROLL for (int half = 0; half < 2; half++) {
                 write_row<T, D>(task, y[time], task.first + own(time) + half * 8, half);

@@ -144,6 +144,7 @@ template <typename T, int D> __device__ inline void attend(const Task<T> &task, 
         warp.weigh(task, key, false, added);
         warp.multiply_values(memory.v);
     }
+    warp.divide();
     warp.write(task);
 }
 

@@ -5,6 +5,7 @@
 
 #include "emulated.hpp"
 
+#include <cstdlib>
 #include <functional>
 
 namespace emulated {
@@ -118,24 +119,44 @@ inline void multiply_matrices(float (&y)[SUMS], unsigned long long a, unsigned l
     });
 }
 
-template <typename T>
-inline void multiply_rows(float (&y)[ROW_SUMS], const unsigned (&a)[4], unsigned long long b) {
+namespace emulated {
+
+/// y += a * right, of COUNT sums of a thread; `right(row, column)` are the right side's numbers.
+template <typename T, int COUNT, typename F>
+void multiply_rows(float (&y)[COUNT], const unsigned (&a)[4], F right) {
     struct Row {
         float numbers[16];
     };
     // Each of four lanes has a part of both rows.
-    Row *rows = static_cast<Row *>(emulated::memory_of_warp());
+    Row *rows = static_cast<Row *>(memory_of_warp());
     int lane = emulated::lane();
     for (int i = 0; i < 8; i++) {
         unsigned short bits = static_cast<unsigned short>(a[i / 2] >> i % 2 * 16);
         rows[lane / 4 + i / 2 % 2 * 8].numbers[lane % 4 * 2 + i / 4 * 8 + i % 2] = to_float(T{bits});
     }
-    emulated::wait_for_warp(emulated::MULTIPLY);
+    wait_for_warp(MULTIPLY);
     Row own[2] = {rows[lane / 4], rows[lane / 4 + 8]};
-    emulated::multiply_later([=, sums = &y[0]] {
-        emulated::Left left;
+    multiply_later([=, sums = &y[0]] {
+        Left left;
         std::memcpy(left, own, sizeof left);
-        auto right = [=](int column, int k) { return emulated::number_at<T>(b, k, column); };
-        emulated::multiply<ROW_SUMS>(sums, left, right, true);
+        multiply<COUNT>(sums, left, [=](int column, int k) { return right(k, column); }, true);
+    });
+}
+
+} // namespace emulated
+
+template <typename T>
+inline void multiply_rows(float (&y)[ROW_SUMS], const unsigned (&a)[4], unsigned long long b) {
+    emulated::multiply_rows<T>(y, a, [=](int row, int column) { return emulated::number_at<T>(b, row, column); });
+}
+
+template <typename T>
+inline void multiply_rows(float (&y)[SUMS_OF_BOTH], const unsigned (&a)[4], unsigned long long b,
+                          unsigned long long beside) {
+    // Farther than a product can be told.
+    if (beside <= b || beside - b >= 1 << 14) std::abort();
+    emulated::multiply_rows<T>(y, a, [=](int row, int column) {
+        bool is_beside = column >= DEPTH;
+        return emulated::number_at<T>(is_beside ? beside : b, row, is_beside ? column - DEPTH : column);
     });
 }

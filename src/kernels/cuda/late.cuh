@@ -1,5 +1,6 @@
-// Changes that are made late: of low rank, of queries, keys and values, by the attention that reads these, where it has them
-// in its block's memory. Nobody goes through them only to change them then.
+// Changes that are made late: of low rank, of queries, keys and values, by the attention that reads these. Nobody goes through
+// them only to change them then. Queries and keys change where attention has them. Values stay as they are: with v + l b^T in
+// their place, what weights p gather is p v + (p l) b^T, so left factors l are gathered beside values, as more columns of them.
 #pragma once
 
 #include "delta.cuh"
@@ -15,47 +16,60 @@ template <typename T> struct Late {
     /// 0 where there is none.
     int rank;
 
-    /// A lane's numbers of 16 rows from `first` on, and zeros from `past` on. Of a row it has four ranks side by side: products
-    /// do not care in which order a sum's terms come if it is the same on both sides.
+    /// A lane's numbers of 16 rows from `first` on, and zeros from `past` on.
     __device__ void load_left(unsigned (&words)[4], int first, int past) const {
-        UNROLL for (int i = 0; i < 2; i++) {
-            int row = first + threadIdx.x % WARP / 4 + i * 8;
+        UNROLL for (int i = 0; i < 4; i++) {
+            int row = first + threadIdx.x % WARP / 4 + i % 2 * 8;
             const T *numbers = left + static_cast<long long>(row) * stride;
-            Piece<OWN, T> piece = piece_of<OWN, true>(numbers, threadIdx.x % 4 * OWN, row < past ? rank : 0);
-            UNROLL for (int half = 0; half < 2; half++) words[i + half * 2] = piece.words[half];
+            words[i] = piece_of<2, true>(numbers, place_of_lane(i / 2), row < past ? rank : 0).words[0];
         }
     }
 
-    /// Those of all columns, eight by eight; beyond the ranks they are zeros.
+    /// Asks for all numbers of a row, and zeros if it is not there and beyond the ranks, of pieces of 16 bytes; `place(piece)` is
+    /// where one comes to.
+    template <typename F> __device__ void copy_left(int row, bool is_there, F place) const {
+        constexpr int PIECE = 16 / sizeof(T);
+        const T *numbers = left + static_cast<long long>(row) * stride;
+        UNROLL for (int piece = 0; piece < LATE_RANKS / PIECE; piece++) {
+            bool is_read = is_there && piece * PIECE < rank;
+            copy_later_or_zeros(place(piece), is_read ? numbers + piece * PIECE : left, is_read);
+        }
+    }
+
+    /// A lane's right sides of all columns, eight by eight; beyond the ranks they are zeros.
     template <int N> __device__ void load_right(unsigned (&words)[N][2]) const {
         if (is_wide()) load_right<true>(words);
         else load_right<false>(words);
     }
 
-    /// Ranks that a lane has of a row.
-    static constexpr int OWN = LATE_RANKS / 4;
-
-    /// Of one column the ranks that a lane of a place among four has of every left side, and zeros beyond the last one.
-    __device__ Piece<OWN, T> right_of(int column, int place) const {
-        return is_wide() ? right_of<true>(column, place) : right_of<false>(column, place);
+    /// All ranks of a few columns, two a word, and zeros beyond the last one.
+    template <int N> __device__ void load_columns(unsigned (&words)[N][LATE_RANKS / 2], int first) const {
+        if (is_wide()) load_columns<true>(words, first);
+        else load_columns<false>(words, first);
     }
-
-    /// Where products look for the i-th of these ranks in a right side that has a row each.
-    __device__ static int row_of(int place, int i) { return place * 2 + i % 2 + i / 2 * 8; }
 
   private:
-    __device__ bool is_wide() const {
-        return reinterpret_cast<unsigned long long>(right) % sizeof(Piece<OWN, T>) == 0 && rank % OWN == 0;
-    }
+    /// The first of the two ranks that a lane has of each eight.
+    __device__ static int place_of_lane(int half) { return threadIdx.x % 4 * 2 + half * 8; }
 
-    template <bool IS_WIDE> __device__ Piece<OWN, T> right_of(int column, int place) const {
-        return piece_of<OWN, IS_WIDE>(right + column * rank, place * OWN, rank);
+    __device__ bool is_wide() const { return reinterpret_cast<unsigned long long>(right) % 4 == 0 && rank % 2 == 0; }
+
+    /// Two ranks of a column, from an even one on.
+    template <bool IS_WIDE> __device__ unsigned right_of(int column, int place) const {
+        return piece_of<2, IS_WIDE>(right + column * rank, place, rank).words[0];
     }
 
     template <bool IS_WIDE, int N> __device__ void load_right(unsigned (&words)[N][2]) const {
         UNROLL for (int n = 0; n < N; n++) {
-            Piece<OWN, T> piece = right_of<IS_WIDE>(threadIdx.x % WARP / 4 + n * 8, threadIdx.x % 4);
-            UNROLL for (int half = 0; half < 2; half++) words[n][half] = piece.words[half];
+            int column = threadIdx.x % WARP / 4 + n * 8;
+            UNROLL for (int half = 0; half < 2; half++) words[n][half] = right_of<IS_WIDE>(column, place_of_lane(half));
+        }
+    }
+
+    template <bool IS_WIDE, int N>
+    __device__ void load_columns(unsigned (&words)[N][LATE_RANKS / 2], int first) const {
+        UNROLL for (int n = 0; n < N; n++) {
+            UNROLL for (int i = 0; i < LATE_RANKS / 2; i++) words[n][i] = right_of<IS_WIDE>(first + n, 2 * i);
         }
     }
 };
@@ -80,8 +94,7 @@ static_assert(sizeof(LateSites) == 4 * 7, "late.rs tells something else");
 template <typename T> struct Changes {
     Late<T> of[READ];
 
-    __device__ bool is_any() const { return of[QUERY].rank > 0 || are_keys_or_values(); }
-    __device__ bool are_keys_or_values() const { return of[KEY].rank > 0 || of[VALUE].rank > 0; }
+    __device__ bool is(int part) const { return of[part].rank > 0; }
 };
 
 /// What a launch is told of changes.

@@ -20,6 +20,9 @@ constexpr int SUMS = LEFT_ROWS * RIGHT_ROWS / WARPGROUP;
 /// Sums of a thread of a product of 64 columns, likewise.
 constexpr int ROW_SUMS = LEFT_ROWS * DEPTH / WARPGROUP;
 
+/// Columns of a matrix that lies beside another one, and sums of a thread of a product with both.
+constexpr int BESIDE = 16, SUMS_OF_BOTH = LEFT_ROWS * (DEPTH + BESIDE) / WARPGROUP;
+
 /// Where 16 bytes of a row lie among the DEPTH columns of a matrix that begin at a multiple of 1024 bytes: the pieces of
 /// eight rows are exchanged so that neither a row nor a column of them falls on a bank twice.
 __device__ inline int place_of(int row, int piece) { return row * 128 + (piece ^ row % 8) * 16; }
@@ -167,6 +170,30 @@ __device__ inline void multiply_rows(float (&y)[ROW_SUMS], const unsigned (&a)[4
 MULTIPLY_ROWS(bf16, "bf16")
 MULTIPLY_ROWS(f16, "f16")
 #undef MULTIPLY_ROWS
+
+#define MULTIPLY_ROWS_OF_BOTH(T, NAME)                                                                                 \
+    template <>                                                                                                        \
+    __device__ inline void multiply_rows<T>(float (&y)[SUMS_OF_BOTH], const unsigned (&a)[4], unsigned long long b,    \
+                                            unsigned long long beside) {                                               \
+        /* How far the one lies behind the other, in place of the 1 of matrix_at. */                                   \
+        unsigned long long both = b + ((beside - b) << 16) - (1ull << 16);                                             \
+        asm volatile("wgmma.mma_async.sync.aligned.m64n80k16.f32." NAME "." NAME " "                                   \
+                     "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                         \
+                     "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "                \
+                     "%32, %33, %34, %35, %36, %37, %38, %39}, "                                                       \
+                     "{%40, %41, %42, %43}, %44, 1, 1, 1, 1;"                                                          \
+                     : EIGHT_SUMS(0), EIGHT_SUMS(8), EIGHT_SUMS(16), EIGHT_SUMS(24), EIGHT_SUMS(32)                    \
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(both));                                         \
+    }
+
+/// The same, and behind it y [64, 16] of so many columns of another matrix, which must lie behind the first.
+template <typename T>
+__device__ inline void multiply_rows(float (&y)[SUMS_OF_BOTH], const unsigned (&a)[4], unsigned long long b,
+                                     unsigned long long beside);
+
+MULTIPLY_ROWS_OF_BOTH(bf16, "bf16")
+MULTIPLY_ROWS_OF_BOTH(f16, "f16")
+#undef MULTIPLY_ROWS_OF_BOTH
 #undef EIGHT_SUMS
 #endif
 
