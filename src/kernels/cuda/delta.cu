@@ -37,7 +37,7 @@ __device__ inline void shrink(T *left, const T *x, const Tile *tiles, const Span
     Tile tile = tiles[blockIdx.x];
     int first = blockIdx.y * SIDE, warp = threadIdx.x / WARP;
     Sides<T> sides = {rows_of(x, x_stride, tile), {}, in, false};
-    unsigned long long addresses = find_ranks(sides.right, tile, spans, count, first, in);
+    unsigned long long addresses = find_ranks(sides.right, tile, Found(tile, spans, count), spans, count, first, in);
     if (!addresses) return;
     sides.is_wide = (addresses | address_of(x)) % 16 == 0 && (in | x_stride) % PIECE == 0;
     Product<T> product;

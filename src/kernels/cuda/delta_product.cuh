@@ -120,35 +120,41 @@ template <> struct Product<float> {
     }
 };
 
-/// Points to the rows of matrices `a` of a tile's adapter whose ranks stand from `first` on, those that a lane reads. Gives the
-/// matrices' addresses, all bits of them in one; 0 where there are none.
-template <typename T, int N>
-__device__ inline unsigned long long find_ranks(const T *(&rows)[N], const Tile &tile, const Spans &spans, int count,
-                                                int first, int in) {
-    const Entry *entries = reinterpret_cast<const Entry *>(tile.entries);
-    unsigned long long addresses = 0;
-    // So many sites are asked for at once, and without a choice, which the next ones would wait for.
-    constexpr int FEW = 2;
-    ROLLED for (int begin = 0; begin < count; begin += FEW) {
-        unsigned long long a[FEW];
-        int ranks[FEW];
-        auto span = [&](int i) { return &spans.all[min(begin + i, count - 1)]; };
+/// What a tile's adapter has at a few of a launch's sites, from one on: all are asked for at once, and without a choice, which the
+/// next ones would wait for. No rank behind the last site.
+struct Found {
+    static constexpr int FEW = 2;
+    unsigned long long a[FEW];
+    int ranks[FEW];
+
+    __device__ Found(const Tile &tile, const Spans &spans, int count, int begin = 0) {
         UNROLL for (int i = 0; i < FEW; i++) {
-            const Entry &entry = entries[span(i)->site];
+            const Entry &entry = reinterpret_cast<const Entry *>(tile.entries)[spans.all[min(begin + i, count - 1)].site];
             a[i] = entry.a;
             ranks[i] = begin + i < count ? entry.rank : 0;
         }
-        UNROLL for (int i = 0; i < FEW; i++) {
-            int place = first - span(i)->rank;
-            bool is_among = ranks[i] > 0 && place + SIDE > 0 && place < ranks[i];
+    }
+};
+
+/// Points to the rows of matrices `a` of a tile's adapter whose ranks stand from `first` on, those that a lane reads. What it has at
+/// the first sites was asked for before. Gives the matrices' addresses, all bits of them in one; 0 where there are none.
+template <typename T, int N>
+__device__ inline unsigned long long find_ranks(const T *(&rows)[N], const Tile &tile, Found found, const Spans &spans,
+                                                int count, int first, int in) {
+    unsigned long long addresses = 0;
+    ROLLED for (int begin = 0; begin < count; begin += Found::FEW) {
+        if (begin > 0) found = Found(tile, spans, count, begin);
+        UNROLL for (int i = 0; i < Found::FEW; i++) {
+            int place = first - spans.all[min(begin + i, count - 1)].rank, ranks = found.ranks[i];
+            bool is_among = ranks > 0 && place + SIDE > 0 && place < ranks;
             UNROLL for (int j = 0; j < N; j++) {
                 int rank = place + Product<T>::right(j);
-                long long row = min(max(rank, 0), ranks[i] - 1);
+                long long row = min(max(rank, 0), ranks - 1);
                 // What is no rank of any site is not wanted, but read all the same.
                 bool is_read = is_among && (rank >= 0 || !addresses);
-                rows[j] = is_read ? reinterpret_cast<const T *>(a[i]) + row * in : rows[j];
+                rows[j] = is_read ? reinterpret_cast<const T *>(found.a[i]) + row * in : rows[j];
             }
-            addresses |= is_among ? a[i] : 0;
+            addresses |= is_among ? found.a[i] : 0;
         }
     }
     return addresses;

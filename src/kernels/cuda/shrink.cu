@@ -95,12 +95,17 @@ template <typename T> struct Ahead {
     }
 };
 
-/// Asks for all turns of the rows that a lane reads of an adapter's matrices. These need not be aligned.
-template <typename T> __device__ inline void keep(Slot<T> *kept, const T *const (&rows)[4], int turns, int in) {
-    ROLLED for (int i = 0; i < turns * STEPS; i++) {
-        int turn = i / STEPS, piece = i % STEPS * 4 + threadIdx.x % 4, column = kept->column(turn, piece);
-        UNROLL for (int j = 0; j < 4; j++) {
-            copy_piece(kept[turn].place(Product<T>::row(j), piece), rows[j] + column, in - column);
+/// Asks for all turns of the rows that a lane reads of an adapter's matrices.
+template <bool ARE_ALIGNED, typename T>
+__device__ inline void keep(Slot<T> *kept, const T *const (&rows)[4], int turns, int in) {
+    ROLLED for (int turn = 0; turn < turns; turn++) {
+        UNROLL for (int step = 0; step < STEPS; step++) {
+            int piece = step * 4 + threadIdx.x % 4, column = kept->column(turn, piece);
+            UNROLL for (int j = 0; j < 4; j++) {
+                T *place = kept[turn].place(Product<T>::row(j), piece);
+                if (!ARE_ALIGNED) copy_piece(place, rows[j] + column, in - column);
+                else copy_later_or_zeros(place, rows[j] + (column < in ? column : 0), column < in);
+            }
         }
     }
 }
@@ -111,21 +116,28 @@ __device__ inline void shrink_ahead(char *memory, T *left, const Given<T> &given
                                     int left_width) {
     Sums &sums = *reinterpret_cast<Sums *>(memory);
     Slot<T> *coming = reinterpret_cast<Slot<T> *>(memory + sizeof sums), *kept = coming + AHEAD;
+    // What the first tile's adapter has is asked for before its rows are; of every other one while the tile before is multiplied.
+    Tile tile, following = given.tile(given.first), coming_after = given.tile(given.first + 1);
+    Found found(following, spans, count);
     Ahead<T> ahead(given);
     UNROLL for (int i = 0; i < AHEAD; i++) ahead.ask(coming[i]);
     unsigned long long entries = 0, addresses = 0;
     int next = 0;
-    Tile tile, following = given.tile(given.first);
     ROLLED for (int number = given.first; number < given.past; number++) {
         tile = following;
-        following = given.tile(number + 1);
+        following = coming_after;
+        coming_after = given.tile(number + 2);
         if (tile.entries != entries) {
             const T *rows[4];
             entries = tile.entries;
-            addresses = find_ranks(rows, tile, spans, count, blockIdx.y * SIDE, given.in);
-            if (addresses) keep(kept, rows, ahead.turns, given.in);
+            addresses = find_ranks(rows, tile, found, spans, count, blockIdx.y * SIDE, given.in);
+            // Rows have as many numbers as fill such pieces.
+            bool are_aligned = addresses % sizeof(Piece<PIECE, T>) == 0;
+            if (addresses && are_aligned) keep<true>(kept, rows, ahead.turns, given.in);
+            if (addresses && !are_aligned) keep<false>(kept, rows, ahead.turns, given.in);
             wait_for_copies();
         }
+        found = Found(following, spans, count);
         // What was kept and written lets lanes go their own ways.
         warp_barrier();
         Product<T> product;
