@@ -199,11 +199,12 @@ def http(options):
 
 def profile(options):
     """What a profiler says of our kernels that take long, of each one's longest launch, and where its threads wait."""
-    kernels = "regex:attention_.*late|shrink|norm_split"
+    kernels = "regex:attention_.*late|shrink"
     sections = ["SpeedOfLight", "MemoryWorkloadAnalysis", "LaunchStats", "Occupancy", "WarpStateStats", "SourceCounters"]
     sections = [word for section in sections for word in ("--section", section)]
-    # The first batches may be of a few texts.
-    ncu = ["ncu", "--clock-control", "none", "-k", kernels, "-c", "48", *sections, "-f", "-o", "profile", *options.command]
+    # The first launches are of the few texts that adapters are tried with: of every size of a launch, a few.
+    ncu = ["ncu", "--clock-control", "none", "-k", kernels, "--filter-mode", "per-launch-config", "-c", "4", *sections]
+    ncu += ["-f", "-o", "profile", *options.command]
     subprocess.run(ncu, check=True, stdout=subprocess.DEVNULL)
 
     def page(name):
