@@ -86,7 +86,7 @@ __device__ inline void attend(const Task<T> &task, const AllChanges<T> &all = {}
         }
         stage = STAGES - 1 - stage;
     }
-    if (IS_LATE) late_v.load_right(right);
+    if (IS_LATE) late_v.load_right_in_order(right);
     warp.divide();
     if constexpr (IS_LATE) {
         if (changes.is(VALUE)) warp.change_values(right);
@@ -134,7 +134,7 @@ __device__ inline void attend_two(const Call<T> &call, int heads, const AllChang
     warp.load(queries);
     if (IS_LATE && changes.is(QUERY)) warp.change_queries(left_of_queries, right_of_queries);
     warp.multiply_keys(keys);
-    if (IS_LATE) late_v.load_right(right);
+    if (IS_LATE) late_v.load_right_in_order(right);
     auto biases = [&](int query, int key) { return task.biases(query, key); };
     warp.weigh(task, start, task.is_plain(start, FEW), biases);
     warp.multiply_values(values, factors);

@@ -32,16 +32,23 @@ template <typename T> struct Memory {
     Counter there[STAGES], read[STAGES], are_items_read[ITEMS];
 };
 
-/// Beside it, where something changes late: of each item its changes, and what is a right side of them, a row of columns each
+/// Beside it, where something changes late: of each item its tile, its changes, and what is a right side of them, a row of columns each
 /// rank; and of each stage's values their left factors, one stage's columns beside the other's.
 template <typename T> struct LateMemory {
     T right[ITEMS][READ][LATE_RANKS * DEPTH];
     Memory<T> all;
     alignas(1024) T factors[KEYS * DEPTH];
+    Queries tiles[ITEMS];
     Changes<T> changes[ITEMS];
-    /// Of items: changes are known, right sides lie here, and queries do. The last one is of stages, and of an item's first with
+    /// Of items: tiles and changes are known, right sides lie here, and queries do. The last one is of stages, and of an item's first with
     /// its queries.
     Counter are_known[ITEMS], are_laid_out[ITEMS], are_queries_there[ITEMS], changed[STAGES];
+
+    /// An item's, once it is known.
+    __device__ const Queries &known_tile(Turn item) {
+        are_known[item.stage].wait(item.parity);
+        return tiles[item.stage];
+    }
 };
 
 /// What of a block's memory its launch must ask for.
@@ -58,15 +65,17 @@ template <typename T> struct Items {
     AllChanges<T> all;
     LateMemory<T> *late;
 
-    /// Calls f for the task of each. Blocks side by side have tiles of the same head, whose keys are then near, and every
-    /// other time in the opposite order, so that none always has those that see the most.
-    template <typename F> __device__ __forceinline__ void each(F f) const {
+    /// Calls f for the task of each, of the tile that `tile_of` gives. Blocks side by side have tiles of the same head, whose keys
+    /// are then near, and every other time in the opposite order, so that none always has those that see the most.
+    template <typename G, typename F> __device__ __forceinline__ void each(G tile_of, F f) const {
         int blocks = gridDim.x, block = blockIdx.x, step = 2 * (blocks - block) - 1;
         ROLLED for (int item = block; item < heads * tiles; item += step, step = 2 * blocks - step) {
-            // Of a sequence's tiles the last may see the most, and is first.
-            f(call.task(call.tiles[tiles - 1 - item % tiles], queries, item / tiles, heads));
+            f(call.task(tile_of(item), queries, item / tiles, heads));
         }
     }
+
+    /// An item's. Of a sequence's tiles the last may see the most, and is first.
+    __device__ const Queries &tile(int item) const { return call.tiles[tiles - 1 - item % tiles]; }
 
     /// What changes of what one reads.
     __device__ Changes<T> changes(const Task<T> &task) const {
@@ -108,7 +117,8 @@ __device__ inline void copy_factors(T *matrix, int stage, const Late<T> &change,
 template <int BRINGERS, bool IS_LATE, typename T>
 __device__ __forceinline__ void bring(Memory<T> &memory, const Items<T> &items) {
     Turn turn, next;
-    items.each([&](const Task<T> &task) {
+    auto tile_of = [&](int item) -> const Queries & { return items.tile(item); };
+    items.each(tile_of, [&](const Task<T> &task) {
         int start = first_key(task), end = past_key(task);
         memory.are_items_read[turn.stage].wait(turn.parity ^ 1);
         ROLLED for (int part = 0; task.first + part * QUERIES < task.past; part++) {
@@ -119,6 +129,7 @@ __device__ __forceinline__ void bring(Memory<T> &memory, const Items<T> &items) 
             // Before there is room for keys: until then queries can be changed.
             items.late->are_queries_there[turn.stage].arrive_with_copies();
             if (threadIdx.x == 0) {
+                items.late->tiles[turn.stage] = {task.first, task.sight.start, task.sight.end, task.sequence};
                 items.late->changes[turn.stage] = items.changes(task);
                 items.late->are_known[turn.stage].arrive();
             }
@@ -163,7 +174,9 @@ template <typename T> __device__ inline void lay_out(LateMemory<T> &late, int it
         char *rows = reinterpret_cast<char *>(late.right[item][part]);
         UNROLL for (int i = 0; i < LATE_RANKS; i++) {
             unsigned pair = bytes_of(ranks[0][i / 2], ranks[1][i / 2], i % 2 == 0 ? 0x5410 : 0x7632);
-            reinterpret_cast<unsigned *>(rows + place_of(i, column / 8))[column % 8 / 2] = pair;
+            // Left sides of values are products, whose ranks stand in order.
+            int row = part == VALUE ? i : Late<T>::row_of(i);
+            reinterpret_cast<unsigned *>(rows + place_of(row, column / 8))[column % 8 / 2] = pair;
         }
     }
     arrive(late.are_laid_out[item]);
@@ -200,10 +213,9 @@ __device__ inline void change_brought(LateMemory<T> &late, int item, int read, T
 template <typename T> __device__ __forceinline__ void change(LateMemory<T> &late, const Items<T> &items) {
     Memory<T> &memory = late.all;
     Turn turn, next;
-    items.each([&](const Task<T> &task) {
+    items.each([&](int) -> const Queries & { return late.known_tile(turn); }, [&](const Task<T> &task) {
         int start = first_key(task), end = past_key(task), item = turn.stage;
         // Nobody reads what lay there any more: those who bring have waited for it.
-        late.are_known[item].wait(turn.parity);
         lay_out(late, item);
         late.are_laid_out[item].wait(turn.parity);
         T *queries = memory.queries[item][0];
@@ -432,7 +444,11 @@ __device__ __forceinline__ void attend(Memory<T> &memory, const Items<T> &items)
     take_registers<IS_LATE ? 224 : 240>();
     int group = threadIdx.x / WARPGROUP - 1;
     Turn turn, place;
-    items.each([&](const Task<T> &task) __attribute__((always_inline)) {
+    auto tile_of = [&](int item) -> const Queries & {
+        if constexpr (IS_LATE) return items.late->known_tile(place);
+        else return items.tile(item);
+    };
+    items.each(tile_of, [&](const Task<T> &task) __attribute__((always_inline)) {
         T *queries = memory.queries[place.stage][group];
         Counter *are_ready = IS_LATE ? items.late->changed : memory.there;
         Item<T> item = {memory, task, queries, memory.are_items_read[place.stage], are_ready, items.late, place.stage};

@@ -16,12 +16,14 @@ template <typename T> struct Late {
     /// 0 where there is none.
     int rank;
 
-    /// A lane's numbers of 16 rows from `first` on, and zeros from `past` on.
+    /// A lane's numbers of 16 rows from `first` on, and zeros from `past` on. Of a row it has four ranks side by side: products
+    /// do not care in which order a sum's terms come if it is the same on both sides.
     __device__ void load_left(unsigned (&words)[4], int first, int past) const {
-        UNROLL for (int i = 0; i < 4; i++) {
-            int row = first + threadIdx.x % WARP / 4 + i % 2 * 8;
+        UNROLL for (int i = 0; i < 2; i++) {
+            int row = first + threadIdx.x % WARP / 4 + i * 8;
             const T *numbers = left + static_cast<long long>(row) * stride;
-            words[i] = piece_of<2, true>(numbers, place_of_lane(i / 2), row < past ? rank : 0).words[0];
+            Piece<OWN, T> piece = piece_of<OWN, true>(numbers, threadIdx.x % 4 * OWN, row < past ? rank : 0);
+            UNROLL for (int half = 0; half < 2; half++) words[i + half * 2] = piece.words[half];
         }
     }
 
@@ -36,40 +38,63 @@ template <typename T> struct Late {
         }
     }
 
-    /// A lane's right sides of all columns, eight by eight; beyond the ranks they are zeros.
+    /// What of right sides a lane multiplies these by, of all columns, eight by eight; beyond the ranks they are zeros.
     template <int N> __device__ void load_right(unsigned (&words)[N][2]) const {
-        if (is_wide()) load_right<true>(words);
+        if (is_wide<OWN>()) load_right<true>(words);
         else load_right<false>(words);
+    }
+
+    /// The same for left sides of which it has the ranks that products ask for, two by two.
+    template <int N> __device__ void load_right_in_order(unsigned (&words)[N][2]) const {
+        if (is_wide<2>()) load_right_in_order<true>(words);
+        else load_right_in_order<false>(words);
     }
 
     /// All ranks of a few columns, two a word, and zeros beyond the last one.
     template <int N> __device__ void load_columns(unsigned (&words)[N][LATE_RANKS / 2], int first) const {
-        if (is_wide()) load_columns<true>(words, first);
+        if (is_wide<OWN>()) load_columns<true>(words, first);
         else load_columns<false>(words, first);
     }
 
+    /// Where those of load_left find a rank in a right side that has a row each.
+    __device__ static int row_of(int rank) { return rank / OWN * 2 + rank % 2 + rank % OWN / 2 * 8; }
+
   private:
-    /// The first of the two ranks that a lane has of each eight.
-    __device__ static int place_of_lane(int half) { return threadIdx.x % 4 * 2 + half * 8; }
+    /// Ranks that a lane has of a row.
+    static constexpr int OWN = LATE_RANKS / 4;
 
-    __device__ bool is_wide() const { return reinterpret_cast<unsigned long long>(right) % 4 == 0 && rank % 2 == 0; }
+    template <int N> __device__ bool is_wide() const {
+        return reinterpret_cast<unsigned long long>(right) % sizeof(Piece<N, T>) == 0 && rank % N == 0;
+    }
 
-    /// Two ranks of a column, from an even one on.
-    template <bool IS_WIDE> __device__ unsigned right_of(int column, int place) const {
-        return piece_of<2, IS_WIDE>(right + column * rank, place, rank).words[0];
+    /// Of a column so many ranks from one on.
+    template <int N, bool IS_WIDE> __device__ Piece<N, T> right_of(int column, int place) const {
+        return piece_of<N, IS_WIDE>(right + column * rank, place, rank);
     }
 
     template <bool IS_WIDE, int N> __device__ void load_right(unsigned (&words)[N][2]) const {
         UNROLL for (int n = 0; n < N; n++) {
-            int column = threadIdx.x % WARP / 4 + n * 8;
-            UNROLL for (int half = 0; half < 2; half++) words[n][half] = right_of<IS_WIDE>(column, place_of_lane(half));
+            auto piece = right_of<OWN, IS_WIDE>(threadIdx.x % WARP / 4 + n * 8, threadIdx.x % 4 * OWN);
+            UNROLL for (int half = 0; half < 2; half++) words[n][half] = piece.words[half];
+        }
+    }
+
+    template <bool IS_WIDE, int N> __device__ void load_right_in_order(unsigned (&words)[N][2]) const {
+        UNROLL for (int n = 0; n < N; n++) {
+            UNROLL for (int half = 0; half < 2; half++) {
+                int column = threadIdx.x % WARP / 4 + n * 8, place = threadIdx.x % 4 * 2 + half * 8;
+                words[n][half] = right_of<2, IS_WIDE>(column, place).words[0];
+            }
         }
     }
 
     template <bool IS_WIDE, int N>
     __device__ void load_columns(unsigned (&words)[N][LATE_RANKS / 2], int first) const {
         UNROLL for (int n = 0; n < N; n++) {
-            UNROLL for (int i = 0; i < LATE_RANKS / 2; i++) words[n][i] = right_of<IS_WIDE>(first + n, 2 * i);
+            UNROLL for (int i = 0; i < LATE_RANKS / 2; i += 2) {
+                auto piece = right_of<OWN, IS_WIDE>(first + n, 2 * i);
+                UNROLL for (int half = 0; half < 2; half++) words[n][i + half] = piece.words[half];
+            }
         }
     }
 };
