@@ -5,7 +5,7 @@
 template <int ROWS, typename T>
 __device__ inline void copy_factors(T *memory, const Late<T> &change, int first, int past) {
     int row = threadIdx.x;
-    auto place = [=](int piece) { return memory + row * PADDED<T, LATE_RANKS> + piece * 8; };
+    auto place = [=](int piece) { return memory + row * PADDED<T, LATE_RANKS> + piece * 16 / sizeof(T); };
     if (row < ROWS) change.copy_left(first + row, first + row < past, place);
 }
 
@@ -86,6 +86,7 @@ __device__ inline void attend(const Task<T> &task, const AllChanges<T> &all = {}
         }
         stage = STAGES - 1 - stage;
     }
+    // Not in the loop, where it would take registers from the products.
     if (IS_LATE) late_v.load_right_in_order(right);
     warp.divide();
     if constexpr (IS_LATE) {

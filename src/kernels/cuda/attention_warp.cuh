@@ -139,29 +139,29 @@ __device__ inline void change_rows(const unsigned (&left)[TIMES][4], F load_righ
     // Columns go by twice eight, and the next are read before these are written: what is written may be what is read, for all a
     // compiler knows, and each would wait for the one before.
     constexpr int PAIRS = N / 2;
-    unsigned words[4];
+    unsigned words[4], right[4];
     // To load lets lanes go their own ways.
     warp_barrier();
     load_matrices(words, row_at(0, 0));
     UNROLL for (int step = 0; step < TIMES * PAIRS; step++) {
-        int time = step / PAIRS, n = step % PAIRS * 2, next = step + 1;
+        int time = step % TIMES, n = step / TIMES * 2, next = step + 1;
         float sums[2][4];
         UNROLL for (int i = 0; i < 4; i++) {
             float2 pair = unpacked<T>(words[i]);
             sums[i / 2][i % 2 * 2] = pair.x;
             sums[i / 2][i % 2 * 2 + 1] = pair.y;
         }
-        if (next < TIMES * PAIRS) load_matrices(words, row_at(next / PAIRS, next % PAIRS * 2));
-        unsigned right[4], changed[4];
-        load_right(right, n);
+        if (next < TIMES * PAIRS) load_matrices(words, row_at(next % TIMES, next / TIMES * 2));
+        if (time == 0) load_right(right, n);
+        unsigned changed[4];
         UNROLL for (int i = 0; i < 2; i++) multiply_add<T>(sums[i], left[time], right[2 * i], right[2 * i + 1]);
         UNROLL for (int i = 0; i < 4; i++) changed[i] = packed<T>(sums[i / 2][i % 2 * 2], sums[i / 2][i % 2 * 2 + 1]);
         store(row_at(time, n), changed);
     }
 }
 
-/// Gives right factors that a lane has loaded, of 16 columns.
-template <int N> __device__ inline auto right_of_two(const unsigned (&right)[N][2]) {
+/// What change_rows and change_gathered ask for right factors, of those that a lane has loaded.
+template <int N> __device__ inline auto loaded_right(const unsigned (&right)[N][2]) {
     return [&](unsigned(&both)[4], int n) {
         UNROLL for (int i = 0; i < 4; i++) both[i] = right[n + i / 2][i % 2];
     };
@@ -172,7 +172,7 @@ template <int D, typename T, int TIMES>
 __device__ inline void change_rows(T *rows, const unsigned (&left)[TIMES][4], const unsigned (&right)[D / 8][2]) {
     T *own = rows + threadIdx.x % 16 * PADDED<T, D> + threadIdx.x % WARP / 16 * 8;
     auto row_at = [&](int time, int n) { return own + time * 16 * PADDED<T, D> + n * 8; };
-    change_rows<T, D / 8>(left, right_of_two(right), row_at, [](T *row, const unsigned(&pairs)[4]) { store_matrices(row, pairs); });
+    change_rows<T, D / 8>(left, loaded_right(right), row_at, [](T *row, const unsigned(&pairs)[4]) { store_matrices(row, pairs); });
 }
 
 /// Adds what was gathered of left factors, behind what was of values, times right ones: `load_right(words, n)` as above.
@@ -278,7 +278,7 @@ template <typename T, int D, int TIMES, int KEYS, bool IS_LATE = false, int WARP
     __device__ void divide() { divide_gathered(y, rows); }
 
     /// After that, changes what was gathered of values, by right factors that a lane has loaded.
-    __device__ void change_values(const unsigned (&right)[D / 8][2]) { change_gathered<T, D>(y, right_of_two(right)); }
+    __device__ void change_values(const unsigned (&right)[D / 8][2]) { change_gathered<T, D>(y, loaded_right(right)); }
 
     __device__ void write(const Task<T> &task) const {
         UNROLL for (int time = 0; time < TIMES; time++) {

@@ -121,7 +121,7 @@ template <> struct Product<float> {
 };
 
 /// What a tile's adapter has at a few of a launch's sites, from one on: all are asked for at once, and without a choice, which the
-/// next ones would wait for. No rank behind the last site.
+/// next ones would wait for. Behind the last one it is the last.
 struct Found {
     static constexpr int FEW = 2;
     unsigned long long a[FEW];
@@ -131,7 +131,7 @@ struct Found {
         UNROLL for (int i = 0; i < FEW; i++) {
             const Entry &entry = reinterpret_cast<const Entry *>(tile.entries)[spans.all[min(begin + i, count - 1)].site];
             a[i] = entry.a;
-            ranks[i] = begin + i < count ? entry.rank : 0;
+            ranks[i] = entry.rank;
         }
     }
 };
@@ -146,7 +146,7 @@ __device__ inline unsigned long long find_ranks(const T *(&rows)[N], const Tile 
         if (begin > 0) found = Found(tile, spans, count, begin);
         UNROLL for (int i = 0; i < Found::FEW; i++) {
             int place = first - spans.all[min(begin + i, count - 1)].rank, ranks = found.ranks[i];
-            bool is_among = ranks > 0 && place + SIDE > 0 && place < ranks;
+            bool is_among = begin + i < count && ranks > 0 && place + SIDE > 0 && place < ranks;
             UNROLL for (int j = 0; j < N; j++) {
                 int rank = place + Product<T>::right(j);
                 long long row = min(max(rank, 0), ranks - 1);

@@ -27,8 +27,8 @@ template <typename T> struct Late {
         }
     }
 
-    /// Asks for all numbers of a row, and zeros if it is not there and beyond the ranks, of pieces of 16 bytes; `place(piece)` is
-    /// where one comes to.
+    /// Asks for a row's pieces of 16 bytes, and zeros if it is not there and where a piece has no rank; `place(piece)` is where
+    /// one comes to.
     template <typename F> __device__ void copy_left(int row, bool is_there, F place) const {
         constexpr int PIECE = 16 / sizeof(T);
         const T *numbers = left + static_cast<long long>(row) * stride;
@@ -56,7 +56,7 @@ template <typename T> struct Late {
         else load_columns<false>(words, first);
     }
 
-    /// Where those of load_left find a rank in a right side that has a row each.
+    /// The row of a rank in a right side of a row each rank, in the order of load_left.
     __device__ static int row_of(int rank) { return rank / OWN * 2 + rank % 2 + rank % OWN / 2 * 8; }
 
   private:

@@ -184,10 +184,13 @@ mod tests {
         let gpu = Gpu::emulated(256).unwrap();
         for round in 0..14 {
             let (keys, group) = (1 + below(2), 1 + below(2));
-            // Several items a block, tiles of all sizes, and stages that come round; twice with the most queries a block.
+            // Several items a block, tiles of all sizes, and stages that come round, also within an item; twice with the most
+            // queries a block.
             let (lengths, [keys, group, width]): (Vec<usize>, _) = match round % 13 {
                 0 => (vec![256 - below(20); 5], [2, 2, 64]),
-                3 | 9 | 10 => (vec![300 + below(80), 1 + below(20), 200 - below(50), 40], [keys, group, 64]),
+                3 | 9 | 10 => {
+                    (vec![[300, 520][round / 3 % 2] + below(80), 1 + below(20), 200 - below(50), 40], [keys, group, 64])
+                }
                 _ => {
                     let lengths = (0..1 + below(8)).map(|_| 1 + below([32, 90][round / 2 % 2])).collect();
                     (lengths, [keys, group, [32, 64][round / 4 % 2]])

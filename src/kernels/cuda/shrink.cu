@@ -117,14 +117,14 @@ __device__ inline void shrink_ahead(char *memory, T *left, const Given<T> &given
     Sums &sums = *reinterpret_cast<Sums *>(memory);
     Slot<T> *coming = reinterpret_cast<Slot<T> *>(memory + sizeof sums), *kept = coming + AHEAD;
     // What the first tile's adapter has is asked for before its rows are; of every other one while the tile before is multiplied.
-    Tile tile, following = given.tile(given.first), coming_after = given.tile(given.first + 1);
+    Tile following = given.tile(given.first), coming_after = given.tile(given.first + 1);
     Found found(following, spans, count);
     Ahead<T> ahead(given);
     UNROLL for (int i = 0; i < AHEAD; i++) ahead.ask(coming[i]);
     unsigned long long entries = 0, addresses = 0;
     int next = 0;
     ROLLED for (int number = given.first; number < given.past; number++) {
-        tile = following;
+        Tile tile = following;
         following = coming_after;
         coming_after = given.tile(number + 2);
         if (tile.entries != entries) {

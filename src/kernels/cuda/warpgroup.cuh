@@ -186,7 +186,8 @@ MULTIPLY_ROWS(f16, "f16")
                      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(both));                                         \
     }
 
-/// The same, and behind it y [64, 16] of so many columns of another matrix, which must lie behind the first.
+/// The same, and behind it y [64, 16] of so many columns of another matrix, which must lie less than 2^18 bytes behind the
+/// first.
 template <typename T>
 __device__ inline void multiply_rows(float (&y)[SUMS_OF_BOTH], const unsigned (&a)[4], unsigned long long b,
                                      unsigned long long beside);
