@@ -89,9 +89,7 @@ __device__ inline void attend(const Task<T> &task, const AllChanges<T> &all = {}
     // Not in the loop, where it would take registers from the products.
     if (IS_LATE) late_v.load_right_in_order(right);
     warp.divide();
-    if constexpr (IS_LATE) {
-        if (changes.is(VALUE)) warp.change_values(right);
-    }
+    if (IS_LATE && changes.is(VALUE)) warp.change_values(right);
     warp.write(task);
 }
 
@@ -140,9 +138,7 @@ __device__ inline void attend_two(const Call<T> &call, int heads, const AllChang
     warp.weigh(task, start, task.is_plain(start, FEW), biases);
     warp.multiply_values(values, factors);
     warp.divide();
-    if constexpr (IS_LATE) {
-        if (changes.is(VALUE)) warp.change_values(right);
-    }
+    if (IS_LATE && changes.is(VALUE)) warp.change_values(right);
     warp.write(task);
 }
 

@@ -76,12 +76,6 @@ template <typename T> struct Items {
 
     /// An item's. Of a sequence's tiles the last may see the most, and is first.
     __device__ const Queries &tile(int item) const { return call.tiles[tiles - 1 - item % tiles]; }
-
-    /// Of what one reads, who owns it and what changes.
-    __device__ unsigned long long owner(const Task<T> &task) const { return all.owners[task.sequence]; }
-    __device__ Changes<T> changes(const Task<T> &task, unsigned long long owner) const {
-        return changes_of(task, all, owner);
-    }
 };
 
 /// Where the keys begin and end that a task's queries see.
@@ -116,23 +110,23 @@ template <typename T> __device__ inline void copy_factors(T *matrix, int stage, 
 
 /// Brings what all items need; by the first threads of the block. One of them finds what changes.
 template <bool IS_LATE, typename T> __device__ __forceinline__ void bring(Memory<T> &memory, const Items<T> &items) {
-    Turn turn, next;
+    Turn place, next;
     auto tile_of = [&](int item) -> const Queries & { return items.tile(item); };
     items.each(tile_of, [&](const Task<T> &task) {
         int start = first_key(task), end = past_key(task);
-        unsigned long long owner = IS_LATE ? items.owner(task) : 0;
-        memory.are_items_read[turn.stage].wait(turn.parity ^ 1);
+        unsigned long long owner = IS_LATE ? items.all.owners[task.sequence] : 0;
+        memory.are_items_read[place.stage].wait(place.parity ^ 1);
         ROLLED for (int part = 0; task.first + part * QUERIES < task.past; part++) {
-            T *queries = memory.queries[turn.stage][part];
+            T *queries = memory.queries[place.stage][part];
             copy_rows<QUERIES, IS_LATE>(queries, task.q, task.first + part * QUERIES, task.past);
         }
         if (IS_LATE) {
             // Counted and told on their own, so that queries are changed before there is room for their keys.
-            items.late->are_queries_there[turn.stage].arrive_with_copies();
+            items.late->are_queries_there[place.stage].arrive_with_copies();
             if (threadIdx.x == 0) {
-                items.late->tiles[turn.stage] = {task.first, task.sight.start, task.sight.end, task.sequence};
-                items.late->changes[turn.stage] = items.changes(task, owner);
-                items.late->are_known[turn.stage].arrive();
+                items.late->tiles[place.stage] = {task.first, task.sight.start, task.sight.end, task.sequence};
+                items.late->changes[place.stage] = changes_of(task, items.all, owner);
+                items.late->are_known[place.stage].arrive();
             }
         }
         ROLLED for (int key = start; key < end; key += KEYS) {
@@ -141,13 +135,13 @@ template <bool IS_LATE, typename T> __device__ __forceinline__ void bring(Memory
             copy_rows<KEYS, IS_LATE>(memory.stages[next.stage].values, task.v, key, end);
             if (IS_LATE) {
                 LateMemory<T> &late = *items.late;
-                late.are_known[turn.stage].wait(turn.parity);
-                copy_factors(late.factors, next.stage, late.changes[turn.stage].of[VALUE], key, end);
+                late.are_known[place.stage].wait(place.parity);
+                copy_factors(late.factors, next.stage, late.changes[place.stage].of[VALUE], key, end);
             }
             memory.there[next.stage].arrive_with_copies();
             next.advance(STAGES);
         }
-        turn.advance(ITEMS);
+        place.advance(ITEMS);
     });
     // Copies outlive no thread.
     wait_for_copies();

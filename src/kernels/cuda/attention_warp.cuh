@@ -130,6 +130,13 @@ __device__ inline void multiply_rows(float (&y)[TIMES][ROWS / 8][4], const unsig
     }
 }
 
+/// What change_rows and change_gathered ask for right factors, of those that a lane has loaded.
+template <int N> __device__ inline auto loaded_right(const unsigned (&right)[N][2]) {
+    return [&](unsigned(&both)[4], int n) {
+        UNROLL for (int i = 0; i < 4; i++) both[i] = right[n + i / 2][i % 2];
+    };
+}
+
 /// Changes rows that lie in a block's memory, 16 a time, N times eight columns of them, by left factors that a lane has loaded.
 /// `load_right(words, n)` gives those of 16 columns from eight times n on, a column's two after the other. `row_at(time, n)` is
 /// where of as many a lane's eight of row lane % 16 lie: the first eight of the first 16 lanes, and of the others the other
@@ -158,13 +165,6 @@ __device__ inline void change_rows(const unsigned (&left)[TIMES][4], F load_righ
         UNROLL for (int i = 0; i < 4; i++) changed[i] = packed<T>(sums[i / 2][i % 2 * 2], sums[i / 2][i % 2 * 2 + 1]);
         store(row_at(time, n), changed);
     }
-}
-
-/// What change_rows and change_gathered ask for right factors, of those that a lane has loaded.
-template <int N> __device__ inline auto loaded_right(const unsigned (&right)[N][2]) {
-    return [&](unsigned(&both)[4], int n) {
-        UNROLL for (int i = 0; i < 4; i++) both[i] = right[n + i / 2][i % 2];
-    };
 }
 
 /// The same where rows lie one after the other, by right factors that it has loaded too.
@@ -277,8 +277,10 @@ template <typename T, int D, int TIMES, int KEYS, bool IS_LATE = false, int WARP
     /// Divides what was gathered among its weights.
     __device__ void divide() { divide_gathered(y, rows); }
 
-    /// After that, changes what was gathered of values, by right factors that a lane has loaded.
-    __device__ void change_values(const unsigned (&right)[D / 8][2]) { change_gathered<T, D>(y, loaded_right(right)); }
+    /// After that, where something changes late, changes what was gathered of values, by right factors that a lane has loaded.
+    __device__ void change_values(const unsigned (&right)[D / 8][2]) {
+        if constexpr (IS_LATE) change_gathered<T, D>(y, loaded_right(right));
+    }
 
     __device__ void write(const Task<T> &task) const {
         UNROLL for (int time = 0; time < TIMES; time++) {

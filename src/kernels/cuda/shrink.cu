@@ -131,10 +131,12 @@ __device__ inline void shrink_ahead(char *memory, T *left, const Given<T> &given
             const T *rows[4];
             entries = tile.entries;
             addresses = find_ranks(rows, tile, found, spans, count, blockIdx.y * SIDE, given.in);
-            // Rows have as many numbers as fill such pieces.
-            bool are_aligned = addresses % sizeof(Piece<PIECE, T>) == 0;
-            if (addresses && are_aligned) keep<true>(kept, rows, ahead.turns, given.in);
-            if (addresses && !are_aligned) keep<false>(kept, rows, ahead.turns, given.in);
+            if (addresses) {
+                // Rows have as many numbers as fill such pieces.
+                bool are_aligned = addresses % sizeof(Piece<PIECE, T>) == 0;
+                if (are_aligned) keep<true>(kept, rows, ahead.turns, given.in);
+                else keep<false>(kept, rows, ahead.turns, given.in);
+            }
             wait_for_copies();
         }
         found = Found(following, spans, count);
