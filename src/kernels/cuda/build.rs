@@ -32,7 +32,7 @@ fn main() {
         embed(&out);
     }
     #[cfg(feature = "emulated")]
-    emulate();
+    emulate(is_set("RACES"));
 }
 
 /// Files of the folder, in the order of their names.
@@ -131,17 +131,27 @@ fn nvcc() -> PathBuf {
     })
 }
 
-/// Compiles the same files for the host. Kernels announce themselves before `main`, so the linker may leave out none.
+/// Compiles the same files for the host, and what runs them there.
 #[cfg(feature = "emulated")]
-fn emulate() {
+fn emulate(looks_for_races: bool) {
     let mut build = cc::Build::new();
     build.cpp(true).std("c++17").opt_level(2).define("EMULATED", None).warnings(false);
+    if looks_for_races {
+        build.define("RACES", None);
+    }
+    let mut kernels = build.clone();
     // By their names the compiler would not know what they are.
-    build.flag("-x").flag("c++").files(files("cu")).files(files("cpp"));
+    kernels.flag("-x").flag("c++").files(files("cu"));
     // What a GPU does not forgive: it faults where a load of several numbers is not aligned.
     let checks = ["-fsanitize=alignment,bounds,shift,integer-divide-by-zero", "-fsanitize-undefined-trap-on-error"];
     checks.iter().for_each(|flag| {
-        build.flag_if_supported(flag);
+        kernels.flag_if_supported(flag);
     });
-    build.link_lib_modifier("+whole-archive").compile("emulated_kernels");
+    if looks_for_races {
+        // Every load and store calls what races.cpp has for it.
+        kernels.flag("-fsanitize=thread");
+    }
+    // Kernels announce themselves before `main`, so the linker may leave out none.
+    kernels.link_lib_modifier("+whole-archive").compile("emulated_kernels");
+    build.files(files("cpp")).compile("emulator");
 }

@@ -1,4 +1,5 @@
 // Runs kernels on the CPU: the threads of a block are fibers that take turns wherever they wait for each other.
+#include "races.hpp"
 #include "warpgroup.cuh"
 
 #include <algorithm>
@@ -25,7 +26,7 @@ constexpr std::size_t SHARED_BYTES = 48 * 1024;
 /// Memory of a block that the GPUs give which have what warpgroup.cuh names.
 constexpr std::size_t LAUNCH_BYTES_MAX = 227 * 1024;
 
-enum Outcome { DONE = 0, UNKNOWN = 1, STUCK = 2, TOO_MUCH_MEMORY = 3, HASTY = 4 };
+enum Outcome { DONE = 0, UNKNOWN = 1, STUCK = 2, TOO_MUCH_MEMORY = 3, HASTY = 4, RACE = 5 };
 
 const Kernel *kernels = nullptr;
 
@@ -195,7 +196,7 @@ struct Block {
     Fiber *running = nullptr;
     int threads = 0, waiting = 0, unfinished = 0;
     /// Whether products are made and copies arrive when they are asked for, and not when they are waited for: either may be.
-    bool is_eager = false;
+    bool is_eager = races::ARE_LOOKED_FOR;
     Outcome outcome = DONE;
     char *stacks = nullptr;
     std::size_t stacks_bytes = 0;
@@ -272,9 +273,12 @@ Outcome Block::run() {
         prepare(fiber.context, stacks + number * STACK, begin);
         ready.push(number);
     }
+    int number = static_cast<int>(blockIdx.x + gridDim.x * (blockIdx.y + gridDim.y * blockIdx.z));
+    races::begin_block(number, threads, {{shared_memory, SHARED_BYTES}, {launch_memory, launch_bytes}, {stacks, stacks_bytes}});
     running = &fibers[ready.pop()];
     threadIdx = running->place;
     change(scheduler, running->context);
+    running = nullptr;
     return outcome;
 }
 
@@ -331,7 +335,11 @@ const Kernel *enlist(const Kernel *kernel) {
     return before;
 }
 
-int lane() { return block->running->number % LANES; }
+int thread() { return block && block->running ? block->running->number : -1; }
+
+void end_for_race() { block->end(RACE); }
+
+int lane() { return thread() % LANES; }
 
 void *memory_of_warp() {
     Fiber &fiber = *block->running;
@@ -350,6 +358,7 @@ void wait_for_warp(Together what) {
         return;
     }
     warp.waiting = 0;
+    if (what == MEET) races::meet(number * LANES, block->lanes(number));
     for (int i = 0; i < block->lanes(number); i++) {
         if (number * LANES + i != fiber.number) block->ready.push(number * LANES + i);
     }
@@ -361,9 +370,20 @@ void wait_for_block() {
         return;
     }
     block->waiting = 0;
+    races::meet(0, block->threads);
     for (int i = 0; i < block->threads; i++) {
         if (i != block->running->number) block->ready.push(i);
     }
+}
+
+void read_row(void *y, const void *row) {
+    races::read(races::TOGETHER, {row, 16});
+    std::memcpy(y, row, 16);
+}
+
+void write_word(unsigned *target, unsigned x) {
+    races::write(races::TOGETHER, {target, sizeof x});
+    *target = x;
 }
 
 void *memory_of_block(const void *key, std::size_t bytes) {
@@ -382,11 +402,12 @@ void *memory_of_block(const void *key, std::size_t bytes) {
 
 char *memory_of_launch() { return block->launch_memory; }
 
-const char *shown(const void *place) {
+namespace {
+
+/// Where products find what was shown of a place.
+char *shown(const void *place) {
     return block->shown_memory + (static_cast<const char *>(place) - block->launch_memory);
 }
-
-namespace {
 
 bool is_of_launch(const void *place) {
     const char *memory = block->launch_memory, *byte = static_cast<const char *>(place);
@@ -394,6 +415,13 @@ bool is_of_launch(const void *place) {
 }
 
 } // namespace
+
+unsigned short shown(const void *place, bool is_noted) {
+    if (is_noted) races::read(races::PRODUCTS, {place, 2});
+    unsigned short bits;
+    std::memcpy(&bits, shown(place), sizeof bits);
+    return bits;
+}
 
 void show() {
     Fiber &fiber = *block->running;
@@ -403,7 +431,7 @@ void show() {
             auto writer = block->writers.find(word);
             // What another thread has written over it since is for that one to show.
             if (writer != block->writers.end() && writer->second != fiber.number) continue;
-            std::memcpy(const_cast<char *>(shown(word)), word, 4);
+            std::memcpy(shown(word), word, 4);
             if (writer != block->writers.end()) block->writers.erase(writer);
         }
     };
@@ -422,7 +450,7 @@ void show() {
 /// Products find NaN there until it is shown to them.
 void write_unshown(unsigned *word) {
     if (!is_of_launch(word)) std::abort();
-    std::memset(const_cast<char *>(shown(word)), 0xff, sizeof *word);
+    std::memset(shown(word), 0xff, sizeof *word);
     block->running->unshown.push_back({word, sizeof *word});
     block->writers[word] = block->running->number;
 }
@@ -431,55 +459,21 @@ void write_unshown(unsigned *word) {
 void copy_later(void *target, const void *source) {
     if (reinterpret_cast<std::uintptr_t>(target) % 16 || reinterpret_cast<std::uintptr_t>(source) % 16) std::abort();
     std::memset(target, 0xff, 16);
-    if (is_of_launch(target)) std::memset(const_cast<char *>(shown(target)), 0xff, 16);
+    if (is_of_launch(target)) std::memset(shown(target), 0xff, 16);
     for (int i = 0; i < 4; i++) block->writers.erase(static_cast<unsigned *>(target) + i);
+    races::read(races::COPIES, {source, 16});
+    races::write(races::COPIES, {target, 16});
     block->running->copies.push_back({target, source, block->running->copy_groups});
 }
 
+namespace {
+
+/// Calls `tell` when this thread's copies are there, of which an address then knows.
 void tell_of_copies(const void *address, std::function<void()> tell) {
     Fiber &fiber = *block->running;
     block->arrivals.push_back({fiber.number, address, std::move(fiber.copies), std::move(tell)});
     fiber.copies.clear();
     while (block->is_eager && !block->arrivals.empty()) block->arrive();
-}
-
-void learn_of_copies(const void *address) { block->running->waited_for.push_back(address); }
-
-void end_group_of_copies() { block->running->copy_groups++; }
-
-void wait_for_copies_but(int few) {
-    Fiber &fiber = *block->running;
-    auto is_older = [&](const Copy &copy) { return copy.group < fiber.copy_groups - few; };
-    auto end = std::find_if_not(fiber.copies.begin(), fiber.copies.end(), is_older);
-    std::for_each(fiber.copies.begin(), end, [&](const Copy &copy) {
-        std::memcpy(copy.target, copy.source, 16);
-        if (is_of_launch(copy.target)) fiber.unshown.push_back({copy.target, 16});
-    });
-    fiber.copies.erase(fiber.copies.begin(), end);
-}
-
-void wait_for_copies() {
-    while (block->awaits_copies()) block->arrive();
-    end_group_of_copies();
-    wait_for_copies_but(0);
-}
-
-void multiply_later(std::function<void()> make) {
-    // What this thread has waited for it must show itself, whoever else has.
-    if (!block->running->waited_for.empty()) block->end(HASTY);
-    if (block->is_eager) return make();
-    block->running->products.push_back({std::move(make), block->running->product_groups});
-}
-
-void end_group_of_products() { block->running->product_groups++; }
-
-void wait_for_products_but(int few) {
-    std::vector<Product> &products = block->running->products;
-    std::size_t count = 0;
-    while (count < products.size() && products[count].group < block->running->product_groups - few) {
-        products[count++].make();
-    }
-    products.erase(products.begin(), products.begin() + static_cast<std::ptrdiff_t>(count));
 }
 
 void sleep_for(const void *address) {
@@ -499,7 +493,86 @@ void wake_for(const void *address) {
     }
 }
 
+} // namespace
+
+void end_group_of_copies() {
+    block->running->copy_groups++;
+    races::end_group(races::COPIES);
+}
+
+void wait_for_copies_but(int few) {
+    Fiber &fiber = *block->running;
+    auto is_older = [&](const Copy &copy) { return copy.group < fiber.copy_groups - few; };
+    auto end = std::find_if_not(fiber.copies.begin(), fiber.copies.end(), is_older);
+    std::for_each(fiber.copies.begin(), end, [&](const Copy &copy) {
+        std::memcpy(copy.target, copy.source, 16);
+        if (is_of_launch(copy.target)) fiber.unshown.push_back({copy.target, 16});
+    });
+    fiber.copies.erase(fiber.copies.begin(), end);
+    races::wait_for_all_but(races::COPIES, few);
+}
+
+void wait_for_copies() {
+    while (block->awaits_copies()) block->arrive();
+    end_group_of_copies();
+    wait_for_copies_but(0);
+}
+
+void multiply_later(std::function<void()> make) {
+    // What this thread has waited for it must show itself, whoever else has.
+    if (!block->running->waited_for.empty()) block->end(HASTY);
+    if (block->is_eager) return make();
+    block->running->products.push_back({std::move(make), block->running->product_groups});
+}
+
+void end_group_of_products() {
+    block->running->product_groups++;
+    races::end_group(races::PRODUCTS);
+}
+
+void wait_for_products_but(int few) {
+    std::vector<Product> &products = block->running->products;
+    std::size_t count = 0;
+    while (count < products.size() && products[count].group < block->running->product_groups - few) {
+        products[count++].make();
+    }
+    products.erase(products.begin(), products.begin() + static_cast<std::ptrdiff_t>(count));
+    races::wait_for_all_but(races::PRODUCTS, few);
+}
+
 } // namespace emulated
+
+void Counter::begin(int count) {
+    races::write(races::ITSELF, {this, sizeof *this});
+    arrivals = missing = static_cast<unsigned short>(count);
+    round = 0;
+}
+
+void Counter::arrive() {
+    races::arrive(races::ITSELF, this);
+    count();
+}
+
+void Counter::arrive_with_copies() {
+    races::arrive(races::COPIES, this);
+    emulated::tell_of_copies(this, [this] { count(); });
+}
+
+void Counter::count() {
+    races::read(races::ITSELF, {this, sizeof *this});
+    if (--missing > 0) return;
+    missing = arrivals;
+    round++;
+    races::complete(this);
+    emulated::wake_for(this);
+}
+
+void Counter::wait(int parity) {
+    races::read(races::ITSELF, {this, sizeof *this});
+    while (static_cast<int>(round % 2) == parity) emulated::sleep_for(this);
+    races::learn(this);
+    emulated::block->running->waited_for.push_back(this);
+}
 
 extern "C" int emulated_has(const char *name) { return emulated::find(name) != nullptr; }
 
@@ -512,7 +585,8 @@ extern "C" const std::size_t *emulated_arguments(const char *name, std::size_t *
 
 /// Runs a kernel, of which every block has so many bytes that it shares. 0: done; 1: there is none of this name; 2: threads
 /// wait for what never comes, or lanes of a warp for different things; 3: the block asks for more memory than a GPU gives; 4: a
-/// thread multiplies what it has not shown to products, or ends before its copies are there.
+/// thread multiplies what it has not shown to products, or ends before its copies are there; 5: there is a race, of which
+/// emulated_race tells.
 extern "C" int emulated_launch(const char *name, const unsigned *grid, const unsigned *size, unsigned shared_bytes,
                                void **arguments) {
     static thread_local emulated::Block memory;
@@ -527,15 +601,23 @@ extern "C" int emulated_launch(const char *name, const unsigned *grid, const uns
     blockDim = {size[0], size[1], size[2]};
     block.prepare_threads();
     block.ready.state = 0x9e3779b9;
+    races::begin_launch();
     for (unsigned z = 0; z < grid[2]; z++) {
         for (unsigned y = 0; y < grid[1]; y++) {
             for (unsigned x = 0; x < grid[0]; x++) {
                 blockIdx = {x, y, z};
                 emulated::Outcome outcome = block.run();
                 if (outcome != emulated::DONE) return outcome;
-                block.is_eager = !block.is_eager;
+                // Orders are found whenever something is done, and best where it is done at once.
+                block.is_eager = races::ARE_LOOKED_FOR || !block.is_eager;
             }
         }
     }
     return emulated::DONE;
 }
+
+extern "C" const char *emulated_race() { return races::told(); }
+
+/// Memory of the device begins to be, or is no more: races are looked for there and in what blocks have.
+extern "C" void emulated_allocated(const void *address, std::size_t bytes) { races::allocate({address, bytes}); }
+extern "C" void emulated_freed(const void *address) { races::free(address); }

@@ -78,8 +78,8 @@ Kernel::Kernel(const char *name, void (*kernel)(A...))
       }),
       sizes(sizes_of<A...>()), count(sizeof...(A)), next(enlist(this)) {}
 
-/// What all lanes of a warp do together.
-enum Together { EXCHANGE, MEET, MULTIPLY, LOAD, STORE };
+/// What all lanes of a warp do together. Only where they meet do they see what others have written.
+enum Together { EXCHANGE, MEET, MULTIPLY, LOAD, STORE, AGREE };
 
 /// The number of this thread within its warp.
 int lane();
@@ -247,11 +247,15 @@ template <typename T> inline void multiply_add(float (&y)[4], const unsigned (&a
 
 namespace emulated {
 
+/// What a warp loads and stores together, of one lane.
+void read_row(void *y, const void *row);
+void write_word(unsigned *target, unsigned x);
+
 /// Four matrices of 8 rows of 16 bytes; lane i brings row i % 8 of matrix i / 8.
 inline void load(unsigned (&y)[4], const void *row, bool is_transposed) {
     typedef unsigned short Row[8];
     Row *rows = static_cast<Row *>(memory_of_warp());
-    std::memcpy(rows[lane()], row, sizeof(Row));
+    read_row(rows[lane()], row);
     int group = lane() / 4, pair = lane() % 4 * 2;
     wait_for_warp(LOAD);
     for (int i = 0; i < 4; i++) {
@@ -269,7 +273,7 @@ template <typename F> void store(void *row, const unsigned (&x)[4], F tell) {
     wait_for_warp(STORE);
     for (int i = 0; i < 4; i++) {
         unsigned *target = reinterpret_cast<unsigned *>(rows[8 * i + lane() / 4]) + lane() % 4;
-        *target = x[i];
+        write_word(target, x[i]);
         tell(target);
     }
 }

@@ -8,11 +8,12 @@ use super::matmul::{Element, Epilogue, Matmul};
 use crate::error::{Error, Result};
 use half::{bf16, f16};
 use std::collections::HashMap;
-use std::ffi::{CString, c_char, c_int, c_void};
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 unsafe extern "C" {
-    /// 0: done; 1: there is no such kernel; 2: threads of a block waited for different things; 3: it shares too much.
+    /// 0: done; 1: there is no such kernel; 2: threads of a block waited for different things; 3: it shares too much; 4: a
+    /// thread did not wait for its copies; 5: there is a race.
     fn emulated_launch(
         kernel: *const c_char,
         grid: *const u32,
@@ -20,6 +21,13 @@ unsafe extern "C" {
         shared_bytes: u32,
         arguments: *mut *mut c_void,
     ) -> c_int;
+
+    /// What two threads did.
+    fn emulated_race() -> *const c_char;
+
+    /// Memory of the device begins to be, or is no more.
+    fn emulated_allocated(address: u64, bytes: usize);
+    fn emulated_freed(address: u64);
 }
 
 /// What a kernel that wants as many blocks gets.
@@ -60,11 +68,15 @@ impl Backend for Emulated {
         // What was never written is NaN in every type, and so is what is made of it.
         let piece = vec![u128::MAX; elements];
         let address = piece.as_ptr() as u64;
+        // SAFETY: an address is only noted.
+        unsafe { emulated_allocated(address, size_of_val(piece.as_slice())) };
         memory.pieces.insert(address, piece);
         Ok(address)
     }
 
     fn free(&self, _: Lane, address: u64) {
+        // SAFETY: an address is only noted.
+        unsafe { emulated_freed(address) };
         let mut memory = self.memory();
         let piece = memory.pieces.remove(&address);
         memory.free += piece.map_or(0, |piece| size_of_val(piece.as_slice()));
@@ -149,6 +161,11 @@ fn launch(kernel: &str, grid: [u32; 3], [block, shared]: [u32; 2], arguments: &[
         1 => Err(Error::Internal(format!("there is no kernel '{kernel}'"))),
         3 => Err(Error::Internal(format!("a block of '{kernel}' shares {shared} bytes and more"))),
         4 => Err(Error::Internal(format!("a thread of '{kernel}' does not wait for its copies"))),
+        // SAFETY: it is text that stays until this thread's next launch.
+        5 => Err(Error::Internal(format!(
+            "'{kernel}': {}",
+            unsafe { CStr::from_ptr(emulated_race()) }.to_string_lossy()
+        ))),
         _ => Err(Error::Internal(format!("the threads of '{kernel}' wait for each other"))),
     }
 }
@@ -259,5 +276,40 @@ pub mod asked {
     /// Kernels and products since this was asked last, in order.
     pub fn names() -> Vec<String> {
         NAMES.take()
+    }
+}
+
+#[cfg(all(test, feature = "races"))]
+mod tests {
+    use super::*;
+    use crate::kernels::cuda::gpu::Lane;
+
+    /// What a block of `affine_f32` has.
+    const ELEMENTS: u64 = 1024;
+
+    /// The numbers of two blocks move so many places.
+    fn shift(places: u64) -> Result<()> {
+        let emulated = Emulated::new(1 << 20);
+        let bytes = 4 * (2 * ELEMENTS + places) as usize;
+        let x = emulated.allocate(Lane::Main, bytes)?;
+        emulated.upload(Lane::Main, x, &vec![0; bytes])?;
+        let from = Argument::Address(x + 4 * places);
+        let arguments = vec![Argument::Address(x), from, Argument::Float(0), Argument::Long(2 * ELEMENTS as i64)];
+        emulated.run(&Command::Launch {
+            kernel: "affine_f32".into(),
+            grid: [2, 1, 1],
+            block: 128,
+            shared: 0,
+            arguments,
+        })
+    }
+
+    #[test]
+    fn what_one_thread_reads_and_another_one_writes_is_a_race_within_a_block_and_between_two() {
+        shift(0).unwrap();
+        for (places, block) in [(128, "of block 0"), (ELEMENTS, "of block 1")] {
+            let error = shift(places).unwrap_err().to_string();
+            assert!(error.contains("in any order") && error.contains(block), "{error}");
+        }
     }
 }

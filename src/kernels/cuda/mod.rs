@@ -3,7 +3,8 @@
 //!
 //! All of it is written against [`Gpu`], behind which stands CUDA's driver in a build with the feature `cuda`, and in one
 //! with `emulated` the same kernels compiled for the host: slow, and so exact in what they do that where there is no GPU
-//! their arithmetic can be held to the CPU's. In a build with neither there is no [`Gpu`] to be had, and nothing comes here.
+//! their arithmetic can be held to the CPU's, and with `races` also in which order their threads come to memory. In a build
+//! with neither there is no [`Gpu`] to be had, and nothing comes here.
 //!
 //! A small batch is one `pass`: what it asks for is written down, and launched in one call if it was asked for before.
 
