@@ -20,7 +20,8 @@ WORKDIR /build
 # Dependencies first, over an empty crate: a layer that lasts until Cargo.lock changes.
 COPY Cargo.toml Cargo.lock ./
 COPY src/kernels/cuda/build.rs src/kernels/cuda/
-RUN mkdir benches && touch src/lib.rs benches/engine.rs && echo 'fn main() {}' > src/main.rs \
+RUN mkdir benches && sed -n '/^\[\[bench\]\]/{n;s|name = "\(.*\)"|benches/\1.rs|p}' Cargo.toml | xargs touch src/lib.rs \
+    && echo 'fn main() {}' > src/main.rs \
     && cargo build --release --locked --features "${FEATURES}"
 COPY config config
 COPY src src

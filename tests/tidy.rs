@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 /// Rooms from the top, each floor a line; a room may use those of lower floors only.
 const FLOORS: [&[&str]; 10] = [
@@ -204,6 +205,29 @@ fn there_are_no_drawers_and_no_leftovers() {
         let unwraps = source.is_product() && source.code().contains(".unwrap()");
         assert!(!unwraps, "unwrap in {name}");
     }
+}
+
+/// Its first layer builds dependencies over an empty crate, which must have every target that the manifest names.
+#[test]
+fn the_image_begins_with_a_crate_that_cargo_reads() {
+    let dockerfile = fs::read_to_string(root().join("Dockerfile")).unwrap();
+    let begin = dockerfile.find("RUN mkdir benches").expect("it makes an empty crate");
+    let step = dockerfile[begin..].split("&& cargo build").next().unwrap();
+    let step = step.trim_start_matches("RUN").replace("\\\n", "");
+    let folder = tempfile::tempdir().unwrap();
+    for file in ["Cargo.toml", "Cargo.lock", "src/kernels/cuda/build.rs"] {
+        assert!(dockerfile[..begin].contains(file), "{file} is copied before");
+        fs::create_dir_all(folder.path().join(file).parent().unwrap()).unwrap();
+        fs::copy(root().join(file), folder.path().join(file)).unwrap();
+    }
+    let run = |program: &str, args: &[&str]| {
+        let output = Command::new(program).args(args).current_dir(folder.path()).output().unwrap();
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    assert_eq!(run("sh", &["-c", &step]), "");
+    // Nothing is built, but all targets are looked for.
+    let said = run(env!("CARGO"), &["build", "--bin", "none", "--offline", "--locked"]);
+    assert!(said.contains("no bin target named `none`"), "{said}");
 }
 
 #[test]
