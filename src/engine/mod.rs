@@ -1,6 +1,7 @@
 //! The queue and the devices: sequences in, vectors out, batches made of whatever waits.
 
 mod batch;
+mod bound;
 mod queue;
 mod residents;
 mod room;
@@ -175,17 +176,15 @@ impl Engine {
     /// Queues an admission's sequences, all at once so that they can share a batch; the vector of each arrives at its
     /// receiver. Dropping a receiver takes its sequence out of the queue.
     pub fn submit(&self, sequences: Vec<Sequence>, admission: Admission) -> Result<Vec<Receiver>> {
-        let Admission { mut permit, since } = admission;
+        let Admission { permit, since } = admission;
         let (mut jobs, mut receivers) = (Vec::with_capacity(sequences.len()), Vec::with_capacity(sequences.len()));
-        for sequence in sequences {
-            let tokens = sequence.places().min(permit.num_permits());
-            let permit = permit.split(tokens).expect("it is no more than there is");
+        let permits = shared(permit, sequences.iter().map(Sequence::places));
+        for (sequence, permit) in sequences.into_iter().zip(permits) {
             let (reply, receiver) = oneshot::channel();
             jobs.push(Job { sequence, reply, since, permit });
             receivers.push(receiver);
         }
         self.ask_for_adapters(&jobs);
-        // Every job holds a permit or more, which bounds the queue.
         self.queue.push(jobs)?;
         Ok(receivers)
     }
@@ -231,8 +230,37 @@ impl Engine {
     }
 }
 
+/// A permit for each of what wants so many places. Where there are not enough, those have them that are answered last: until
+/// then nobody else comes in.
+fn shared(
+    mut permit: OwnedSemaphorePermit,
+    places: impl DoubleEndedIterator<Item = usize>,
+) -> Vec<OwnedSemaphorePermit> {
+    let one = |places: usize| permit.split(places.min(permit.num_permits())).expect("it is no more than there is");
+    let mut permits: Vec<_> = places.rev().map(one).collect();
+    permits.reverse();
+    permits
+}
+
 impl Drop for Engine {
     fn drop(&mut self) {
         self.queue.close();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_more_than_the_queue_the_last_to_be_answered_hold_their_places() {
+        let semaphore = Arc::new(Semaphore::new(10));
+        let counts = |places: &[usize]| -> Vec<usize> {
+            let permit = semaphore.clone().try_acquire_many_owned(10).unwrap();
+            shared(permit, places.iter().copied()).iter().map(|permit| permit.num_permits()).collect()
+        };
+        assert_eq!(counts(&[2, 3, 5]), [2, 3, 5]);
+        assert_eq!(counts(&[4, 4, 4, 4]), [0, 2, 4, 4]);
+        assert_eq!(semaphore.available_permits(), 10);
     }
 }

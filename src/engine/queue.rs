@@ -116,8 +116,8 @@ impl Waiting {
         }
     }
 
-    /// Tokens of every job.
+    /// Places of every job.
     pub fn lengths(&self) -> impl Iterator<Item = usize> {
-        self.jobs.iter().map(|job| job.sequence.ids.len())
+        self.jobs.iter().map(|job| job.sequence.places())
     }
 }

@@ -72,8 +72,8 @@ const PAUSE: Duration = Duration::from_millis(2);
 const ERRANDS_MAX: usize = 256;
 
 impl Residents {
-    /// None yet on a device, and there never of more bytes, but for a single one that is larger; with the thread that brings
-    /// them, which ends when this is dropped.
+    /// None yet on a device, and there never of more bytes, but for a single one that is larger, and for what has gone while a batch
+    /// still computes with it; with the thread that brings them, which ends when this is dropped.
     ///
     /// # Errors
     /// Where no thread can be started.

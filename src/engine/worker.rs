@@ -4,6 +4,7 @@
 //! and takes the next; where little does, all of them run it as one batch, whose products they share. On a GPU the next
 //! batch is packed and asked for while one is computed.
 
+use super::bound::Bound;
 use super::queue::{Queue, Waiting};
 use super::residents::Laid;
 use super::{Gauge, Job, Place, Sequence, batch};
@@ -13,7 +14,7 @@ use crate::model::{Model, Pending, Vectors};
 use crate::telemetry;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 use tokio::runtime::Handle;
 
@@ -23,8 +24,7 @@ pub struct Worker {
     index: usize,
     device: Device,
     gauge: Arc<Gauge>,
-    /// Less than configured, once that did not fit into the device's memory.
-    batch_tokens_max: AtomicUsize,
+    bound: Bound,
     is_lost: AtomicBool,
     threads: Threads,
     /// Where callers wait, if they do so asynchronously.
@@ -47,10 +47,10 @@ enum Next {
 impl Worker {
     pub fn new(queue: Arc<Queue>, index: usize, place: &Place, gauge: Arc<Gauge>, threads: usize) -> Result<Self> {
         let threads = Threads::new(threads)?;
-        let (batch_tokens_max, is_lost) = (AtomicUsize::new(place.batch_tokens_max), AtomicBool::new(false));
+        let (bound, is_lost) = (Bound::new(place.batch_tokens_max), AtomicBool::new(false));
         let device = place.device.clone();
         let callers = Handle::try_current().ok();
-        Ok(Self { queue, index, device, gauge, batch_tokens_max, is_lost, threads, callers })
+        Ok(Self { queue, index, device, gauge, bound, is_lost, threads, callers })
     }
 
     /// Runs until the queue is closed and empty, or the device is lost.
@@ -87,7 +87,7 @@ impl Worker {
             if self.device.is_cpu() && batch::is_worth_threads(waiting.lengths(), self.threads.count()) {
                 return Next::Parts;
             }
-            let ready = self.take(&mut waiting, self.tokens_max());
+            let ready = self.take(&mut waiting, self.bound.tokens());
             if !ready.is_empty() || !is_idle {
                 return Next::Batch(ready);
             }
@@ -101,7 +101,7 @@ impl Worker {
     /// Takes what runs next, and answers what cannot run.
     fn take(&self, waiting: &mut Waiting, tokens_max: usize) -> Ready {
         self.gauge.residents.look();
-        let wanted = |job: &Job| (job.sequence.ids.len(), Arc::as_ptr(self.model(job)));
+        let wanted = |job: &Job| (job.sequence.places(), Arc::as_ptr(self.model(job)));
         let found = |job: &Job| self.gauge.residents.find(self.model(job), job.sequence.target.adapter.as_ref());
         let taken = batch::take(&mut waiting.jobs, tokens_max, wanted, found);
         for (job, error) in taken.failed {
@@ -122,15 +122,11 @@ impl Worker {
         &job.sequence.target.replicas[self.index].model
     }
 
-    fn tokens_max(&self) -> usize {
-        self.batch_tokens_max.load(Ordering::Relaxed)
-    }
-
     /// What one of so many idle threads does next.
     fn part(&self, idle: usize) -> Option<Ready> {
         let mut waiting = self.queue.lock();
         waiting.drop_abandoned();
-        let room = batch::part(waiting.lengths(), idle).min(self.tokens_max());
+        let room = batch::part(waiting.lengths(), idle).min(self.bound.tokens());
         let jobs = self.take(&mut waiting, room);
         (!jobs.is_empty()).then_some(jobs)
     }
@@ -147,12 +143,15 @@ impl Worker {
             Device::Gpu(_) => whole(|| model.begin(&batch)),
         };
         let (tokens, segments) = (batch.ids.len(), batch.segments.len());
-        Some(Flight { jobs, tokens, segments, vectors, began, computing: began, beside })
+        Some(Flight { jobs, tokens, segments, vectors, began, computing: began, beside, is_second: false })
     }
 
-    /// Waits for a batch and answers its jobs. One that does not fit into a device's memory is begun again in halves.
+    /// Waits for a batch and answers its jobs. One that does not fit into a device's memory is begun again in halves, and a single
+    /// sequence once more: what was computed beside it has given its memory back.
     fn land(&self, flight: Option<Flight>) {
-        let Some(Flight { mut jobs, tokens, segments, vectors, began, computing, beside }) = flight else { return };
+        let Some(Flight { mut jobs, tokens, segments, vectors, began, computing, beside, is_second }) = flight else {
+            return;
+        };
         let result = vectors.and_then(|vectors| {
             let waiting = Instant::now();
             let vectors = whole(|| vectors.wait());
@@ -164,9 +163,14 @@ impl Worker {
         if let Err(error) = &result {
             self.heed(error);
         }
-        if matches!(result, Err(Error::OutOfMemory(_))) && jobs.len() > 1 {
+        let is_too_large = matches!(result, Err(Error::OutOfMemory(_)));
+        if is_too_large && jobs.len() == 1 && !is_second {
+            let again = self.begin(jobs, beside);
+            return self.land(again.map(|flight| Flight { is_second: true, ..flight }));
+        }
+        if is_too_large && jobs.len() > 1 {
             // The next one need not try.
-            self.batch_tokens_max.store((tokens / 2).max(1), Ordering::Relaxed);
+            self.bound.exceeded(tokens);
             telemetry::halved();
             tracing::warn!(tokens, "a batch is too large for the device's memory; it is halved");
             let rest = jobs.split_off(jobs.len() / 2);
@@ -174,11 +178,14 @@ impl Worker {
             return self.land(self.begin(rest, beside));
         }
         let computed = computing.elapsed();
-        let rate = (tokens * beside) as f64 / computed.as_secs_f64().max(1e-6);
-        self.gauge.tokens_per_second.store(rate as u64, Ordering::Relaxed);
-        telemetry::batch(self.index, tokens, jobs.len(), segments, computed);
         match result {
-            Ok(vectors) => self.answer_all(jobs, vectors, began),
+            Ok(vectors) => {
+                let rate = (tokens * beside) as f64 / computed.as_secs_f64().max(1e-6);
+                self.gauge.tokens_per_second.store(rate as u64, Ordering::Relaxed);
+                telemetry::batch(self.index, tokens, jobs.len(), segments, computed);
+                self.bound.kept();
+                self.answer_all(jobs, vectors, began);
+            }
             Err(error) => {
                 tracing::error!(%error, tokens, "a batch failed");
                 answer(jobs.into_iter().map(|(job, _)| (job, Err(error.clone()))).collect(), began);
@@ -243,6 +250,8 @@ struct Flight {
     /// Since when the device has nothing else to do.
     computing: Instant,
     beside: usize,
+    /// Whether it was begun before, and there was no memory for it.
+    is_second: bool,
 }
 
 /// What `compute` gives, or an error where it panics: that must not take the device's only thread with it, and the tensors
