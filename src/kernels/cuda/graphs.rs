@@ -2,7 +2,7 @@
 
 use super::command::Command;
 use super::gpu::{Backend, Graph, Lane};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::telemetry;
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, BuildHasherDefault, Hasher};
@@ -12,6 +12,9 @@ pub(super) const YOUNG_MAX: usize = 256;
 
 /// Lists that came once and are remembered, by their hashes; with one more all are forgotten.
 const SEEN_MAX: usize = 4096;
+
+/// Lists that are sent one by one after the device could make no graph of one: it may lack memory for it now, or never make any.
+const PASSED_OVER: usize = 10_000;
 
 type Known = HashMap<Vec<Command>, Box<dyn Graph>, BuildHasherDefault<Words>>;
 
@@ -23,8 +26,8 @@ pub struct Graphs {
     old: Known,
     /// Hashes of those that came once.
     seen: HashSet<u64>,
-    /// Whether the device could not make one, and is asked for no more.
-    is_unable: bool,
+    /// Lists that are not to become graphs, since the device could not make one of the last that was.
+    passed_over: usize,
 }
 
 impl Graphs {
@@ -36,12 +39,14 @@ impl Graphs {
         if let Some((commands, graph)) = self.old.remove_entry(&commands) {
             return self.launch_young(backend, commands, graph);
         }
-        if !self.is_unable && self.has_come(&commands) {
+        self.passed_over = self.passed_over.saturating_sub(1);
+        if self.passed_over == 0 && self.has_come(&commands) {
             match backend.capture(&commands) {
                 Ok(graph) => return self.launch_young(backend, commands, graph),
+                Err(Error::Lost(reason)) => return Err(Error::Lost(reason)),
                 Err(reason) => {
-                    self.is_unable = true;
-                    tracing::warn!(%reason, "the device takes no more graphs; kernels are launched one by one");
+                    self.passed_over = PASSED_OVER;
+                    tracing::warn!(%reason, "the device takes no graph; for a while kernels are launched one by one");
                 }
             }
         }

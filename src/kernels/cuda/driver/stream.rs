@@ -1,4 +1,4 @@
-//! The stream on which all happens in order, and events in it.
+//! Streams, in each of which all happens in order, and events in them.
 #![expect(unsafe_code, reason = "CUDA is C")]
 
 use super::Failure;
