@@ -6,7 +6,7 @@ use axum::body::Body;
 use axum::http::Request;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
-use support::{ADAPTERS, Door, embeddings, fixture, gap, named, parts, refusal, together_max};
+use support::{ADAPTERS, Door, config, embeddings, fixture, gap, named, parts, refusal, together_max};
 
 /// One text, for which every adapter differs from the base.
 const TEXT: &str = "How do I reset my password?";
@@ -231,6 +231,17 @@ async fn an_adapter_that_two_bases_have_is_400_unless_the_base_is_named() {
     }
 }
 
+/// It would be taken for the adapter of another base.
+#[test]
+fn a_folder_whose_name_has_a_colon_is_no_adapters_name() {
+    let folder = tempfile::tempdir().unwrap();
+    std::os::unix::fs::symlink(fixture("mpnet/lora-all"), folder.path().join("one:legal")).unwrap();
+    let bases = [named("one", "bert/base"), named("two", "mpnet/base")];
+    let adapters = folder.path().display().to_string();
+    let refused = Door::with(config(&bases, &[], &[("adapters", &adapters)]).unwrap()).err().unwrap().to_string();
+    assert!(refused.contains("'one:legal' cannot be an adapter's name"), "{refused}");
+}
+
 async fn metrics(door: &Door) -> String {
     let reply = door.send(Request::get("/metrics").body(Body::empty()).unwrap()).await;
     assert_eq!(reply.status(), 200);
@@ -244,10 +255,12 @@ async fn metrics_count_under_their_documented_names_by_adapter() {
     for model in ["base", "lora-all", "nobody-at-all"] {
         door.ask(json!({"model": model, "input": TEXT})).await;
     }
+    refusal(door.ask(json!({"model": "lora-all", "input": "too long ".repeat(99)})).await, 400);
     let text = metrics(&door).await;
     for name in [
         "veneer_requests_total{adapter=\"base\",status=\"200\"}",
         "veneer_requests_total{adapter=\"lora-all\",status=\"200\"}",
+        "veneer_requests_total{adapter=\"lora-all\",status=\"400\"}",
         "veneer_tokens_total{adapter=\"lora-all\"}",
         "veneer_sequences_total{adapter=\"lora-all\"}",
         "te_request_count",

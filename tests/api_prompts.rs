@@ -3,7 +3,7 @@
 mod support;
 
 use serde_json::{Value, json};
-use support::{Door, copy_of, embeddings, refusal};
+use support::{Door, copy_of, embeddings, named, refusal};
 use tempfile::TempDir;
 
 /// A base with prompts, of which one is its default; its folder lives as long as the server.
@@ -133,4 +133,15 @@ async fn prompts_count_as_tokens_and_against_the_limit() {
     assert!(usage(json!({"prompt_name": "query"})).await > bare);
     let error = refusal(ask(&door, &json!({"prompt": "a very long prompt ".repeat(20)})).await, 400);
     assert_eq!(error["code"], "context_length_exceeded");
+}
+
+#[tokio::test]
+async fn a_prompt_before_all_inputs_counts_for_each_of_them() {
+    let limits = [("max_body_bytes", "10000"), ("max_buffered_bytes", "10000")];
+    let door = Door::open(&[named("base", "bert/base")], &[], &limits);
+    let body = |inputs: usize| json!({"model": "base", "input": vec!["a mill"; inputs], "prompt": "x ".repeat(1500), "truncate": true});
+    assert_eq!(door.ask(body(3)).await.0, 200);
+    let error = refusal(door.ask(body(4)).await, 400);
+    assert_eq!(error["param"], "prompt");
+    assert!(error["message"].as_str().unwrap().contains("4 inputs"), "{error}");
 }

@@ -7,7 +7,7 @@ use crate::engine::{Sequence, received};
 use crate::error::{Error, Result};
 use crate::registry::{Lease, Provenance, Route};
 use crate::telemetry;
-use crate::text::{Reading, Text};
+use crate::text::{Prompt, Reading, Text};
 use futures_util::future::try_join_all;
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -56,8 +56,9 @@ const CHUNK: usize = 64;
 /// Bytes of JSON that are read in the time in which one of text is tokenized, where that is fast.
 const JSON_PER_TEXT: usize = 8;
 
-/// Runs a call on what the app served when the request came: one that came before draining began is answered.
-pub async fn embed(app: &App, serving: &Serving, call: Call) -> Result<Answer> {
+/// Runs a call on what the app served when the request came: one that came before draining began is answered. `named` is told
+/// which served name answers as soon as that is known.
+pub async fn embed(app: &App, serving: &Serving, call: Call, named: impl FnOnce(&str)) -> Result<Answer> {
     let inputs_max = app.config.limits.max_inputs;
     if call.inputs.is_empty() {
         return Err(Error::invalid("input", "'input' must not be empty."));
@@ -68,7 +69,9 @@ pub async fn embed(app: &App, serving: &Serving, call: Call) -> Result<Answer> {
     }
     let Serving { registry, engine } = serving;
     let model = call.names.for_task(registry, call.names.model(registry)?)?;
+    named(model.label());
     let leases = call.names.leases(registry, &model, call.inputs.len())?;
+    check_prompt(&call, app.config.limits.max_body_bytes)?;
     let routes: Vec<Arc<Route>> = leases.iter().map(|lease| call.names.route(lease)).collect::<Result<_>>()?;
     check_dimensions(&routes, call.dimensions)?;
     let provenance = provenance(&leases);
@@ -94,6 +97,18 @@ fn provenance(leases: &[Lease]) -> Provenance {
     Provenance::combined(&first_uses.map(|lease| &lease.provenance).collect::<Vec<_>>())
 }
 
+/// A caller's own prompt is put before every input: all of them together may be no longer than if they had come so.
+fn check_prompt(call: &Call, bytes_max: usize) -> Result<()> {
+    let Prompt::Text(prompt) = &call.reading.prompt else { return Ok(()) };
+    let inputs = call.inputs.len();
+    if prompt.len().saturating_mul(inputs) <= bytes_max {
+        return Ok(());
+    }
+    let message =
+        format!("A prompt of {} bytes before each of {inputs} inputs is more than {bytes_max}.", prompt.len());
+    Err(Error::invalid("prompt", message))
+}
+
 fn check_dimensions(routes: &[Arc<Route>], dimensions: Option<usize>) -> Result<()> {
     let Some(wanted) = dimensions else { return Ok(()) };
     let of = |route: &Arc<Route>| route.target.pipeline().dimension(route.target.model().spec().hidden);
@@ -107,7 +122,7 @@ fn check_dimensions(routes: &[Arc<Route>], dimensions: Option<usize>) -> Result<
 /// The sequence of every input, in order; what takes long is made on blocking threads.
 async fn tokenize(app: &App, inputs: Vec<Input>, routes: Vec<Arc<Route>>, reading: Reading) -> Result<Vec<Sequence>> {
     let (count, reading, caller) = (inputs.len(), Arc::new(reading), Caller::default());
-    let json_bytes = work_of(&inputs, &routes);
+    let json_bytes = work_of(&inputs, &routes, &reading);
     let mut work = inputs.into_iter().zip(routes).enumerate();
     let chunks = std::iter::from_fn(|| Some(work.by_ref().take(CHUNK).collect::<Vec<_>>()).filter(|c| !c.is_empty()));
     let tasks = chunks.map(|chunk| {
@@ -126,7 +141,7 @@ async fn tokenize(app: &App, inputs: Vec<Input>, routes: Vec<Arc<Route>>, readin
 
 /// Bytes of JSON that take as long to read as all inputs, as far as it matters: texts are looked at only where it depends on
 /// them whether this is worth a hop.
-fn work_of(inputs: &[Input], routes: &[Arc<Route>]) -> usize {
+fn work_of(inputs: &[Input], routes: &[Arc<Route>], reading: &Reading) -> usize {
     /// What every input takes.
     const EACH: usize = 512;
     let texts = || {
@@ -137,9 +152,15 @@ fn work_of(inputs: &[Input], routes: &[Arc<Route>]) -> usize {
         })
     };
     let json = |text_bytes: usize| inputs.len() * EACH + text_bytes * JSON_PER_TEXT;
-    let bytes: usize = texts().map(|(input, _)| input.len()).sum();
+    // A caller's own prompt is read with every text.
+    let prompt = match &reading.prompt {
+        Prompt::Text(prompt) => prompt.len(),
+        _ => 0,
+    };
+    let bytes: usize = texts().map(|(input, _)| prompt + input.len()).sum();
     let depends = json(bytes) < LARGE_BYTES && json(bytes * Text::BY_LIBRARY) >= LARGE_BYTES;
-    json(if depends { texts().map(|(input, text)| text.work(input)).sum() } else { bytes })
+    let work = || texts().map(|(input, text)| prompt * Text::BY_LIBRARY + text.work(input)).sum();
+    json(if depends { work() } else { bytes })
 }
 
 /// Token ids that come as such have no prompt.

@@ -131,8 +131,7 @@ async fn answer(
     let body: Body = body::json(&app.threads, bytes).await?;
     let (format, dtype) = (body.encoding_format.unwrap_or_default(), body.output_dtype.unwrap_or_default());
     let call = body.call(path, &headers, dtype)?;
-    let answer = embed(app, serving, call).await?;
-    label.clone_from(&answer.model);
+    let answer = embed(app, serving, call, |name| label.push_str(name)).await?;
     Ok(reply(app, answer, dtype, format).await?)
 }
 

@@ -15,6 +15,7 @@ pub use blend::blend;
 pub use check::{Effect, PROBES, Report};
 pub use golden::Agreement;
 pub use provenance::{Digest, Provenance};
+pub use sources::name_of;
 
 use crate::config::Config;
 use crate::engine::{Replica, Target};
@@ -153,7 +154,7 @@ impl Registry {
         self.devices.iter().any(Device::is_cpu)
     }
 
-    /// All names, bases before their adapters' own order.
+    /// All names, in the order in which they were loaded: a base before its adapters.
     pub fn iter(&self) -> impl Iterator<Item = &Lease> {
         self.served.iter()
     }

@@ -107,8 +107,16 @@ pub fn real_path(folder: &Folder) -> PathBuf {
     folder.path().canonicalize().unwrap_or_else(|_| folder.path().to_owned())
 }
 
-/// The Hub id, or the folder's own name.
-pub fn default_name(source: &Source) -> String {
+/// The name that a model is served by: what its entry says, else the Hub id, or the folder's own name.
+///
+/// # Errors
+/// Where its source is none.
+pub fn name_of(entry: &config::Model) -> Result<String> {
+    let source = Source::parse(&entry.source)?;
+    Ok(entry.name.clone().unwrap_or_else(|| default_name(&source)))
+}
+
+fn default_name(source: &Source) -> String {
     match source {
         Source::Repo(repo) => repo.id().to_owned(),
         Source::Folder(path) => {

@@ -145,6 +145,9 @@ impl Loading<'_> {
         folder: &Folder,
         base: Option<&'a Base>,
     ) -> Result<(&'a Base, Fitted)> {
+        if entry.name.is_empty() || entry.name.contains(':') {
+            return Err(Error::Config(format!("'{}' cannot be an adapter's name", entry.name)));
+        }
         let base = match (base, &entry.base, self.bases.as_slice()) {
             (Some(base), ..) => Some(base),
             (None, Some(name), bases) => {
@@ -156,9 +159,6 @@ impl Loading<'_> {
             (None, None, _) => None,
         };
         match base {
-            Some(_) if entry.name.is_empty() || entry.name.contains(':') => {
-                Err(Error::Config(format!("'{}' cannot be an adapter's name", entry.name)))
-            }
             Some(base) => Ok((base, Fitted::on(base, folder)?)),
             None => self.fit_only(entry, folder),
         }

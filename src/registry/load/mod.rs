@@ -8,7 +8,7 @@ use super::devices::format;
 use super::golden;
 use super::provenance::Provenance;
 use super::readings::{Parts, Readings};
-use super::sources::{base_of, beside, default_name, in_folder, place_of_adapter, real_path, several_in};
+use super::sources::{base_of, beside, in_folder, name_of, place_of_adapter, real_path, several_in};
 use crate::config::{self, Config};
 use crate::error::{Error, Result};
 use crate::folder::Folder;
@@ -72,7 +72,7 @@ impl<'a> Loading<'a> {
     fn model(&mut self, entry: &config::Model) -> Result<()> {
         let source = Source::parse(&entry.source)?;
         let folder = self.hub.fetch(&source)?;
-        let name = entry.name.clone().unwrap_or_else(|| default_name(&source));
+        let name = name_of(entry)?;
         let base = if let Some(place) = place_of_adapter(&folder)? {
             let base = self.base_under(&folder, &place, entry.base.as_deref(), &name)?;
             let adapter = config::Adapter { name, source: entry.source.clone(), base: None };
@@ -83,7 +83,8 @@ impl<'a> Loading<'a> {
             base
         } else if let several @ [first, ..] = several_in(&folder)?.as_slice() {
             let folder = self.hub.fetch(&Source::parse(&first.source)?)?;
-            let base = self.base_under(&folder, "", entry.base.as_deref(), &first.name)?;
+            let place = place_of_adapter(&folder)?.unwrap_or_default();
+            let base = self.base_under(&folder, &place, entry.base.as_deref(), &first.name)?;
             self.adapters(several, Some(&base))?;
             base
         } else {
