@@ -26,8 +26,9 @@ const GRACE: Duration = Duration::from_secs(2);
 const REFUSED: u8 = 2;
 
 fn main() -> ExitCode {
-    let environment: BTreeMap<String, String> =
-        std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?))).collect();
+    let texts = std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?)));
+    // What is empty is not set: files of compose write so.
+    let environment: BTreeMap<String, String> = texts.filter(|(_, value)| !value.is_empty()).collect();
     let (outcome, failure) = match cli::parse(std::env::args_os(), &environment) {
         Err(error) => (Err(error.into()), REFUSED),
         Ok(Action::PrintConfig(config)) => {

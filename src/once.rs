@@ -6,10 +6,12 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::Duration;
-use veneer::http::{App, Call, Expected, Input, Names};
+use veneer::cli::ADAPTER;
+use veneer::config::Config;
+use veneer::http::{App, Call, Expected, Input, Names, Serving};
 use veneer::kernels::{self, Device, Size};
 use veneer::model::Adapter;
-use veneer::registry::{PROBES, Served};
+use veneer::registry::{self, PROBES, Served};
 use veneer::telemetry;
 use veneer::text::Reading;
 
@@ -90,13 +92,24 @@ struct Line<'a> {
 /// Prints one JSON line a text.
 pub async fn embed(app: Arc<App>, texts: Vec<String>) -> anyhow::Result<()> {
     let serving = app.serving()?;
-    // An adapter, where there is one, comes after its base.
-    let served = serving.registry.iter().last().context("nothing was loaded")?;
-    let vectors = vectors(&app, served.label(), texts.iter().map(String::as_str)).await?;
+    let vectors = vectors(&app, asked(&app, serving)?, texts.iter().map(String::as_str)).await?;
     for (index, (text, vector)) in texts.iter().zip(vectors).enumerate() {
         println!("{}", serde_json::to_string(&Line { index, text, embedding: &vector })?);
     }
     Ok(())
+}
+
+/// The name of what the command line asks for, whatever else is served: its adapter, else its model. A folder of several
+/// adapters has none of the model's own name; it is the last of them.
+fn asked<'a>(app: &App, serving: &'a Serving) -> anyhow::Result<&'a str> {
+    let Config { models, adapters, .. } = &app.config;
+    let wanted = match models.last() {
+        Some(model) if adapters.iter().all(|adapter| adapter.name != ADAPTER) => registry::name_of(model)?,
+        _ => ADAPTER.to_owned(),
+    };
+    let (mut served, last) = (serving.registry.iter(), serving.registry.iter().last());
+    let served = served.find(|served| served.name == wanted).or(last);
+    Ok(served.context("nothing was loaded")?.label())
 }
 
 async fn vectors<'a>(
@@ -112,7 +125,7 @@ async fn vectors<'a>(
         normalize: true,
         expected: Expected::Any,
     };
-    Ok(veneer::http::embed(app, app.serving()?, call).await?.vectors)
+    Ok(veneer::http::embed(app, app.serving()?, call, |_| ()).await?.vectors)
 }
 
 /// Succeeds where `GET /health` answers 200.

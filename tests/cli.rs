@@ -201,6 +201,21 @@ fn embed_prints_a_json_line_a_text() {
 }
 
 #[test]
+fn embed_asks_the_model_that_it_was_given_whatever_else_is_configured() {
+    let base = fixture("bert/base").display().to_string();
+    let one = format!("one={}", fixture("bert/lora-all").display());
+    let embed = |variables: &[(&str, &str)]| {
+        let output = veneer(&["embed", "--model", &base, "a text"], variables).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        output.stdout
+    };
+    let plain = embed(&[]);
+    assert_eq!(embed(&[("VENEER_ADAPTER", &one)]), plain, "an adapter that the environment names is not asked for");
+    let empty = [("VENEER_CONFIG", ""), ("VENEER_BASE", ""), ("VENEER_SERVER__PORT", ""), ("HF_HOME", "")];
+    assert_eq!(embed(&empty), plain, "what is empty is not set");
+}
+
+#[test]
 fn check_says_what_an_adapter_changes_or_why_it_does_not_load() {
     let base = fixture("qwen3/base").display().to_string();
     let check = |adapter: &Path| output(&["check", "--model", &base, "--adapter", adapter.to_str().unwrap()]);

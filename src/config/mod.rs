@@ -140,6 +140,11 @@ impl Config {
         if !(0.0..=1.0).contains(&limits.golden_cosine_min) {
             return Err(Error::Config("limits.golden_cosine_min must be between 0 and 1".into()));
         }
+        if limits.max_buffered_bytes < limits.max_body_bytes {
+            let reason =
+                "limits.max_buffered_bytes must not be below limits.max_body_bytes, or no such body is ever read";
+            return Err(Error::Config(reason.into()));
+        }
         match bounds.iter().find(|(_, value)| *value == 0) {
             Some((key, _)) => Err(Error::Config(format!("{key} must be at least 1"))),
             None => Ok(()),

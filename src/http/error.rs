@@ -4,8 +4,8 @@ use super::etag::quoted;
 use crate::error::Error;
 use axum::Json;
 use axum::extract::rejection::PathRejection;
-use axum::http::header::{ETAG, RETRY_AFTER};
-use axum::http::{Method, StatusCode, Uri};
+use axum::http::header::{ETAG, RETRY_AFTER, WWW_AUTHENTICATE};
+use axum::http::{HeaderValue, Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
 use std::any::Any;
@@ -54,6 +54,10 @@ pub fn openai_error(error: &Error) -> Response {
     let mut response = body(status, &message, kind, param, code);
     if let Error::Changed { now } = error {
         response.headers_mut().insert(ETAG, quoted(now));
+    }
+    if matches!(error, Error::Unauthorized) {
+        // Which RFC 9110, 11.6.1 asks for.
+        response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     }
     if let Some(wait) = wait {
         let wait_ms = wait.as_millis() as u64;

@@ -9,10 +9,13 @@ use axum::response::{IntoResponse, Response};
 use serde_json::json;
 use std::sync::Arc;
 
+/// Nothing brings it back but a new start.
+const LOST: Error = Error::Unavailable("without one of its devices, and has to be started anew");
+
 /// Whether requests would be answered now.
 pub async fn health(State(app): State<Arc<App>>) -> Response {
     match app.serving() {
-        Ok(serving) if !serving.engine.is_alive() => openai_error(&Error::Internal("a worker is gone".into())),
+        Ok(serving) if !serving.engine.is_alive() => openai_error(&LOST),
         Ok(_) => Json(json!({"status": "ok"})).into_response(),
         Err(error) => openai_error(&error),
     }
