@@ -361,3 +361,17 @@ async fn a_vector_that_is_not_finite_is_500_and_never_null() {
     }
     reply(&door, json!({"input": [[5], [299]]})).await;
 }
+
+/// What is short in JSON is not in memory.
+#[tokio::test]
+async fn lists_are_read_no_further_than_any_may_be() {
+    let door = Door::family("bert");
+    let list = |element: &str| vec![element; (1 << 20) + 1].join(",");
+    for body in [
+        format!(r#"{{"model": "base", "input": [{}]}}"#, list("[]")),
+        format!(r#"{{"model": "base", "input": "a", "adapters": [{}]}}"#, list("null")),
+    ] {
+        let error = refusal(door.post("/v1/embeddings", body).await, 400);
+        assert!(error["message"].as_str().unwrap().contains("more than 1048576 elements"), "{error}");
+    }
+}

@@ -46,7 +46,8 @@ enum Next {
 
 impl Worker {
     pub fn new(queue: Arc<Queue>, index: usize, place: &Place, gauge: Arc<Gauge>, threads: usize) -> Result<Self> {
-        let threads = Threads::new(threads)?;
+        // Beside a GPU nobody else computes.
+        let threads = Threads::new(if place.device.is_cpu() { threads } else { 1 })?;
         let (bound, is_lost) = (Bound::new(place.batch_tokens_max), AtomicBool::new(false));
         let device = place.device.clone();
         let callers = Handle::try_current().ok();

@@ -74,6 +74,21 @@ pub async fn json<T: DeserializeOwned + Send + 'static>(threads: &Threads, body:
     threads.run_large(bytes, parse).await
 }
 
+/// Elements of a list that are read: more of the shortest would take many times the memory of the body.
+const ELEMENTS_MAX: usize = 1 << 20;
+
+/// Puts an element at the end of a list.
+///
+/// # Errors
+/// Where the list has all that one may have.
+pub fn push<T, E: serde::de::Error>(list: &mut Vec<T>, element: T) -> std::result::Result<(), E> {
+    if list.len() >= ELEMENTS_MAX {
+        return Err(E::custom(format!("there are more than {ELEMENTS_MAX} elements")));
+    }
+    list.push(element);
+    Ok(())
+}
+
 /// OpenAI's `input`: a string, a list of strings, a list of token ids, or a list of lists of token ids.
 #[derive(Debug)]
 pub struct Inputs(pub Vec<Input>);
@@ -103,8 +118,8 @@ impl<'de> Visitor<'de> for InputsVisitor {
             first.get_or_insert(element.kind());
             match element {
                 Element::Id(id) => ids.push(id),
-                Element::Text(text) => inputs.push(Input::Text(text)),
-                Element::Ids(ids) => inputs.push(Input::Tokens(ids)),
+                Element::Text(text) => push(&mut inputs, Input::Text(text))?,
+                Element::Ids(ids) => push(&mut inputs, Input::Tokens(ids))?,
             }
         }
         if !ids.is_empty() {

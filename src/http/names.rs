@@ -1,10 +1,11 @@
 //! The places where a request names a base and adapters, and what they come to: a lease an input.
 
+use super::body::push;
 use crate::error::{Error, Result};
 use crate::registry::{self, Lease, Registry, Route};
 use crate::text::names_of;
 use serde::de::value::MapAccessDeserializer;
-use serde::de::{Error as _, MapAccess, Visitor};
+use serde::de::{Error as _, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use std::fmt;
 use std::sync::Arc;
@@ -58,18 +59,32 @@ enum Element {
 
 impl<'de> Deserialize<'de> for Several {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
-        let (mut names, mut shares) = (Vec::new(), Vec::new());
-        for element in Vec::<Element>::deserialize(deserializer)? {
-            match element {
-                Element::Name(name) => names.push(name),
-                Element::Share(share) => shares.push(share),
+        struct List;
+
+        impl<'de> Visitor<'de> for List {
+            type Value = Several;
+
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("a list of names or of objects")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> std::result::Result<Several, A::Error> {
+                let (mut names, mut shares) = (Vec::new(), Vec::new());
+                while let Some(element) = list.next_element()? {
+                    match element {
+                        Element::Name(name) => push(&mut names, name)?,
+                        Element::Share(share) => push(&mut shares, share)?,
+                    }
+                }
+                match (names.is_empty(), shares.is_empty()) {
+                    (_, true) => Ok(Several::ByInput(names)),
+                    (true, false) => Ok(Several::Blend(shares)),
+                    (false, false) => Err(A::Error::custom("either names, one an input, or objects, to be blended")),
+                }
             }
         }
-        match (names.is_empty(), shares.is_empty()) {
-            (_, true) => Ok(Self::ByInput(names)),
-            (true, false) => Ok(Self::Blend(shares)),
-            (false, false) => Err(D::Error::custom("either names, one an input, or objects, to be blended")),
-        }
+
+        deserializer.deserialize_seq(List)
     }
 }
 
