@@ -108,6 +108,9 @@ __device__ inline void expand(T *y, const T *left, const Tile *tiles, const Span
     P product;
     if (entry.rank > 0) {
         multiply<4, 16>(product, sides_of(left + span.rank, left_width, tile, entry, first, span.columns), 0, 16);
+    } else {
+        // As products do: lanes without a row have read what is another one's to write.
+        warp_barrier();
     }
     Change<N> change(entry, column, span.columns);
     UNROLL for (int i = 0; i < P::ROWS; i++) {

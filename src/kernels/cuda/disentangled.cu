@@ -64,20 +64,22 @@ struct Added {
     }
 };
 
-/// Products of 16 rows, as a part of a warp's result: each of a lane's two rows has two of every eight columns.
-__device__ inline void write_products(float *y, int stride, const float (&products)[1][PART / 8][4]) {
+/// Products of 16 rows, as a part of a warp's result, from a column on that is a multiple of eight: each of a lane's two rows has
+/// two of every eight columns.
+__device__ inline void write_products(float *y, int stride, const float (&products)[1][PART / 8][4], int first) {
     int lane = threadIdx.x % WARP;
     UNROLL for (int half = 0; half < 2; half++) {
         float *row = y + (lane / 4 + half * 8) * stride + lane % 4 * 2;
         UNROLL for (int n = 0; n < PART / 8; n++) {
+            if (n * 8 < first) continue;
             float pair[2] = {products[0][n][2 * half], products[0][n][2 * half + 1]};
             write_columns(row + n * 8, pair);
         }
     }
 }
 
-/// Bands become products. Every warp has 16 queries, and of 16 keys a part of the band; two parts share what both write
-/// alike. All threads, in step.
+/// Bands become products. Every warp has 16 queries, and of 16 keys a part of the band; of two parts the first writes what
+/// they share. All threads, in step.
 template <typename T, int D>
 __device__ inline void multiply_bands(const Memory<T> &memory, const Relative<T> &relative,
                                       const Warp<T, D, 1, KEYS> &warp) {
@@ -95,8 +97,9 @@ __device__ inline void multiply_bands(const Memory<T> &memory, const Relative<T>
         multiply_rows<T, D, PART>(by_query, warp.q, memory.key_band + memory.first_of_warp() * PADDED<T, D>);
     }
     barrier();
-    if (relative.keys.x) write_products(memory.by_query + number * 16 * BY_QUERY, BY_QUERY, by_query);
-    if (relative.queries.x) write_products(memory.by_key + first_key * BY_KEY + first, BY_KEY, by_key);
+    if (relative.keys.x) write_products(memory.by_query + number * 16 * BY_QUERY, BY_QUERY, by_query, 0);
+    int shared = number % 2 * (2 * PART - PART_OF_KEYS);
+    if (relative.queries.x) write_products(memory.by_key + first_key * BY_KEY + first, BY_KEY, by_key, shared);
     barrier();
 }
 

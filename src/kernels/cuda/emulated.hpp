@@ -248,6 +248,7 @@ template <typename T> inline void multiply_add(float (&y)[4], const unsigned (&a
 namespace emulated {
 
 /// What a warp loads and stores together, of one lane.
+void hold_to_alignment(const void *row);
 void read_row(void *y, const void *row);
 void write_word(unsigned *target, unsigned x);
 
@@ -269,6 +270,7 @@ inline void load(unsigned (&y)[4], const void *row, bool is_transposed) {
 template <typename F> void store(void *row, const unsigned (&x)[4], F tell) {
     typedef char *Row;
     Row *rows = static_cast<Row *>(memory_of_warp());
+    hold_to_alignment(row);
     rows[lane()] = static_cast<char *>(row);
     wait_for_warp(STORE);
     for (int i = 0; i < 4; i++) {

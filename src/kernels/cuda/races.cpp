@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstdio>
+#include <cstdlib>
 #include <dlfcn.h>
 #include <map>
 #include <mutex>
@@ -114,10 +115,11 @@ bool is_in(const Memory &memory, std::uintptr_t address, std::size_t &offset) {
 
 bool Launch::is_before(const Access &before, const Access &now) const {
     if (before.block != now.block) return false;
-    bool is_of_warp = before.actor == TOGETHER && now.actor == TOGETHER && before.thread / LANES == now.thread / LANES;
+    bool are_together = before.actor == TOGETHER && now.actor == TOGETHER && before.thread / LANES == now.thread / LANES;
+    if (are_together && !before.is_write && now.is_write) return true;
     bool is_read = before.actor % ACTORS == ITSELF && !before.is_write;
     std::size_t part = place(is_read ? ACTORS : before.actor % ACTORS, before.thread);
-    return is_of_warp || threads[now.thread].known[part] >= before.epoch;
+    return threads[now.thread].known[part] >= before.epoch;
 }
 
 bool Launch::is_of_device(std::uintptr_t address) {
@@ -144,6 +146,8 @@ void Launch::come(std::uintptr_t address, std::size_t bytes, Access access) {
     std::size_t offset, shared_words = memories.shared.bytes / WORD;
     bool is_shared = is_in(memories.shared, address, offset), is_launch = !is_shared && is_in(memories.launch, address, offset);
     bool is_own = is_shared || is_launch;
+    // What begins there and does not end there is of no use to anybody.
+    if (is_own && offset + bytes > (is_shared ? memories.shared : memories.launch).bytes) std::abort();
     if (!is_own) {
         if (!is_of_device(address)) return;
         offset = address;
@@ -281,7 +285,7 @@ void begin_block(int block, int threads, Memories memories) {
     }
     for (std::size_t index : launch->in_use) launch->words[index] = {};
     launch->in_use.clear();
-    launch->words.resize((memories.shared.bytes + memories.launch.bytes) / WORD);
+    launch->words.resize(memories.shared.bytes / WORD + (memories.launch.bytes + WORD - 1) / WORD);
 }
 
 void meet(int first, int count) {
@@ -306,7 +310,8 @@ void wait_for_all_but(Actor actor, int few) {
     Thread &thread = running();
     const std::vector<Epoch> &groups = thread.groups[actor];
     if (groups.size() <= static_cast<std::size_t>(few)) return;
-    thread.known[launch->place(actor, emulated::thread())] = groups[groups.size() - 1 - few];
+    Epoch &known = thread.known[launch->place(actor, emulated::thread())];
+    known = std::max(known, groups[groups.size() - 1 - few]);
 }
 
 void arrive(Actor actor, const void *counter) {

@@ -10,8 +10,8 @@
 
 namespace races {
 
-/// Who comes to memory on behalf of a thread. TOGETHER is the thread itself in what its warp loads or stores as one: a warp
-/// does that in order, whichever of its lanes names the place.
+/// Who comes to memory on behalf of a thread. TOGETHER is the thread itself in what its warp loads or stores as one: what a warp
+/// has loaded so all its lanes have, whichever of them named the place, and may store over it.
 enum Actor { ITSELF, COPIES, PRODUCTS, TOGETHER };
 
 /// Bytes from an address on.

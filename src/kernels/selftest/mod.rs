@@ -281,7 +281,7 @@ mod tests {
         let of_size = |size| selftest(&device, size, "", |finding| println!("{finding}")).unwrap();
         let findings: Vec<_> = Size::all(&device, true).into_iter().flat_map(of_size).collect();
         let bad: Vec<_> = findings.iter().filter(|finding| !finding.is_good()).collect();
-        let lines = bad.iter().map(|bad| format!("{}: {} > {}", bad.name, bad.difference, bad.bound));
+        let lines = bad.iter().map(|bad| format!("{}: {} > {} {:?}", bad.name, bad.difference, bad.bound, bad.refusal));
         assert!(bad.is_empty(), "{:#?}", lines.collect::<Vec<_>>());
         assert!(findings.len() > 100);
     }
