@@ -75,6 +75,10 @@ impl Worker {
             // On a GPU one batch is prepared while another is computed, which the next has to wait for.
             let before = std::mem::replace(&mut flying, next);
             self.land(before);
+            // What has failed already is begun again while nothing else is computed.
+            if flying.as_ref().is_some_and(|flight| flight.vectors.is_err()) {
+                self.land(flying.take());
+            }
             flying.iter_mut().for_each(|flight| flight.computing = Instant::now().max(flight.computing));
         }
         self.land(flying);
