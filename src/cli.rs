@@ -52,7 +52,15 @@ pub fn parse(args: impl Iterator<Item = OsString>, environment: &BTreeMap<String
         flags.adapters = flags.adapters.iter().map(|source| format!("{ADAPTER}={source}")).collect();
     }
     let file = text("config").or_else(|| environment.get("VENEER_CONFIG").cloned()).map(PathBuf::from);
-    let config = Config::resolve(file.as_deref(), environment, &flags)?;
+    let mut config = Config::resolve(file.as_deref(), environment, &flags)?;
+    if name != "serve" {
+        // What a file or the environment names beside it is not what is asked for, and would only be loaded.
+        config.models.drain(..config.models.len() - flags.models.len());
+        config.adapters.drain(..config.adapters.len() - flags.adapters.len());
+        if flags.keys.iter().all(|(key, _)| key != "adapters") {
+            config.server.adapters.clear();
+        }
+    }
     Ok(match name {
         "serve" if matches.get_flag("print-config") => Action::PrintConfig(config),
         "serve" => Action::Serve(config),

@@ -99,8 +99,8 @@ pub async fn embed(app: Arc<App>, texts: Vec<String>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The name of what the command line asks for, whatever else is served: its adapter, else its model. A folder of several
-/// adapters has none of the model's own name; it is the last of them.
+/// The name of what the command line asks for, whatever comes with it: its adapter, else its model. A folder of several adapters
+/// has none of the model's own name; it is the last of them.
 fn asked<'a>(app: &App, serving: &'a Serving) -> anyhow::Result<&'a str> {
     let Config { models, adapters, .. } = &app.config;
     let wanted = match models.last() {

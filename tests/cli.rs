@@ -211,6 +211,8 @@ fn embed_asks_the_model_that_it_was_given_whatever_else_is_configured() {
     };
     let plain = embed(&[]);
     assert_eq!(embed(&[("VENEER_ADAPTER", &one)]), plain, "an adapter that the environment names is not asked for");
+    let other = fixture("mpnet/base").display().to_string();
+    assert_eq!(embed(&[("VENEER_MODEL", &other)]), plain, "nor is a model");
     let empty = [("VENEER_CONFIG", ""), ("VENEER_BASE", ""), ("VENEER_SERVER__PORT", ""), ("HF_HOME", "")];
     assert_eq!(embed(&empty), plain, "what is empty is not set");
 }
