@@ -68,7 +68,7 @@ pub enum Error {
         /// When to come back.
         retry_after: Duration,
     },
-    /// The caller, later: the server is loading or draining.
+    /// The caller, later: the server is loading or draining, or to be started anew.
     #[error("The server is {0}.")]
     Unavailable(&'static str),
     /// The caller, later: the deadline passed before the vectors were ready.

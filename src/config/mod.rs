@@ -125,6 +125,9 @@ pub struct Adapter {
     pub base: Option<String>,
 }
 
+/// Elements of a list in a request that are read: more of the shortest would take many times the memory of its body.
+pub const INPUTS_MAX: usize = 1 << 20;
+
 impl Config {
     /// What types alone cannot refuse.
     fn check(&self) -> Result<()> {
@@ -139,6 +142,9 @@ impl Config {
         ];
         if !(0.0..=1.0).contains(&limits.golden_cosine_min) {
             return Err(Error::Config("limits.golden_cosine_min must be between 0 and 1".into()));
+        }
+        if limits.max_inputs > INPUTS_MAX {
+            return Err(Error::Config(format!("limits.max_inputs must be at most {INPUTS_MAX}")));
         }
         if limits.max_buffered_bytes < limits.max_body_bytes {
             let reason =

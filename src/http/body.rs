@@ -2,6 +2,7 @@
 
 use super::embed::Input;
 use super::offload::Threads;
+use crate::config::INPUTS_MAX;
 use crate::error::{Error, Result};
 use axum::body::{Body, HttpBody};
 use futures_util::StreamExt;
@@ -74,16 +75,13 @@ pub async fn json<T: DeserializeOwned + Send + 'static>(threads: &Threads, body:
     threads.run_large(bytes, parse).await
 }
 
-/// Elements of a list that are read: more of the shortest would take many times the memory of the body.
-const ELEMENTS_MAX: usize = 1 << 20;
-
 /// Puts an element at the end of a list.
 ///
 /// # Errors
 /// Where the list has all that one may have.
 pub fn push<T, E: serde::de::Error>(list: &mut Vec<T>, element: T) -> std::result::Result<(), E> {
-    if list.len() >= ELEMENTS_MAX {
-        return Err(E::custom(format!("there are more than {ELEMENTS_MAX} elements")));
+    if list.len() >= INPUTS_MAX {
+        return Err(E::custom(format!("there are more than {INPUTS_MAX} elements")));
     }
     list.push(element);
     Ok(())

@@ -11,7 +11,7 @@ use serde_json::json;
 use std::any::Any;
 use std::time::Duration;
 
-/// When to come back while the server loads or drains.
+/// When to come back while the server loads, drains or is started anew.
 const UNAVAILABLE_RETRY: Duration = Duration::from_secs(5);
 
 /// `{"error": {"message", "type", "param", "code"}}` with its status, and `Retry-After` where waiting helps.

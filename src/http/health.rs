@@ -1,4 +1,4 @@
-//! GET /health: 200 once everything is loaded, until draining begins.
+//! GET /health: 200 once everything is loaded, until draining begins or a device is lost.
 
 use super::App;
 use super::error::openai_error;
@@ -9,7 +9,7 @@ use axum::response::{IntoResponse, Response};
 use serde_json::json;
 use std::sync::Arc;
 
-/// Nothing brings it back but a new start.
+/// Nothing brings it back but a new start, by whoever watches this.
 const LOST: Error = Error::Unavailable("without one of its devices, and has to be started anew");
 
 /// Whether requests would be answered now.
